@@ -1,0 +1,82 @@
+"""Every random number of training and sampling, drawn per sample or replayed from a record.
+
+A sample owns a stream that is named by integers: `(seed, i)` for generated image `i`,
+`(seed, optimizer step, position in the global batch)` in training. What a sample draws therefore never
+depends on the batch it happens to share, on the number of ranks, or on the device.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Draws(Protocol):
+    """A source of random numbers for a batch; row `b` belongs to sample `b`.
+
+    `name` says what the numbers are for (`"label_drop"`, `"t_0"`, `"noise_2"` ...). Each name is drawn once.
+    """
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1) of shape (B, *shape), float32."""
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Standard normal numbers of shape (B, *shape), float32."""
+
+
+class SeededDraws:
+    """Draws from one CPU generator per sample, moved to `device`.
+
+    Args:
+        streams: One name per sample, a tuple of integers such as `(seed, index)`.
+        device: Where the numbers are needed. They are drawn on the CPU, so a GPU gives the same images.
+    """
+
+    def __init__(self, streams: Sequence[tuple[int, ...]], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._generators = [torch.Generator().manual_seed(_stream_seed(stream)) for stream in streams]
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        return self._draw(torch.rand, shape)
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        return self._draw(torch.randn, shape)
+
+    def _draw(self, sampler, shape: tuple[int, ...]) -> Tensor:
+        out = torch.empty(len(self._generators), *shape)
+        for row, generator in zip(out, self._generators, strict=True):
+            sampler(shape, generator=generator, out=row)
+        return out.to(self.device, non_blocking=True)
+
+
+class RecordedDraws:
+    """Replays recorded numbers by name, to repeat a run exactly.
+
+    Args:
+        record: Name to tensor of shape (B, ...).
+    """
+
+    def __init__(self, record: Mapping[str, Tensor]) -> None:
+        self._record = record
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        return self._replay(name, shape)
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        return self._replay(name, shape)
+
+    def _replay(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in self._record:
+            raise ValueError(f"no recorded draws named {name!r}; the record has {sorted(self._record)}")
+        numbers = self._record[name]
+        if tuple(numbers.shape[1:]) != shape:
+            raise ValueError(f"recorded draws {name!r} have shape {tuple(numbers.shape)}, need (B, *{shape})")
+        return numbers
+
+
+def _stream_seed(stream: tuple[int, ...]) -> int:
+    """A 63-bit seed from the integers of a stream's name; a hash, so that neighbours are unrelated."""
+    digest = hashlib.blake2b(repr(tuple(int(part) for part in stream)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
