@@ -1,0 +1,166 @@
+"""`index.json`: what a directory of shards holds. Written last, so a directory with an index is complete."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+SCHEMA_VERSION = 1
+INDEX_NAME = "index.json"
+Kind = Literal["images", "latents"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file.
+
+    Attributes:
+        name: File name relative to the index, or a URL that `webdataset.gopen` opens.
+        num_samples: Samples in it (not members, not blocks).
+        sha256: Of the file as it is stored, in hexadecimal.
+    """
+
+    name: str
+    num_samples: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LatentInfo:
+    """Which tokenizer made the latents, and how they are stored.
+
+    Attributes:
+        tokenizer: Class path of the tokenizer.
+        fingerprint: Its `Tokenizer.fingerprint()`; training on latents of another tokenizer is refused.
+        moments_shape: (C, h, w) of one sample's moments.
+        dtype: NumPy name of the stored moments' type, such as "float16".
+        block_size: Samples in each member of a shard; its last block may be smaller.
+    """
+
+    tokenizer: str
+    fingerprint: str
+    moments_shape: tuple[int, int, int]
+    dtype: str
+    block_size: int
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """Content of `index.json`.
+
+    Attributes:
+        name: Of the dataset, for logs.
+        kind: Whether the shards hold images or cached latents.
+        image_size: Side of the square images in pixels (for latents: of the images they were made from).
+        image_channels: 1 (grey) or 3 (RGB).
+        class_names: Name of each label; empty if the dataset is unlabelled.
+        splits: Shards of each split ("train", "val" ...), in order.
+        latents: Set if and only if `kind` is "latents".
+    """
+
+    name: str
+    kind: Kind
+    image_size: int
+    image_channels: int
+    class_names: list[str] = field(default_factory=list)
+    splits: dict[str, list[Shard]] = field(default_factory=dict)
+    latents: LatentInfo | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """0 if the dataset is unlabelled."""
+        return len(self.class_names)
+
+    def num_samples(self, split: str) -> int:
+        """Samples in all shards of `split`."""
+        return sum(shard.num_samples for shard in self.shards(split))
+
+    def shards(self, split: str) -> list[Shard]:
+        """Shards of `split`, in order.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        if split not in self.splits:
+            raise ValueError(f"dataset {self.name!r} has no split {split!r}; it has {sorted(self.splits)}")
+        return self.splits[split]
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "DatasetIndex":
+        """Read and check `directory/index.json`.
+
+        Raises:
+            ValueError: The file is missing, unreadable, of another schema version or inconsistent.
+        """
+        path = Path(directory) / INDEX_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(
+                f"cannot read {path}: {error.strerror}. A dataset without {INDEX_NAME} was never finished: "
+                "run `scalear data pack` (images) or `scalear predict` with a tokenizer (latents) again"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); write the dataset again") from error
+        version = content.pop("schema_version", None) if isinstance(content, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema version {version!r}, this code reads {SCHEMA_VERSION}; pack again")
+        try:
+            return cls._from_json(content)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is not a valid index: {error}; write the dataset again") from error
+
+    def save(self, directory: str | Path) -> None:
+        """Write `directory/index.json` atomically: readers see the old file or the new one, never a part."""
+        content = {"schema_version": SCHEMA_VERSION} | dataclasses.asdict(self)
+        write_atomically(Path(directory) / INDEX_NAME, (json.dumps(content, indent=1) + "\n").encode())
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> "DatasetIndex":
+        content["splits"] = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+        if content.get("latents") is not None:
+            latents = LatentInfo(**content["latents"])
+            content["latents"] = dataclasses.replace(latents, moments_shape=tuple(latents.moments_shape))
+        index = cls(**content)
+        if index.kind not in get_args(Kind):
+            raise ValueError(f"kind is {index.kind!r}, must be one of {get_args(Kind)}")
+        if (index.kind == "latents") != (index.latents is not None):
+            raise ValueError(f"kind is {index.kind!r} but latents is {index.latents}")
+        for key, value, allowed in (
+            ("image_size", index.image_size, "a positive integer"),
+            ("image_channels", index.image_channels, "1 or 3"),
+        ):
+            if not isinstance(value, int) or value < 1 or (key == "image_channels" and value not in (1, 3)):
+                raise ValueError(f"{key} is {value!r}, must be {allowed}")
+        names: set[str] = set()
+        for shard in (shard for shards in index.splits.values() for shard in shards):
+            if not isinstance(shard.num_samples, int) or shard.num_samples < 1:
+                raise ValueError(f"shard {shard.name!r} has num_samples {shard.num_samples!r}, must be positive")
+            if shard.name in names:
+                raise ValueError(f"shard {shard.name!r} is listed twice")
+            names.add(shard.name)
+        return index
+
+
+def shard_url(directory: str | Path, shard: Shard) -> str:
+    """What to give `webdataset.gopen` to read `shard` of the dataset in `directory`."""
+    is_url = "://" in shard.name or shard.name.startswith("pipe:")
+    return shard.name if is_url else str(Path(directory) / shard.name)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a small file under a temporary name, force it to disk, then rename it into place.
+
+    The temporary name is the same for every attempt, so a killed run leaves at most one such file.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
