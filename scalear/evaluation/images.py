@@ -1,0 +1,112 @@
+"""Images as 8-bit arrays: grids, PNG files and sample sets in ADM's layout.
+
+Nothing here leaves a half-written file behind: every file is written under a temporary name and then renamed.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """image_BCHW in [-1, 1] -> uint8 of the same shape, rounded to the nearest level and clamped.
+
+    Raises:
+        ValueError: A value is not finite; casting it would make up a pixel.
+    """
+    if not torch.isfinite(image).all():
+        raise ValueError("images hold NaN or infinite values; they cannot be written as pixels")
+    return ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def make_grid(
+    images: Tensor | NDArray[np.uint8],
+    columns: int | None = None,
+    padding: int = 2,
+    scale: int = 1,
+    background: int = 255,
+) -> NDArray[np.uint8]:
+    """Lay images out row by row on one canvas.
+
+    Args:
+        images: uint8, as a tensor (B, C, H, W) or an array (B, H, W, C); grey or RGB.
+        columns: Images per row; by default the smallest near-square grid.
+        padding: Pixels between images and around them, before scaling.
+        scale: Whole number that every pixel is enlarged by, so that 32-pixel images can be seen.
+        background: Grey level of the padding and of unused cells.
+
+    Returns:
+        uint8 array (H, W, C).
+    """
+    array = images.permute(0, 2, 3, 1).cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or len(array) == 0:
+        raise ValueError(
+            f"a grid needs uint8 images, grey or RGB, got {array.dtype} of shape {array.shape}; see to_uint8"
+        )
+    if scale < 1 or padding < 0 or (columns is not None and columns < 1):
+        raise ValueError(f"need scale >= 1, padding >= 0, columns >= 1, got {scale}, {padding}, {columns}")
+    count, height, width, channels = array.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    cell_height, cell_width = height + padding, width + padding
+    grid = np.full((rows * cell_height + padding, columns * cell_width + padding, channels), background, np.uint8)
+    for place, image in enumerate(array):
+        top, left = place // columns * cell_height + padding, place % columns * cell_width + padding
+        grid[top : top + height, left : left + width] = image
+    return grid.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def save_png(path: str | Path, image: NDArray[np.uint8]) -> None:
+    """Write a uint8 array (H, W), (H, W, 1) or (H, W, 3) as PNG."""
+    array = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    _write_atomically(path, lambda file: Image.fromarray(array).save(file, format="PNG"))
+
+
+def save_samples(path: str | Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    """Write a sample set as `.npz`: `arr_0` uint8 (N, H, W, C), `arr_1` int64 (N,).
+
+    Args:
+        path: File to write, ending in `.npz`.
+        images: uint8 (N, H, W, C), C = 1 or 3.
+        labels: Class of each image.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"samples must be uint8 (N, H, W, 1 or 3), got {images.dtype} of shape {images.shape}")
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"need one integer label per image, got {labels.dtype} {labels.shape} for {len(images)} images"
+        )
+    _write_atomically(path, lambda file: np.savez_compressed(file, arr_0=images, arr_1=labels.astype(np.int64)))
+
+
+def load_samples(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read what `save_samples` wrote: images uint8 (N, H, W, C) and labels int64 (N,)."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no sample set at {path}; write one with `scalear predict`")
+    with np.load(path) as archive:
+        missing = {"arr_0", "arr_1"} - set(archive.files)
+        if missing:
+            raise ValueError(f"{path} is not a sample set: it has no {sorted(missing)}, only {sorted(archive.files)}")
+        return archive["arr_0"], archive["arr_1"]
+
+
+def _write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write` on a temporary file beside `path` and move it into place once it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
