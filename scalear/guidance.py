@@ -1,0 +1,41 @@
+"""Classifier-free guidance, `uncond + w (cond - uncond)` with w = 1 off, and how w varies over scales and time."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance weight as a function of the scale and of flow time.
+
+    The defaults are FlowAR's: a linear ramp over scales (the coarsest scale is never guided, the finest gets
+    the full weight), and no guidance close to pure noise (official code; the paper does not mention either).
+    """
+
+    weight: float = 1.0
+    """Full weight w; 1.0 is off."""
+    ramp: Literal["linear", "constant"] = "linear"
+    """`linear`: 1 + (w - 1) k / (K - 1); `constant`: w at every scale."""
+    start_time: float = 0.1
+    """Flow steps at t < start_time (close to noise) are not guided. The official "guidance 0.9" is 0.1 here."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"guidance weight must not be negative, got {self.weight}; 1.0 is off")
+        if not 0 <= self.start_time <= 1:
+            raise ValueError(f"guidance start_time must be in [0, 1], got {self.start_time}; 0 guides every step")
+
+    @property
+    def active(self) -> bool:
+        """Whether any scale needs the unconditional branch."""
+        return self.weight != 1.0
+
+    def at_scale(self, k: int, num_scales: int) -> float:
+        """Weight at scale k of K."""
+        if self.ramp == "constant" or num_scales == 1:
+            return self.weight
+        return 1.0 + (self.weight - 1.0) * k / (num_scales - 1)
+
+    def at_time(self, t: float) -> bool:
+        """Whether a flow step at time t is guided; the boundary is, up to rounding of t."""
+        return t >= self.start_time - 1e-9

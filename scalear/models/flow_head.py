@@ -1,0 +1,221 @@
+"""FlowAR's head: a flow-matching network for one scale, conditioned on semantics by spatial-adaLN.
+
+Legend: B batch, K scales, L tokens of all scales given, C channels of a token, D semantics, E flow width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalear.draws import Draws
+from scalear.flow import FlowSolver, interpolate
+from scalear.guidance import Guidance
+from scalear.models.layers import (
+    AdaLNBlock,
+    Attention,
+    CrossAttention,
+    Rotary,
+    gated_mlp,
+    linear,
+    modulate,
+    rms_norm,
+    zero_linear,
+)
+from scalear.scales import ScaleSchedule
+
+
+class TimeEmbedding(nn.Module):
+    """Flow time to a vector: 256 sinusoids of the noise level in thousandths, then a two-layer MLP.
+
+    Args:
+        dim: Width of the result.
+        quantise: Truncate the noise level to thousandths, as the official code does in training and sampling.
+            Off by default: it only coarsens time.
+    """
+
+    def __init__(self, dim: int, quantise: bool = False) -> None:
+        super().__init__()
+        self.quantise = quantise
+        self.mlp = nn.Sequential(linear(256, dim), nn.SiLU(), linear(dim, dim))
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Times of any shape, float64 -> (..., dim)."""
+        noise_level = 1000.0 * (1.0 - t).float()
+        if self.quantise:
+            noise_level = noise_level.trunc()
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(128, device=t.device) / 128)
+        angles = noise_level[..., None] * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+class CrossAttentionBlock(nn.Module):
+    """The block of FlowAR-L and -H: time-only adaLN on attention, cross attention to the semantics, spatial MLP.
+
+    Only this block gives the paper's parameter counts for L and H; the paper's text (eq. 10) describes
+    `AdaLNBlock` for all sizes.
+
+    Args:
+        dim: E.
+        num_heads: Heads of both attentions.
+        rotary: Positions of both.
+    """
+
+    def __init__(self, dim: int, num_heads: int, rotary: Rotary) -> None:
+        super().__init__()
+        self.norm = rms_norm(dim, affine=False)
+        self.attention = Attention(dim, num_heads, rotary, causal=False, qkv_bias=False)
+        self.attention_modulation = zero_linear(dim, 3 * dim)
+        self.query_norm = rms_norm(dim, affine=True)
+        self.key_norm = rms_norm(dim, affine=True)
+        self.cross_attention = CrossAttention(dim, num_heads, rotary)
+        self.mlp = gated_mlp(dim)
+        self.mlp_modulation = zero_linear(dim, 3 * dim)
+
+    def forward(self, x_BLE: Tensor, cond_BLE: Tensor, time_BLE: Tensor, schedule: ScaleSchedule) -> Tensor:
+        gate, scale, shift = self.attention_modulation(F.silu(time_BLE)).chunk(3, dim=-1)
+        x_BLE = x_BLE + gate * self.attention(modulate(self.norm(x_BLE), shift, scale), schedule)
+        x_BLE = x_BLE + self.cross_attention(self.query_norm(x_BLE), self.key_norm(cond_BLE), schedule)
+        gate, scale, shift = self.mlp_modulation(F.silu(cond_BLE + time_BLE)).chunk(3, dim=-1)
+        return x_BLE + gate * self.mlp(modulate(self.norm(x_BLE), shift, scale))
+
+
+class FlowHead(nn.Module):
+    """Velocity network over the tokens of each scale (paper section 3.2, eq. 7 to 10).
+
+    Scales do not see each other here: what a scale knows of the coarser ones reaches it through the semantics.
+    A fresh head returns exactly zero.
+
+    Args:
+        token_dim: C, channels of a token.
+        cond_dim: D, width of the semantics.
+        dim: E.
+        depth: Blocks.
+        num_heads: Heads; the official code uses E // 64.
+        cross_attention: Use `CrossAttentionBlock` (FlowAR-L, -H) instead of spatial-adaLN throughout (-S, -B).
+        rotary_side: Extent of rotary coordinates, the side of the finest scale in training.
+        quantise_time: As in `TimeEmbedding`.
+    """
+
+    def __init__(
+        self,
+        token_dim: int,
+        cond_dim: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        cross_attention: bool = False,
+        rotary_side: int = 16,
+        quantise_time: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        self.token_dim = token_dim
+        self.cond_dim = cond_dim
+        self.cross_attention = cross_attention
+        self.time_embedding = TimeEmbedding(dim, quantise_time)
+        self.cond_proj = linear(cond_dim, dim)
+        self.input_proj = linear(token_dim, dim)
+        rotary = Rotary(dim // num_heads, rotary_side)
+
+        def block() -> nn.Module:
+            if cross_attention:
+                return CrossAttentionBlock(dim, num_heads, rotary)
+            attention = Attention(dim, num_heads, rotary, causal=False, qkv_bias=False)
+            return AdaLNBlock(dim, dim, attention, gated_mlp(dim))
+
+        self.blocks = nn.ModuleList([block() for _ in range(depth)])
+        self.final_norm = rms_norm(dim, affine=False)
+        self.final_modulation = zero_linear(dim, 2 * dim)
+        self.output_proj = zero_linear(dim, token_dim)
+
+    def forward(self, x_BLC: Tensor, t_BK: Tensor, hidden_BLD: Tensor, schedule: ScaleSchedule) -> Tensor:
+        """Velocity of the tokens of one or more scales.
+
+        Args:
+            x_BLC: Points on the path.
+            t_BK: Time of each scale, float64.
+            hidden_BLD: Semantics.
+            schedule: The K scales given.
+
+        Returns:
+            velocity_BLC.
+        """
+        level_L = schedule.level_ids(x_BLC.device)
+        time_BLE = self.time_embedding(t_BK)[:, level_L]
+        cond_BLE = self.cond_proj(hidden_BLD)
+        both_BLE = F.silu(time_BLE + cond_BLE)
+        x_BLE = self.input_proj(x_BLC)
+        for block in self.blocks:
+            if self.cross_attention:
+                x_BLE = block(x_BLE, cond_BLE, time_BLE, schedule)
+            else:
+                x_BLE = block(x_BLE, both_BLE, schedule)
+        shift, scale = self.final_modulation(both_BLE).chunk(2, dim=-1)
+        return self.output_proj(modulate(self.final_norm(x_BLE), shift, scale))
+
+    def loss(self, hidden_BLD: Tensor, targets: list[Tensor], schedule: ScaleSchedule, draws: Draws) -> Tensor:
+        """Flow-matching loss of each scale (eq. 9, mean instead of sum over tokens and channels), (K,) float32.
+
+        One time per sample and scale; draws `t_k` (a noise level, 1 - t) and `noise_k`.
+        """
+        samples, times = [], []
+        for k, target_BlC in enumerate(targets):
+            t_B = 1.0 - draws.uniform(f"t_{k}").double()
+            noise_BlC = draws.normal(f"noise_{k}", *target_BlC.shape[1:])
+            samples.append(interpolate(noise_BlC, target_BlC, t_B[:, None, None]))
+            times.append(t_B)
+        x_BLC = torch.cat([sample.x_t for sample in samples], dim=1)
+        velocity_BLC = self(x_BLC, torch.stack(times, dim=1), hidden_BLD, schedule).float()
+        errors = schedule.split(velocity_BLC - torch.cat([sample.velocity for sample in samples], dim=1))
+        return torch.stack([error_BlC.square().mean() for error_BlC in errors])
+
+    def sample(
+        self,
+        hidden_BlD: Tensor,
+        hidden_uncond_BlD: Tensor | None,
+        noise_BlC: Tensor,
+        schedule: ScaleSchedule,
+        times: list[float],
+        solver: FlowSolver,
+        weight: float,
+        guidance: Guidance,
+    ) -> Tensor:
+        """Carry noise to the tokens of one scale.
+
+        The unconditional branch is evaluated only in steps that are guided; where it is, both branches read
+        the conditional sample (official code).
+
+        Args:
+            hidden_BlD: Semantics of the scale.
+            hidden_uncond_BlD: Semantics of the null class, or None where guidance is off altogether.
+            noise_BlC: Start of the flow.
+            schedule: The one scale.
+            times: From 0 to 1.
+            solver: Integrates the velocity.
+            weight: Guidance weight at this scale.
+            guidance: Says which times are guided.
+
+        Returns:
+            (B, l, C), dtype of the noise.
+        """
+        guided = hidden_uncond_BlD is not None and weight != 1.0
+        hidden_both = torch.cat([hidden_BlD, hidden_uncond_BlD]) if guided else None
+
+        def velocity(x_BlC: Tensor, t: float) -> Tensor:
+            x_BlC = x_BlC.to(noise_BlC.dtype)
+            if not (guided and guidance.at_time(t)):
+                return self(x_BlC, _times(t, x_BlC), hidden_BlD, schedule).double()
+            x_both = torch.cat([x_BlC, x_BlC])
+            cond, uncond = self(x_both, _times(t, x_both), hidden_both, schedule).double().chunk(2)
+            return uncond + weight * (cond - uncond)
+
+        return solver.solve(velocity, noise_BlC, times)
+
+
+def _times(t: float, x: Tensor) -> Tensor:
+    return torch.full((x.shape[0], 1), t, dtype=torch.float64, device=x.device)

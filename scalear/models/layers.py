@@ -1,0 +1,243 @@
+"""The layers that all transformers here are made of.
+
+Legend: B batch, L tokens, D width of the transformer at hand, N heads, d head width, h w token map.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import GluMlp
+from torch import Tensor, nn
+
+from scalear.scales import ScaleSchedule
+
+
+class Rotary(nn.Module):
+    """Two-dimensional rotary positions, every scale on its own grid (official FlowAR code; not in the paper).
+
+    Row i of an h x w map sits at coordinate i * side / h, so all scales cover [0, side). The first half of a
+    head is rotated by the row, the second half by the column; neighbouring channels form a pair.
+
+    Args:
+        head_dim: d, a multiple of 4.
+        side: Side of the finest map in training, the extent of the coordinates.
+    """
+
+    def __init__(self, head_dim: int, side: int = 16) -> None:
+        super().__init__()
+        if head_dim % 4:
+            raise ValueError(f"rotary positions need a head width divisible by 4, got {head_dim}")
+        self.head_dim = head_dim
+        self.side = side
+
+    def forward(self, q_BNLd: Tensor, k_BNLd: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys of the tokens of `schedule`."""
+        cos_Ld, sin_Ld = _rotary_table(schedule, self.head_dim, self.side, q_BNLd.device, q_BNLd.dtype)
+        return _rotate(q_BNLd, cos_Ld, sin_Ld), _rotate(k_BNLd, cos_Ld, sin_Ld)
+
+
+def _rotate(x_BNLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
+    # (a, b) -> (a cos - b sin, b cos + a sin); the sign lives in the table.
+    swapped = x_BNLd.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return x_BNLd * cos_Ld + swapped * sin_Ld
+
+
+@lru_cache(maxsize=512)
+def _rotary_table(
+    schedule: ScaleSchedule, head_dim: int, side: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    half = head_dim // 2
+    frequencies = 10000.0 ** (-2.0 * torch.arange(half // 2) / half)
+    angles = []
+    for height, width in schedule.sizes:
+        rows = (torch.arange(height) * side / height)[:, None, None] * frequencies
+        columns = (torch.arange(width) * side / width)[None, :, None] * frequencies
+        grid = torch.cat([rows.expand(height, width, -1), columns.expand(height, width, -1)], dim=-1)
+        angles.append(grid.reshape(height * width, half))
+    angle_Ld = torch.cat(angles).repeat_interleave(2, dim=-1)
+    sign = torch.tensor([-1.0, 1.0]).repeat(half)
+    return angle_Ld.cos().to(device, dtype), (angle_Ld.sin() * sign).to(device, dtype)
+
+
+def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, dropout: float = 0.0) -> Tensor:
+    """Softmax attention without a mask."""
+    return F.scaled_dot_product_attention(q_BNld, k_BNLd, v_BNLd, dropout_p=dropout)
+
+
+def attend_by_scale(
+    q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, schedule: ScaleSchedule, causal: bool, dropout: float = 0.0
+) -> Tensor:
+    """Attention inside every scale, and with `causal` also to all coarser ones (block-causal).
+
+    One unmasked call per scale on the keys that it may see: flash kernels take no block-causal mask, and the
+    masked half of the product is never computed.
+    """
+    out = []
+    for start, end in zip(schedule.offsets, schedule.offsets[1:], strict=False):
+        keys = slice(0 if causal else start, end)
+        out.append(attend(q_BNLd[:, :, start:end], k_BNLd[:, :, keys], v_BNLd[:, :, keys], dropout))
+    return torch.cat(out, dim=2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens of one or more scales.
+
+    Args:
+        dim: D.
+        num_heads: N.
+        rotary: Positions of queries and keys.
+        causal: Also attend to coarser scales; otherwise every scale is on its own.
+        qkv_bias: Bias of the query, key and value projection.
+        dropout: On attention weights and on the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        rotary: Rotary,
+        causal: bool,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.rotary = rotary
+        self.causal = causal
+        self.dropout = dropout
+        self.qkv = linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = linear(dim, dim)
+
+    def forward(self, x_BLD: Tensor, schedule: ScaleSchedule, cache: "LayerCache | None" = None) -> Tensor:
+        """Attention over the tokens of `schedule`, which follow the cached ones where a cache is given."""
+        q_BNLd, k_BNLd, v_BNLd = rearrange(self.qkv(x_BLD), "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
+        q_BNLd, k_BNLd = self.rotary(q_BNLd, k_BNLd, schedule)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None:
+            out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, dropout)
+        else:
+            out_BNLd = attend(q_BNLd, *cache.append(k_BNLd, v_BNLd))
+        out_BLD = self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
+        return F.dropout(out_BLD, self.dropout, self.training)
+
+
+class CrossAttention(nn.Module):
+    """Attention from the tokens of each scale to as many condition tokens of the same scale (no biases but the last).
+
+    Args:
+        dim: D, of tokens and condition alike.
+        num_heads: N.
+        rotary: Positions of queries and keys.
+    """
+
+    def __init__(self, dim: int, num_heads: int, rotary: Rotary) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.rotary = rotary
+        self.q = linear(dim, dim, bias=False)
+        self.kv = linear(dim, 2 * dim, bias=False)
+        self.proj = linear(dim, dim)
+
+    def forward(self, x_BLD: Tensor, cond_BLD: Tensor, schedule: ScaleSchedule) -> Tensor:
+        q_BNLd = rearrange(self.q(x_BLD), "B L (N d) -> B N L d", N=self.num_heads)
+        k_BNLd, v_BNLd = rearrange(self.kv(cond_BLD), "B L (c N d) -> c B N L d", c=2, N=self.num_heads)
+        q_BNLd, k_BNLd = self.rotary(q_BNLd, k_BNLd, schedule)
+        out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, causal=False)
+        return self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
+
+
+def gated_mlp(dim: int, dropout: float = 0.0) -> GluMlp:
+    """The MLP of all FlowAR blocks: two thirds of 4 D hidden units, gated by exact GELU (the "SwiGLU" of the code)."""
+    hidden = int(dim * 4 * 2 / 3)
+    mlp = GluMlp(dim, 2 * hidden, act_layer=nn.GELU, gate_last=False, drop=dropout)
+    for layer in (mlp.fc1, mlp.fc2):
+        init_linear(layer)
+    return mlp
+
+
+class AdaLNBlock(nn.Module):
+    """Pre-norm transformer block whose norms are shifted, scaled and gated by a condition (adaLN-zero).
+
+        x += gate_1 * attention((1 + scale_1) * norm(x) + shift_1)
+        x += gate_2 * mlp((1 + scale_2) * norm(x) + shift_2)
+
+    With one condition vector per sample this is DiT's adaLN; with one per token it is FlowAR's
+    spatial-adaLN (paper eq. 10). Gates start at zero: a fresh block is the identity.
+
+    Args:
+        dim: D.
+        cond_dim: Width of the condition.
+        attention: Self-attention of width D.
+        mlp: Position-wise network of width D.
+    """
+
+    def __init__(self, dim: int, cond_dim: int, attention: nn.Module, mlp: nn.Module) -> None:
+        super().__init__()
+        self.norm = rms_norm(dim, affine=False)
+        self.attention = attention
+        self.mlp = mlp
+        self.modulation = zero_linear(cond_dim, 6 * dim)
+
+    def forward(
+        self, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: "LayerCache | None" = None
+    ) -> Tensor:
+        """`cond` is the activated condition, (B, 1, cond_dim) or (B, L, cond_dim)."""
+        gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
+        x_BLD = x_BLD + gate_1 * self.attention(modulate(self.norm(x_BLD), shift_1, scale_1), schedule, cache)
+        return x_BLD + gate_2 * self.mlp(modulate(self.norm(x_BLD), shift_2, scale_2))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """AdaLN's affine step."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def rms_norm(dim: int, affine: bool) -> nn.RMSNorm:
+    """RMS norm with the official epsilon; only norms outside blocks carry a weight."""
+    return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=affine)
+
+
+def zero_linear(in_dim: int, out_dim: int) -> nn.Linear:
+    """A linear layer that starts at exactly zero."""
+    layer = nn.Linear(in_dim, out_dim)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def linear(in_dim: int, out_dim: int, bias: bool = True) -> nn.Linear:
+    """A linear layer, initialised as all of them here."""
+    layer = nn.Linear(in_dim, out_dim, bias=bias)
+    init_linear(layer)
+    return layer
+
+
+def init_linear(layer: nn.Linear) -> None:
+    """Xavier-uniform weights and zero biases, as the official FlowAR initialises every linear layer."""
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class LayerCache:
+    """Keys and values that one attention layer has seen, in memory allocated once.
+
+    Args:
+        keys: (B, N, L, d) for all tokens that will come.
+        values: The same.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._keys = keys
+        self._values = values
+        self._length = 0
+
+    def append(self, k_BNld: Tensor, v_BNld: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of one more scale; views of everything stored so far."""
+        end = self._length + k_BNld.shape[2]
+        self._keys[:, :, self._length : end] = k_BNld
+        self._values[:, :, self._length : end] = v_BNld
+        self._length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]

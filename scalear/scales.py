@@ -1,0 +1,131 @@
+"""Scale schedules: which token maps are generated, coarse to fine, and what follows from the list.
+
+Legend: K scales, scale k is h_k x w_k tokens; L tokens of all scales, in order, each row-major.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ScaleSchedule:
+    """An immutable, hashable list of token-map sizes, coarse to fine.
+
+    Attributes:
+        sizes: (h, w) of each scale; each at least 1x1, none smaller in a side than the one before, no repeats.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if not self.sizes:
+            raise ValueError("a scale list must not be empty; write for example 1,2,4,8,16")
+        for height, width in self.sizes:
+            if height < 1 or width < 1:
+                raise ValueError(f"scale {height}x{width} in {self} must be at least 1x1")
+        for (h_0, w_0), (h_1, w_1) in zip(self.sizes, self.sizes[1:], strict=False):
+            if h_1 < h_0 or w_1 < w_0 or (h_1, w_1) == (h_0, w_0):
+                raise ValueError(
+                    f"scale {h_1}x{w_1} follows {h_0}x{w_0} in {self}: scales go from coarse to fine, each "
+                    "larger than the one before; sort the list and remove repeats"
+                )
+
+    @classmethod
+    def parse(cls, scales: "str | Sequence[int | Sequence[int]] | ScaleSchedule") -> "ScaleSchedule":
+        """Read a schedule as users write it: `"1,2,4"`, `"1,2x4,4x8"`, `[1, 2, [4, 8]]`.
+
+        Raises:
+            ValueError: An entry is not a size; or the list is empty, shrinks or repeats itself.
+        """
+        if isinstance(scales, ScaleSchedule):
+            return scales
+        entries = [part for part in scales.split(",") if part.strip()] if isinstance(scales, str) else scales
+        return cls(tuple(_parse_size(entry) for entry in entries))
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.sizes)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each scale."""
+        return tuple(height * width for height, width in self.sizes)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First token of each scale in the flat sequence, and L at the end: K + 1 numbers."""
+        offsets = [0]
+        for length in self.lengths:
+            offsets.append(offsets[-1] + length)
+        return tuple(offsets)
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the tokens of all scales."""
+        return self.offsets[-1]
+
+    def scale(self, k: int) -> "ScaleSchedule":
+        """The schedule that holds scale k alone."""
+        return ScaleSchedule((self.sizes[k],))
+
+    def split(self, x_BLC: Tensor) -> tuple[Tensor, ...]:
+        """(B, L, C) to one (B, l_k, C) view per scale."""
+        return x_BLC.split(self.lengths, dim=1)
+
+    def level_ids(self, device: torch.device | str = "cpu") -> Tensor:
+        """Scale of each token, (L,) int64."""
+        return _level_ids(self, torch.device(device))
+
+    def block_causal_mask(self, device: torch.device | str = "cpu") -> Tensor:
+        """(L, L) bool, True where the query (row) may see the key: the key's scale is not finer."""
+        return _block_causal_mask(self, torch.device(device))
+
+    def require_final(self, size: tuple[int, int]) -> None:
+        """Check that the schedule ends at the token map that the latent has.
+
+        Raises:
+            ValueError: It does not; names both sizes.
+        """
+        if self.sizes[-1] != tuple(size):
+            raise ValueError(
+                f"scales {self} end at {_size_text(self.sizes[-1])} tokens, but the latent has {_size_text(size)}: "
+                f"let the list end at {_size_text(size)}, or change the patch size, the image size or the tokenizer"
+            )
+
+    def __str__(self) -> str:
+        return ",".join(_size_text(size) for size in self.sizes)
+
+
+def _parse_size(entry: "str | int | Sequence[int]") -> tuple[int, int]:
+    try:
+        sides = [int(side) for side in entry.split("x")] if isinstance(entry, str) else entry
+        if isinstance(sides, int):
+            return sides, sides
+        if len(sides) == 1:
+            return int(sides[0]), int(sides[0])
+        height, width = sides
+        return int(height), int(width)
+    except (TypeError, ValueError):
+        raise ValueError(f"{entry!r} is not a scale: write a side such as 4, or a size such as 4x8") from None
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+# Masks depend on the schedule alone; random schedules (FlexVAR) repeat, so a few hundred are kept.
+@lru_cache(maxsize=512)
+def _level_ids(schedule: ScaleSchedule, device: torch.device) -> Tensor:
+    levels = torch.arange(schedule.num_scales)
+    return levels.repeat_interleave(torch.tensor(schedule.lengths)).to(device)
+
+
+@lru_cache(maxsize=512)
+def _block_causal_mask(schedule: ScaleSchedule, device: torch.device) -> Tensor:
+    level = _level_ids(schedule, device)
+    return level[:, None] >= level[None, :]
