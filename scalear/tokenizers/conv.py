@@ -1,0 +1,197 @@
+"""The convolutional encoder and decoder of the LDM family, shared by KL, VQ and residual VQ tokenizers.
+
+One pair of classes expresses the published layouts; all of them have attention in the middle, and differ in
+`coarse_attention`, attention after every residual block of the coarsest level:
+
+    MAR KL-16         encoder yes, decoder no
+    LlamaGen VQ-16    encoder yes, decoder yes
+    VAR               encoder yes, decoder yes
+    SD-VAE            encoder no,  decoder no
+
+Shapes: B batch, C channels, H W the feature map at hand.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_GROUPS = 32  # channel counts must be multiples of it
+
+
+class ResidualBlock(nn.Module):
+    """Twice normalise, swish, 3x3 convolution; a 1x1 convolution on the shortcut where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_1 = _group_norm(in_channels)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm_2 = _group_norm(out_channels)
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        hidden_BCHW = self.conv_1(F.silu(self.norm_1(x_BCHW)))
+        hidden_BCHW = self.conv_2(F.silu(self.norm_2(hidden_BCHW)))
+        return self.shortcut(x_BCHW) + hidden_BCHW
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention over all positions, a single head as wide as the feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        qkv_BCHW = self.qkv(self.norm(x_BCHW))
+        q_B1LC, k_B1LC, v_B1LC = qkv_BCHW.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        attended_B1LC = F.scaled_dot_product_attention(q_B1LC, k_B1LC, v_B1LC)
+        return x_BCHW + self.out(attended_B1LC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))
+
+
+class Downsample(nn.Module):
+    """Halves the resolution by a strided 3x3 convolution, padded on the right and at the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution by repeating pixels, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention if asked for."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_blocks
+        self.blocks = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.attentions = nn.ModuleList(
+            AttentionBlock(out_channels) if attention else nn.Identity() for _ in range(num_blocks)
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x_BCHW = attention(block(x_BCHW))
+        return x_BCHW
+
+
+class Middle(nn.Sequential):
+    """Residual block, attention, residual block at the coarsest resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels))
+
+
+class Encoder(nn.Module):
+    """image_BCHW -> feature map at 1 / 2^(levels - 1) of the resolution.
+
+    Args:
+        in_channels: Channels of the image.
+        out_channels: Channels of the feature map.
+        channels: Width of the finest level.
+        channel_multipliers: Width of each level over `channels`, fine to coarse; one halving between levels.
+        num_res_blocks: Residual blocks per level.
+        coarse_attention: Attention after each residual block of the coarsest level.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int,
+        channel_multipliers: tuple[int, ...],
+        num_res_blocks: int,
+        coarse_attention: bool,
+    ) -> None:
+        super().__init__()
+        widths = _level_widths(channels, channel_multipliers)
+        coarsest = len(widths) - 1
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(widths[max(i - 1, 0)] if i else channels, width, num_res_blocks, coarse_attention and i == coarsest)
+            for i, width in enumerate(widths)
+        )
+        self.downsamples = nn.ModuleList(Downsample(width) for width in widths[:-1])
+        self.middle = Middle(widths[-1])
+        self.norm_out = _group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.levels[0](self.conv_in(_channels_last(image_BCHW)))
+        for downsample, level in zip(self.downsamples, self.levels[1:], strict=True):
+            x_BCHW = level(downsample(x_BCHW))
+        return self.conv_out(F.silu(self.norm_out(self.middle(x_BCHW))))
+
+
+class Decoder(nn.Module):
+    """Feature map -> image_BCHW, 2^(levels - 1) times as large; mirrors `Encoder` with one more block per level.
+
+    Args:
+        in_channels: Channels of the feature map.
+        out_channels: Channels of the image.
+        channels: Width of the finest level.
+        channel_multipliers: Width of each level over `channels`, fine to coarse.
+        num_res_blocks: Residual blocks per level, less one.
+        coarse_attention: Attention after each residual block of the coarsest level.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int,
+        channel_multipliers: tuple[int, ...],
+        num_res_blocks: int,
+        coarse_attention: bool,
+    ) -> None:
+        super().__init__()
+        widths = _level_widths(channels, channel_multipliers)[::-1]
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.middle = Middle(widths[0])
+        self.levels = nn.ModuleList(  # in processing order, coarse to fine
+            Level(widths[max(i - 1, 0)], width, num_res_blocks + 1, coarse_attention and i == 0)
+            for i, width in enumerate(widths)
+        )
+        self.upsamples = nn.ModuleList(Upsample(width) for width in widths[:-1])
+        self.norm_out = _group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.levels[0](self.middle(self.conv_in(_channels_last(features_BCHW))))
+        for upsample, level in zip(self.upsamples, self.levels[1:], strict=True):
+            x_BCHW = level(upsample(x_BCHW))
+        return self.conv_out(F.silu(self.norm_out(x_BCHW)))
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+
+
+def _level_widths(channels: int, channel_multipliers: tuple[int, ...]) -> list[int]:
+    widths = [channels * multiplier for multiplier in channel_multipliers]
+    if not widths or channels % NORM_GROUPS or min(widths) <= 0:
+        raise ValueError(
+            f"channels must be a multiple of {NORM_GROUPS} (group norm) and channel_multipliers a non-empty list of "
+            f"positive integers, got channels={channels}, channel_multipliers={tuple(channel_multipliers)}"
+        )
+    return widths
+
+
+def _channels_last(x_BCHW: Tensor) -> Tensor:
+    """The memory layout that convolutions like on CPUs with bf16 units and on tensor cores; it spreads by itself."""
+    return x_BCHW.contiguous(memory_format=torch.channels_last)

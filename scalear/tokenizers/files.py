@@ -1,0 +1,78 @@
+"""Tokenizers as files: one `.safetensors` with weights, statistics and the architecture they belong to."""
+
+import inspect
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import scalear
+from scalear.tokenizers.base import Tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Write weights and statistics, and who they belong to, in one step: a killed run leaves no half file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    metadata = {
+        "class_path": _class_path(tokenizer),
+        "init_args": json.dumps(architecture(tokenizer)),
+        "fingerprint": tokenizer.fingerprint(),
+        "scalear_version": scalear.__version__,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
+    try:
+        save_file(tensors, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Read weights and statistics that `save_tokenizer` wrote into a tokenizer of the same architecture.
+
+    Raises:
+        ValueError: The file is missing, damaged, or of another tokenizer; says which, and what to do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no tokenizer weights at {path}: train them with `scalear fit`, or correct `weights`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}): copy or export it again") from error
+    if "class_path" not in metadata or "init_args" not in metadata:
+        raise ValueError(f"{path} was not written by scalear's save_tokenizer: convert it first")
+    differences = _differences(tokenizer, metadata)
+    if differences:
+        raise ValueError(f"{path} holds another tokenizer than the config: {'; '.join(differences)}. Align the two")
+    try:
+        tokenizer.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {_class_path(tokenizer)}: {error}") from error
+
+
+def architecture(tokenizer: Tokenizer) -> dict:
+    """Constructor arguments but the source of the weights; each is an attribute of the same name, a plain value."""
+    names = [name for name in inspect.signature(type(tokenizer)).parameters if name not in ("weights", "source")]
+    return json.loads(json.dumps({name: getattr(tokenizer, name) for name in names}))
+
+
+def _class_path(tokenizer: Tokenizer) -> str:
+    return f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+
+
+def _differences(tokenizer: Tokenizer, metadata: dict[str, str]) -> list[str]:
+    if metadata["class_path"] != _class_path(tokenizer):
+        return [f"class {metadata['class_path']} in the file, {_class_path(tokenizer)} in the config"]
+    in_file, in_config = json.loads(metadata["init_args"]), architecture(tokenizer)
+    return [
+        f"{name} is {in_file.get(name)!r} in the file, {in_config.get(name)!r} in the config"
+        for name in sorted(in_file.keys() | in_config.keys())
+        if in_file.get(name) != in_config.get(name)
+    ]
