@@ -1,9 +1,9 @@
 """Images as 8-bit arrays: grids, PNG files and sample sets in ADM's layout.
 
-Nothing here leaves a half-written file behind: every file is written under a temporary name and then renamed.
+No file is ever half written: a killed run leaves the old one or the new one.
 """
 
-import os
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from scalear.data.index import write_atomically
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def make_grid(
 def save_png(path: str | Path, image: NDArray[np.uint8]) -> None:
     """Write a uint8 array (H, W), (H, W, 1) or (H, W, 3) as PNG."""
     array = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    _write_atomically(path, lambda file: Image.fromarray(array).save(file, format="PNG"))
+    _write(path, lambda file: Image.fromarray(array).save(file, format="PNG"))
 
 
 def save_samples(path: str | Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
@@ -84,7 +86,7 @@ def save_samples(path: str | Path, images: NDArray[np.uint8], labels: NDArray[np
         raise ValueError(
             f"need one integer label per image, got {labels.dtype} {labels.shape} for {len(images)} images"
         )
-    _write_atomically(path, lambda file: np.savez_compressed(file, arr_0=images, arr_1=labels.astype(np.int64)))
+    _write(path, lambda file: np.savez_compressed(file, arr_0=images, arr_1=labels.astype(np.int64)))
 
 
 def load_samples(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -99,14 +101,9 @@ def load_samples(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
         return archive["arr_0"], archive["arr_1"]
 
 
-def _write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call `write` on a temporary file beside `path` and move it into place once it is complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: str | Path, save: Callable[[BinaryIO], None]) -> None:
+    """Write what `save` puts into a file, completely or not at all; makes the folder."""
+    buffer = io.BytesIO()
+    save(buffer)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), buffer.getvalue())

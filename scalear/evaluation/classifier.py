@@ -1,0 +1,105 @@
+"""A small convolutional classifier: the offline feature network of small data sets.
+
+Shape suffixes: `B` batch, `C` channels, `H W` pixels, `F` features, `K` classes.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from scalear.data.index import write_atomically
+
+
+class ImageClassifier(nn.Module):
+    """Residual convolutions at falling resolution, then a global average and one linear layer.
+
+    About 25 million multiplications for a 32x32 image with the default widths.
+
+    Args:
+        image_channels: 1 (grey) or 3 (RGB).
+        num_classes: Number of logits.
+        widths: Channels of each stage; every stage after the first halves the resolution. The last is the number
+            of features.
+    """
+
+    def __init__(
+        self, image_channels: int = 1, num_classes: int = 10, widths: tuple[int, ...] = (32, 48, 96, 192)
+    ) -> None:
+        super().__init__()
+        self.image_channels, self.num_classes, self.widths = image_channels, num_classes, tuple(widths)
+        self.num_features = self.widths[-1]
+        stages: list[nn.Module] = [_convolution(image_channels, self.widths[0])]
+        for before, after in zip(self.widths, self.widths[1:], strict=False):
+            stages += [_convolution(before, after, stride=2), _Residual(after)]
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(self.num_features, num_classes)
+        self.to(memory_format=torch.channels_last)  # the layout that CPUs and tensor cores convolve fastest
+
+    def features(self, image_BCHW: Tensor) -> Tensor:
+        """Image in [-1, 1] -> penultimate features_BF, none negative."""
+        return self.stages(image_BCHW).mean(dim=(2, 3))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Image in [-1, 1] -> logits_BK."""
+        return self.head(self.features(image_BCHW))
+
+
+def save_classifier(path: str | Path, classifier: ImageClassifier, record: dict[str, object]) -> None:
+    """Write weights, architecture and `record` (how it was trained, what it reached) as one safetensors file."""
+    architecture = {
+        "image_channels": classifier.image_channels,
+        "num_classes": classifier.num_classes,
+        "widths": classifier.widths,
+    }
+    metadata = {"architecture": json.dumps(architecture), "record": json.dumps(record)}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(weights, metadata))
+
+
+def load_classifier(path: str | Path) -> ImageClassifier:
+    """The classifier that `save_classifier` wrote, in eval mode.
+
+    Raises:
+        ValueError: The file is missing, damaged, or not a classifier's.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no classifier at {path}; train one with `scalear fit -c configs/fashion/classifier.yaml`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            architecture = json.loads((file.metadata() or {})["architecture"])
+            classifier = ImageClassifier(**architecture)
+            classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or holds no classifier of this package: {error}") from error
+    return classifier.eval()
+
+
+def classifier_record(path: str | Path) -> dict[str, object]:
+    """What `save_classifier` stored beside the weights."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("record", "{}"))
+
+
+class _Residual(nn.Module):
+    """One convolution added to its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.convolution(x)))
+
+
+def _convolution(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    )

@@ -1,0 +1,80 @@
+"""Numbers of a sample set against real images: one pass of one extractor, every metric."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scalear.evaluation.features import ClassifierFeatures, FeatureExtractor
+from scalear.evaluation.fid import frechet_distance
+from scalear.evaluation.image_set import ImageSet
+from scalear.evaluation.precision_recall import PrecisionRecall
+from scalear.evaluation.variety import ClassVariety
+
+
+def evaluate_samples(
+    samples: ImageSet,
+    reference: ImageSet,
+    floor: ImageSet,
+    extractor: FeatureExtractor,
+    k: int = 3,
+    batch_size: int = 250,
+) -> dict[str, float]:
+    """Compare samples with real images.
+
+    Args:
+        samples: Generated images with the classes that were asked for.
+        reference: Real images that no training saw (the validation split).
+        floor: Other real images (of the training split), as many as samples, and measured like them: the best that
+            a generator can hope for.
+        extractor: Network that measures; a `ClassifierFeatures` also judges the samples' classes.
+        k: Neighbour that bounds the balls of precision and recall.
+        batch_size: Images per pass of the extractor; changes nothing but memory.
+
+    Returns:
+        `fid`, `fid_floor`, `precision`, `recall`; with a classifier `accuracy`, the share of samples that it takes for
+        their label; where both sides are labelled `variety_min`, the spread of the least varied class over that of
+        real images.
+    """
+    if len(floor) != len(samples):
+        raise ValueError(f"the floor of {len(samples)} samples needs as many real images, got {len(floor)}")
+    fake, real, other = (extract(extractor, images, batch_size) for images in (samples, reference, floor))
+    fake_label, real_label = torch.as_tensor(samples.labels), torch.as_tensor(reference.labels)
+
+    neighbours = PrecisionRecall(k)
+    neighbours.update(real, real=True)
+    neighbours.update(fake, real=False)
+    scores = {
+        "fid": frechet_distance(real, fake),
+        "fid_floor": frechet_distance(real, other),
+        **{name: value.item() for name, value in neighbours.compute().items()},
+    }
+    if isinstance(extractor, ClassifierFeatures):
+        scores["accuracy"] = (extractor.predict(fake) == fake_label).float().mean().item()
+    if fake_label.min() >= 0 and real_label.min() >= 0:
+        variety = ClassVariety(int(max(fake_label.max(), real_label.max())) + 1, extractor.num_features)
+        variety.update(real, real_label, real=True)
+        variety.update(fake, fake_label, real=False)
+        ratio = variety.compute()
+        if not ratio.isnan().all():
+            scores["variety_min"] = ratio[~ratio.isnan()].min().item()
+    return scores
+
+
+def extract(extractor: FeatureExtractor, images: ImageSet, batch_size: int = 250) -> Tensor:
+    """Features (N, F) of all images, on the CPU; the network runs where its weights are."""
+    extractor.load_weights()
+    device = next(extractor.parameters()).device
+    pixels = torch.from_numpy(np.ascontiguousarray(images.images.transpose(0, 3, 1, 2)))
+    return torch.cat([extractor(block.to(device)).cpu() for block in pixels.split(batch_size)])
+
+
+def describe(
+    scores: dict[str, float], samples: ImageSet, reference: ImageSet, floor: ImageSet, extractor: FeatureExtractor
+) -> str:
+    """What was measured, with which network, against what; FID never without its floor."""
+    others = ", ".join(f"{name} {scores[name]:.3f}" for name in scores if not name.startswith("fid"))
+    return (
+        f"FID {scores['fid']:.3f} (floor {scores['fid_floor']:.3f}), {others}\n"
+        f"{len(samples):,} samples ({samples.name}) against {len(reference):,} real images ({reference.name}); "
+        f"floor: {len(floor):,} ({floor.name}); {extractor.name}"
+    )

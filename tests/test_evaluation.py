@@ -1,0 +1,122 @@
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scalear.data.index import DatasetIndex
+from scalear.data.shards import ShardFile
+from scalear.evaluation.classifier import ImageClassifier, save_classifier
+from scalear.evaluation.evaluate import describe, evaluate_samples
+from scalear.evaluation.features import ClassifierFeatures
+from scalear.evaluation.image_set import ImageSet
+from scalear.evaluation.precision_recall import PrecisionRecall
+from scalear.evaluation.variety import ClassVariety
+
+
+def precision_recall(real, fake, **options):
+    metric = PrecisionRecall(**options)
+    for part in real.split(7):
+        metric.update(part, real=True)
+    for part in fake.split(5):
+        metric.update(part, real=False)
+    return {name: value.item() for name, value in metric.compute().items()}
+
+
+def test_precision_and_recall_of_sets_with_a_known_answer():
+    line = torch.arange(10.0)[:, None]
+    # Half of the line, twice as dense: all of it is real, and its last ball, around 4.5, ends at 5.
+    dense = torch.arange(0, 5, 0.5)[:, None]
+    assert precision_recall(line, dense, k=1) == {"precision": 1.0, "recall": pytest.approx(0.6)}
+    # Two of four fakes lie far away; the distant pair's balls reach no real.
+    fake = torch.tensor([[0.0], [1.0], [100.0], [100.5]])
+    assert precision_recall(line, fake, k=1) == {"precision": 0.5, "recall": pytest.approx(0.3)}
+    assert precision_recall(line, line + 1000, k=3) == {"precision": 0.0, "recall": 0.0}
+    assert precision_recall(line, line, k=3) == {"precision": 1.0, "recall": 1.0}
+
+
+def test_precision_and_recall_equal_a_loop_for_any_block_size():
+    real, fake = torch.randn(40, 3) + 50, 0.8 * torch.randn(30, 3) + 50.5
+
+    def covered(points, manifold, k=3):
+        radius = [sorted(math.dist(a, b) for b in manifold.tolist())[k] for a in manifold.tolist()]
+        hit = [any(math.dist(p, m) <= r for m, r in zip(manifold.tolist(), radius)) for p in points.tolist()]  # noqa: B905
+        return sum(hit) / len(hit)
+
+    expected = {"precision": covered(fake, real), "recall": covered(real, fake)}
+    for block_size in (1, 7, 1024):
+        assert precision_recall(real, fake, block_size=block_size) == pytest.approx(expected)
+
+
+def test_precision_and_recall_need_enough_images():
+    with pytest.raises(ValueError, match="more than 3 images, got 2"):
+        precision_recall(torch.randn(10, 2), torch.randn(2, 2))
+
+
+def test_variety_per_class_and_over_ranks():
+    real, label = torch.randn(400, 6, dtype=torch.float64), torch.arange(400) % 2
+    shrunk = real.mean(0) + (real - real.mean(0)) * torch.where(label == 0, 0.25, 2.0)[:, None] + 7
+    ranks = [ClassVariety(3, 6), ClassVariety(3, 6)]
+    for rank, metric in enumerate(ranks):
+        metric.update(real[rank::3], label[rank::3], real=True)
+        metric.update(shrunk[rank::3], label[rank::3], real=False)
+    ranks[0].update(real[2::3], label[2::3], real=True)
+    ranks[0].update(shrunk[2::3], label[2::3], real=False)
+    ranks[0].merge_state(ranks[1])
+    ratio = ranks[0].compute()
+    assert ratio[:2].tolist() == pytest.approx([0.25, 2.0], rel=1e-6)
+    assert ratio[2].isnan()  # no image of class 2
+    with pytest.raises(ValueError, match="0..2"):
+        ranks[0].update(real[:1], torch.tensor([3]), real=True)
+
+
+def image_set(count, seed, name, classes=3):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    images = rng.integers(0, 80, (count, 16, 16, 1)) + 60 * labels[:, None, None, None]
+    return ImageSet(images.astype(np.uint8), labels, name)
+
+
+def test_real_images_come_from_shards_in_equal_shares(tmp_path):
+    labels = [0, 0, 0, 0, 1, 1, 2, 0]
+    with ShardFile(tmp_path / "train-0.tar") as shard:
+        for place, label in enumerate(labels):
+            stream = io.BytesIO()
+            Image.fromarray(np.full((4, 4), place, np.uint8)).save(stream, format="PNG")
+            shard.write(f"{place:03d}", {"png": stream.getvalue(), "cls": str(label).encode()})
+    DatasetIndex("toys", "images", 4, 1, ["a", "b", "c"], {"train": [shard.result]}).save(tmp_path)
+
+    whole = ImageSet.from_shards(tmp_path, "train")
+    assert whole.images.shape == (8, 4, 4, 1) and whole.labels.tolist() == labels and whole.labels.dtype == np.int64
+    part = ImageSet.from_shards(tmp_path, "train", 3)
+    assert part.images[:, 0, 0, 0].tolist() == [0, 4, 6] and part.labels.tolist() == [0, 1, 2]
+    # Class 2 has one image only: the first spare one fills the gap.
+    assert ImageSet.from_shards(tmp_path, "train", 6).images[:, 0, 0, 0].tolist() == [0, 1, 4, 5, 6, 2]
+    assert "toys train" in whole.name and whole.name != part.name
+    with pytest.raises(ValueError, match="holds 8"):
+        ImageSet.from_shards(tmp_path, "train", 9)
+    (tmp_path / "train-0.tar").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match="train-0.tar"):
+        ImageSet.from_shards(tmp_path, "train")
+
+
+def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
+    torch.manual_seed(0)
+    save_classifier(tmp_path / "classifier.safetensors", ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
+    extractor = ClassifierFeatures(str(tmp_path / "classifier.safetensors"))
+    real, other = image_set(90, 0, "val"), image_set(90, 1, "train")
+    copies = evaluate_samples(real, real, other, extractor)
+    assert copies["fid"] == pytest.approx(0, abs=1e-6) and copies["fid_floor"] > 1e-7
+    assert copies["precision"] == copies["recall"] == copies["variety_min"] == 1.0
+
+    collapsed = ImageSet(real.images[real.labels], real.labels, "one image per class")
+    scores = evaluate_samples(collapsed, real, other, extractor, batch_size=32)
+    assert scores["fid"] > scores["fid_floor"] == copies["fid_floor"]
+    assert scores["variety_min"] == pytest.approx(0, abs=1e-6) and scores["recall"] < 0.2
+    assert 0 <= scores["accuracy"] <= 1
+    text = describe(scores, collapsed, real, other, extractor)
+    assert all(part in text for part in ("floor", "one image per class", "val", "train", extractor.name))
+    with pytest.raises(ValueError, match="as many"):
+        evaluate_samples(real, real, image_set(80, 1, "train"), extractor)

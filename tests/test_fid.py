@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from scalear.evaluation.classifier import ImageClassifier, save_classifier
+from scalear.evaluation.features import ClassifierFeatures, InceptionFeatures
+from scalear.evaluation.fid import FeatureFID, frechet_distance
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "classifier.safetensors"
+    save_classifier(path, ImageClassifier(image_channels=1, num_classes=3, widths=(4, 6, 8)), {})
+    return ClassifierFeatures(str(path))
+
+
+def images(count, seed, channels=1):
+    return torch.randint(256, (count, channels, 16, 16), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def direct_fid(a, b):
+    """Through the symmetric root of a covariance, another road than torchmetrics takes."""
+    a, b = a.double().numpy(), b.double().numpy()
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = vectors @ np.diag(np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+
+
+def test_frechet_distance_equals_a_direct_computation():
+    a, b = torch.randn(300, 8), torch.randn(200, 8) @ torch.randn(8, 8) + 1
+    assert frechet_distance(a, b) == pytest.approx(direct_fid(a, b), rel=1e-9)
+
+
+def test_frechet_distance_in_closed_form():
+    a = torch.randn(500, 5)
+    shift = torch.arange(5.0)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(a, a + shift) == pytest.approx(shift.square().sum().item(), rel=1e-5)
+    # N(m, S) against N(3m, 9S): 4 |m|^2 + (1 - 3)^2 tr S
+    expected = 4 * a.mean(0).square().sum() + 4 * a.T.cov().trace()
+    assert frechet_distance(a, 3 * a) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_small_distances_survive_large_means():
+    a = torch.randn(400, 4, dtype=torch.float64)
+    assert frechet_distance(a + 1e3, 1.01 * a + 1e3) == pytest.approx(direct_fid(a, 1.01 * a), rel=1e-4)
+
+
+def test_fid_of_images_is_the_distance_of_their_features(extractor):
+    metric, real, fake = FeatureFID(extractor), images(60, 1), images(40, 2)
+    with torch.autocast("cpu", torch.bfloat16):  # must not reach the network or the statistics
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+    assert metric.real_features_cov_sum.dtype == torch.float64
+    assert metric.compute().item() == pytest.approx(direct_fid(extractor(real), extractor(fake)), rel=1e-3, abs=1e-6)
+
+
+def test_states_of_ranks_add_up(extractor):
+    real, fake = images(60, 1), images(60, 2)
+    ranks = []
+    for part in (slice(0, 25), slice(25, 60)):
+        ranks.append(FeatureFID(extractor))
+        ranks[-1].update(real[part], real=True)
+        ranks[-1].update(fake[part], real=False)
+    ranks[0].merge_state(ranks[1])
+    whole = FeatureFID(extractor)
+    whole.update(real, real=True)
+    whole.update(fake, real=False)
+    assert ranks[0].real_features_num_samples == 60
+    assert ranks[0].compute().item() == pytest.approx(whole.compute().item(), rel=1e-4)
+
+
+def test_real_statistics_can_outlive_a_reset(extractor):
+    metric = FeatureFID(extractor, reset_real_features=False)
+    metric.update(images(30, 1), real=True)
+    metric.reset()
+    assert metric.real_features_num_samples == 30
+
+
+def test_extractors_stay_frozen_and_out_of_checkpoints(extractor):
+    extractor.load_weights()
+    owner = nn.Sequential(nn.Linear(2, 2), extractor)
+    owner.train()
+    assert not any(module.training for module in extractor.modules())
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+    state = owner.state_dict()
+    assert set(state) == {"0.weight", "0.bias"}
+    before = extractor(images(2, 0))
+    assert owner.load_state_dict(state).missing_keys == []
+    assert torch.equal(extractor(images(2, 0)), before)
+
+
+def test_extractors_refuse_what_they_cannot_measure(extractor, tmp_path):
+    with pytest.raises(ValueError, match="uint8"):
+        extractor(torch.zeros(1, 1, 16, 16))
+    with pytest.raises(ValueError, match="channel"):
+        extractor(images(1, 0, channels=3))
+    for missing in (ClassifierFeatures(str(tmp_path / "no.safetensors")), InceptionFeatures(str(tmp_path / "no.pth"))):
+        with pytest.raises(ValueError, match="no .* at .*/no"):
+            missing.load_weights()
+    (tmp_path / "broken.pth").write_bytes(b"not a network")
+    for broken in (ClassifierFeatures, InceptionFeatures):
+        with pytest.raises(ValueError, match="damaged"):
+            broken(str(tmp_path / "broken.pth")).load_weights()
+    torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not torch-fidelity's Inception"):
+        InceptionFeatures(str(tmp_path / "other.pth")).load_weights()
+
+
+def test_names_tell_weights_apart(extractor, tmp_path):
+    other = tmp_path / "classifier.safetensors"
+    save_classifier(other, ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
+    checksum = extractor.name.split("(")[1]
+    assert len(checksum) == 9 and checksum != ClassifierFeatures(str(other)).name.split("(")[1]
+
+
+def test_inception_takes_grey_as_rgb_from_a_local_file(tmp_path, monkeypatch):
+    """The architecture with random weights: the published ones are a download."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
+
+    torch.save({}, tmp_path / "empty.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(Inception, "load_state_dict", lambda self, state: None)
+        torch.save(Inception("random", ["2048"], str(tmp_path / "empty.pth")).state_dict(), tmp_path / "random.pth")
+    inception = InceptionFeatures(str(tmp_path / "random.pth"))
+    grey = images(2, 0)
+    features = inception(grey)
+    assert features.shape == (2, inception.num_features) and features.dtype == torch.float32
+    assert torch.equal(features, inception(grey.expand(-1, 3, -1, -1)))
