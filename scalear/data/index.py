@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,6 +11,9 @@ from typing import Any, Literal, get_args
 SCHEMA_VERSION = 1
 INDEX_NAME = "index.json"
 Kind = Literal["images", "latents"]
+
+# A relative path or a URL. gopen hands URLs to a shell, so an index must not smuggle in more than names.
+_SHARD_NAME = re.compile(r"([a-z][a-z0-9]*://[\w.@:-]+/)?[\w.%+=@~-]+(/[\w.%+=@~-]+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ class DatasetIndex:
         for shard in (shard for shards in index.splits.values() for shard in shards):
             if not isinstance(shard.num_samples, int) or shard.num_samples < 1:
                 raise ValueError(f"shard {shard.name!r} has num_samples {shard.num_samples!r}, must be positive")
+            if not _SHARD_NAME.fullmatch(shard.name) or ".." in shard.name.split("/"):
+                raise ValueError(f"shard name {shard.name!r} is neither a relative path nor a plain URL")
             if shard.name in names:
                 raise ValueError(f"shard {shard.name!r} is listed twice")
             names.add(shard.name)
@@ -146,8 +152,7 @@ class DatasetIndex:
 
 def shard_url(directory: str | Path, shard: Shard) -> str:
     """What to give `webdataset.gopen` to read `shard` of the dataset in `directory`."""
-    is_url = "://" in shard.name or shard.name.startswith("pipe:")
-    return shard.name if is_url else str(Path(directory) / shard.name)
+    return shard.name if "://" in shard.name else str(Path(directory) / shard.name)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

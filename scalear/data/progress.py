@@ -1,0 +1,76 @@
+"""What a packing run has finished, so that a killed run continues. Exists only while a dataset is unfinished."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scalear.data.index import Shard
+from scalear.data.shards import PARTIAL_SUFFIX, file_sha256
+
+PROGRESS_NAME = "pack-progress.jsonl"
+
+
+class PackProgress:
+    """A journal: the settings of the run, then one line per finished shard.
+
+    Args:
+        directory: Of the dataset. What a killed run left half-written there is removed.
+        settings: All that decides the bytes of the shards; JSON types only.
+
+    Raises:
+        ValueError: The unfinished dataset in `directory` has other settings.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        self.path = directory / PROGRESS_NAME
+        for leftover in directory.glob(f"*{PARTIAL_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+        records = self._read()
+        if records:
+            self._check(records[0], settings)
+        self._finished = {record["name"]: Shard(**record) for record in records[1:]}
+        # Written anew: a kill may have torn the last line, and a line appended to that would be lost as well.
+        self._rewrite([settings, *map(asdict, self._finished.values())])
+
+    def finished(self, path: Path) -> Shard | None:
+        """The shard at `path`, if it was recorded and still has the recorded bytes."""
+        shard = self._finished.get(path.name)
+        return shard if shard is not None and path.is_file() and file_sha256(path) == shard.sha256 else None
+
+    def record(self, shard: Shard) -> None:
+        """Note that `shard` is in place."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(shard)) + "\n")
+
+    def remove(self) -> None:
+        """The dataset is complete."""
+        self.path.unlink()
+
+    def _check(self, found: dict[str, Any], settings: dict[str, Any]) -> None:
+        differences = [
+            f"{key} was {found.get(key)!r}, now {settings.get(key)!r}"
+            for key in sorted(found.keys() | settings.keys())
+            if found.get(key) != settings.get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.path.parent} holds an unfinished dataset with other settings ({'; '.join(differences)}); "
+                "finish it with those, or delete the folder, or choose another"
+            )
+
+    def _read(self) -> list[dict[str, Any]]:
+        records = []
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:  # the torn line; its shard is packed again
+                break
+        return records
+
+    def _rewrite(self, records: list[dict[str, Any]]) -> None:
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        os.replace(temporary, self.path)

@@ -1,0 +1,128 @@
+"""Tar shards: written atomically and reproducibly, read member by member."""
+
+import contextlib
+import gzip
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from webdataset import TarWriter
+
+from scalear.data.index import Shard
+
+PARTIAL_SUFFIX = ".partial"
+
+
+class ShardFile:
+    """A shard that exists completely or not at all; equal content gives equal bytes.
+
+        with ShardFile(directory / "train-00000.tar") as shard:
+            shard.write("some-key", {"png": png_bytes, "cls": b"3"})
+        index_entry = shard.result
+
+    Leaving the block normally forces the bytes to disk and renames the file into place; leaving it by an exception
+    removes what was written.
+
+    Args:
+        path: Where the shard will be; compressed if the name ends in ".gz".
+    """
+
+    result: Shard
+    """Name, sample count and checksum, once the shard is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # The process is part of the name: an orphan of a killed run can not write into its successor's file.
+        self._temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+        self._num_samples = 0
+
+    def __enter__(self) -> "ShardFile":
+        self._closing = contextlib.ExitStack()
+        self._file = self._closing.enter_context(open(self._temporary, "wb"))
+        stream = self._file
+        if self.path.suffix == ".gz":  # no name and no time in the header, or equal content would differ
+            stream = self._closing.enter_context(gzip.GzipFile("", "wb", 9, self._file, mtime=0))
+        self._tar = TarWriter(stream, user="", group="", encoder=False, mtime=0)
+        self._closing.callback(self._tar.close)
+        return self
+
+    def write(self, key: str, members: dict[str, bytes], num_samples: int = 1) -> None:
+        """Append the members `{key}.{extension}` of one sample, or of one block of `num_samples`."""
+        self._tar.write({"__key__": key, **members})
+        self._num_samples += num_samples
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                with contextlib.suppress(OSError):  # a full disk fails again here; the first failure is the news
+                    self._closing.close()
+                return
+            self._closing.close()
+            with open(self._temporary, "rb+") as file:
+                os.fsync(file.fileno())
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            self.result = Shard(self.path.name, self._num_samples, checksum)
+            os.replace(self._temporary, self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+class HashingReader:
+    """A stream that remembers length and SHA-256 of all that was read from it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.num_bytes = 0
+        self._stream = stream
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._stream.read(size)
+        self._digest.update(content)
+        self.num_bytes += len(content)
+        return content
+
+    def sha256(self) -> str:
+        """Checksum of the whole stream; reads what is left of it."""
+        while self.read(1 << 20):
+            pass
+        return self._digest.hexdigest()
+
+
+def read_samples(stream: BinaryIO | HashingReader) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members (extension to content) of each sample or block in a tar stream, compressed or not.
+
+    Raises:
+        ValueError: A member comes twice, or has no extension.
+        Exception: Whatever tarfile and gzip raise on broken bytes.
+    """
+    current, members = None, {}
+    with tarfile.open(fileobj=stream, mode="r|*") as tar:
+        for info in tar:
+            if not info.isfile():
+                continue
+            folder, _, base = info.name.rpartition("/")
+            stem, dot, extension = base.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if not dot:
+                raise ValueError(f"member {info.name!r} has no extension")
+            if key != current:
+                if current is not None:
+                    yield current, members
+                current, members = key, {}
+            if extension in members:
+                raise ValueError(f"member {info.name!r} comes twice")
+            members[extension] = tar.extractfile(info).read()
+    if current is not None:
+        yield current, members
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

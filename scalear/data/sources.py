@@ -1,0 +1,271 @@
+"""Where images to pack come from: a folder tree, or the original Fashion-MNIST files."""
+
+import functools
+import gzip
+import hashlib
+import logging
+import os
+import re
+import struct
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that a source offers.
+
+    Attributes:
+        key: Name of the sample in its shard; unique within a split.
+        label: Class index; None if the source has no classes.
+        location: Where the source finds the image; also how error messages call it.
+    """
+
+    key: str
+    label: int | None
+    location: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that a source offers: the class names (empty: unlabelled) and each split in the order to pack it."""
+
+    class_names: list[str]
+    splits: dict[str, list[Entry]]
+
+
+class ImageSource(ABC):
+    """Lists images, then gives them one by one. Pickled into worker processes, so it holds nothing big."""
+
+    image_channels: ClassVar[int]
+    """1 (grey) or 3 (RGB): what to pack unless told otherwise."""
+
+    @abstractmethod
+    def listing(self, seed: int) -> Listing:
+        """Every image, shuffled: a function of the source's content and `seed`.
+
+        Raises:
+            ValueError: The source is missing or cannot be packed as asked; names the remedy.
+        """
+
+    @abstractmethod
+    def image(self, entry: Entry) -> Image.Image:
+        """The decoded image, in any mode and size. Raises whatever the decoder raises."""
+
+
+class ImageFolder(ImageSource):
+    """A tree of images: one folder per class, at any depth (ImageNet layout), or flat and unlabelled.
+
+    The name of a class is the path of its folder relative to the root, such as "n01440764" or "animals/dog".
+    Images directly in the root, and no class folders, make an unlabelled dataset. Files that Pillow cannot open by
+    their extension are left out, hidden ones too.
+
+    Args:
+        root: Folder of the training images.
+        val_root: Folder of the validation images, with the same classes.
+        val_fraction: Part of every class that becomes the validation split instead, in [0, 1).
+        labelled: False if the folders below the root are not classes.
+    """
+
+    image_channels = 3
+
+    def __init__(
+        self, root: str, val_root: str | None = None, val_fraction: float = 0.0, labelled: bool = True
+    ) -> None:
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction is {val_fraction}, must be in [0, 1)")
+        if val_root is not None and val_fraction:
+            raise ValueError(f"give either val_root ({val_root}) or val_fraction ({val_fraction}), not both")
+        self.root = root
+        self.val_root = val_root
+        self.val_fraction = val_fraction
+        self.labelled = labelled
+
+    def listing(self, seed: int) -> Listing:
+        paths = _find_images(self.root)
+        folders = sorted({path.rpartition("/")[0] for path in paths}) if self.labelled else [""]
+        if len(folders) > 1 and folders[0] == "":
+            loose = next(path for path in paths if "/" not in path)
+            raise ValueError(
+                f"{self.root} holds both class folders and loose images such as {loose}; "
+                "move those into a folder, or pack without classes (labelled: false)"
+            )
+        class_names = [] if folders == [""] else folders
+        splits = {"train": _shuffled(self._entries(self.root, paths, class_names), seed)}
+        if self.val_root is not None:
+            val_entries = self._entries(self.val_root, _find_images(self.val_root), class_names)
+            splits["val"] = _shuffled(val_entries, seed)
+        elif self.val_fraction:
+            splits = _split_by_class(splits["train"], self.val_fraction)
+        return Listing(class_names, splits)
+
+    def image(self, entry: Entry) -> Image.Image:
+        with Image.open(entry.location) as image:
+            image.load()
+            return image
+
+    def _entries(self, root: str, paths: list[str], class_names: list[str]) -> list[Entry]:
+        labels = {name: label for label, name in enumerate(class_names)}
+        entries = []
+        for number, path in enumerate(paths):
+            folder, _, base = path.rpartition("/")
+            if labels and folder not in labels:
+                raise ValueError(f"{root}/{path}: {self.root} has no class {folder!r}; the splits must share classes")
+            # Numbered, because names that differ only in folder or extension must not meet in one shard.
+            name = re.sub(r"[^A-Za-z0-9_-]+", "_", base.rpartition(".")[0])[:60]
+            entries.append(Entry(f"{number:08d}-{name}", labels.get(folder), os.path.join(root, path)))
+        return entries
+
+
+class FashionMNIST(ImageSource):
+    """Fashion-MNIST (Xiao et al. 2017) from its original training file, zero-padded from 28x28 to 32x32.
+
+    Each class is shuffled by the seed and dealt out in order: `skip`, then `num_train`, then `num_val`, a tenth of
+    each from every class. Calls with equal seeds and other ranges are therefore disjoint, and the original test file
+    is never touched. A sample's key carries its row in the original file.
+
+    Args:
+        root: Folder of train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz, or above FashionMNIST/raw as
+            torchvision lays it out. Default: where the Debian package dataset-fashion-mnist puts them.
+        num_train: Images of the training split, a multiple of 10.
+        num_val: Images of the validation split, a multiple of 10; 0 for none.
+        skip: Images to leave out first, a multiple of 10: those that another call has packed.
+        download: Let torchvision download the files to `root` if they are missing.
+    """
+
+    image_channels = 1
+    class_names: ClassVar[list[str]] = [
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    ]  # fmt: skip
+
+    def __init__(
+        self,
+        root: str = "/usr/share/datasets/fashion-mnist",
+        num_train: int = 12_000,
+        num_val: int = 2_000,
+        skip: int = 0,
+        download: bool = False,
+    ) -> None:
+        for name, count in (("num_train", num_train), ("num_val", num_val), ("skip", skip)):
+            if count < 0 or count % len(self.class_names):
+                raise ValueError(f"{name} is {count}, must be a multiple of {len(self.class_names)}, to be balanced")
+        self.root = root
+        self.num_train = num_train
+        self.num_val = num_val
+        self.skip = skip
+        self.download = download
+
+    def listing(self, seed: int) -> Listing:
+        if self.download and self._find("train-images-idx3-ubyte") is None:
+            self._download()
+        rows_of = defaultdict(list)
+        for row, label in enumerate(_read_idx(self._path("train-labels-idx1-ubyte")).tolist()):
+            rows_of[label].append(Entry(f"fashion-{row:05d}", label, str(row)))
+        if set(rows_of) != set(range(len(self.class_names))):
+            raise ValueError(f"the labels in {self.root} are {sorted(rows_of)}, not 0 to 9: not Fashion-MNIST")
+        wanted = (self.skip + self.num_train + self.num_val) // len(self.class_names)
+        available = min(map(len, rows_of.values()))
+        if wanted > available:
+            raise ValueError(
+                f"skip + num_train + num_val need {wanted} images of each class, the training file has {available}"
+            )
+        shuffled = [_shuffled(rows, seed) for rows in rows_of.values()]
+        splits, start = {}, self.skip // len(self.class_names)
+        for split, count in (("train", self.num_train), ("val", self.num_val)):
+            stop = start + count // len(self.class_names)
+            if count:
+                splits[split] = _shuffled((entry for rows in shuffled for entry in rows[start:stop]), seed)
+            start = stop
+        return Listing(list(self.class_names), splits)
+
+    def image(self, entry: Entry) -> Image.Image:
+        grey_NHW = _read_idx(self._path("train-images-idx3-ubyte"))
+        return Image.fromarray(np.pad(grey_NHW[int(entry.location)], 2))
+
+    def _path(self, name: str) -> Path:
+        path = self._find(name)
+        if path is None:
+            raise ValueError(
+                f"no {name}.gz in {self.root}; install the Debian package dataset-fashion-mnist, "
+                "point root at the original files, or set download: true and a root to download to"
+            )
+        return path
+
+    def _find(self, name: str) -> Path | None:
+        folders = (Path(self.root), Path(self.root, "FashionMNIST", "raw"))
+        return next((path for folder in folders if (path := folder / f"{name}.gz").is_file()), None)
+
+    def _download(self) -> None:
+        from torchvision import datasets  # here, because it takes seconds and only this call needs it
+
+        try:
+            datasets.FashionMNIST(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"cannot download Fashion-MNIST to {self.root} ({error}); offline, install the Debian package "
+                "dataset-fashion-mnist or copy the original files there"
+            ) from error
+
+
+@functools.lru_cache(maxsize=2)  # images and labels of one dataset, once per process
+def _read_idx(path: Path) -> np.ndarray:
+    """An array of unsigned bytes in LeCun's idx format, gzip-compressed."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+        num_dims = content[3]
+        if content[:3] != b"\0\0\x08":
+            raise ValueError(f"begins with {content[:3]!r}")
+        shape = struct.unpack_from(f">{num_dims}I", content, 4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError, struct.error) as error:
+        raise ValueError(f"{path} is not a whole idx file of unsigned bytes: {error}; fetch it again") from error
+
+
+def _find_images(root: str) -> list[str]:
+    """Paths of all images below `root`, relative to it and sorted."""
+    if not os.path.isdir(root):
+        raise ValueError(f"{root} is not a folder; give the root of a tree of images")
+    known = {extension for extension, format in Image.registered_extensions().items() if format in Image.OPEN}
+    found, ignored = [], []
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            path = Path(folder, name).relative_to(root).as_posix()
+            visible = not any(part.startswith(".") for part in path.split("/"))
+            (found if visible and Path(name).suffix.lower() in known else ignored).append(path)
+    if ignored:
+        _log.warning("%s: left out %d files that are no images, such as %s", root, len(ignored), min(ignored))
+    if not found:
+        raise ValueError(f"{root} holds no images; Pillow here opens {', '.join(sorted(known))}")
+    return sorted(found)
+
+
+def _shuffled(entries: Iterable[Entry], seed: int) -> list[Entry]:
+    """Sorted by a hash of seed and key: an order that no library version can change."""
+
+    def rank(entry: Entry) -> bytes:
+        return hashlib.blake2b(f"{seed}/{entry.key}".encode(), digest_size=16).digest()
+
+    return sorted(entries, key=rank)
+
+
+def _split_by_class(entries: Sequence[Entry], val_fraction: float) -> dict[str, list[Entry]]:
+    """The first `val_fraction` of each class, in the order given, goes to the validation split."""
+    of_class = defaultdict(list)
+    for entry in entries:
+        of_class[entry.label].append(entry)
+    held_out = {entry.key for group in of_class.values() for entry in group[: round(len(group) * val_fraction)]}
+    if not held_out:
+        raise ValueError(f"val_fraction {val_fraction} of {len(entries)} images rounds to none of any class; raise it")
+    return {
+        "train": [entry for entry in entries if entry.key not in held_out],
+        "val": [entry for entry in entries if entry.key in held_out],
+    }
