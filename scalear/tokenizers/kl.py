@@ -3,42 +3,15 @@
 Shapes as in `scalear.tokenizers.base`.
 """
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.conv import Decoder, Encoder
 from scalear.tokenizers.files import load_tokenizer
-from scalear.tokenizers.losses import Reconstruction
+from scalear.tokenizers.trainable import Posterior, Reconstruction, TrainableTokenizer
 
 
-@dataclass
-class Posterior:
-    """Diagonal Gaussian over raw (not normalised) latents."""
-
-    mean_BChw: Tensor
-    logvar_BChw: Tensor
-
-    @classmethod
-    def from_moments(cls, moments_BChw: Tensor) -> "Posterior":
-        """Split moments, in float32, into mean and clamped log-variance."""
-        mean_BChw, logvar_BChw = moments_BChw.float().chunk(2, dim=1)
-        return cls(mean_BChw, logvar_BChw.clamp(-30.0, 20.0))
-
-    def sample(self, noise_BChw: Tensor) -> Tensor:
-        """Latent of standard normal noise."""
-        return self.mean_BChw + torch.exp(0.5 * self.logvar_BChw) * noise_BChw
-
-    def kl(self) -> Tensor:
-        """Divergence from the standard normal in nats, (B,)."""
-        nats_BChw = 0.5 * (self.mean_BChw.square() + self.logvar_BChw.exp() - 1.0 - self.logvar_BChw)
-        return nats_BChw.flatten(1).sum(1)
-
-
-class KLAutoencoder(Tokenizer):
+class KLAutoencoder(TrainableTokenizer):
     """Convolutional autoencoder with a Gaussian latent. The defaults are MAR's KL-16, 66.5M parameters.
 
     Args:
@@ -97,13 +70,10 @@ class KLAutoencoder(Tokenizer):
         """Raw latent -> image_BCHW that is not clamped: what training and the official code see."""
         return F.pixel_shuffle(self.decoder(self.post_quant_conv(latent)), self.patch_size).float()
 
-    def reconstruct(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
-        """One training pass: image_BCHW through a posterior sample (without `noise`: the mode) and back."""
+    def reconstruct(self, image: Tensor, noise: Tensor) -> Reconstruction:
         posterior = self.posterior(image)
-        latent_BChw = posterior.mean_BChw if noise is None else posterior.sample(noise)
-        return Reconstruction(self.decode_raw(latent_BChw), {"kl": posterior.kl() / image[0].numel()})
+        return Reconstruction(self.decode_raw(posterior.sample(noise)), {"kl": posterior.kl() / image[0].numel()})
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """The weight whose gradients balance the adversarial loss."""
         return self.decoder.conv_out.weight

@@ -4,31 +4,24 @@ Every term is a mean over the elements (C * H * W) of the images, so that weight
 and equal those of LDM: its sums per image, divided by the number of elements.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
-
-@dataclass
-class Reconstruction:
-    """One training pass of a tokenizer.
-
-    Attributes:
-        image_BCHW: The decoder's output, not clamped.
-        penalties: What the bottleneck costs, by name; each (B,).
-    """
-
-    image_BCHW: Tensor
-    penalties: dict[str, Tensor]
+from scalear.tokenizers.discriminator import AdversarialLoss
+from scalear.tokenizers.perceptual import PerceptualDistance
+from scalear.tokenizers.trainable import Reconstruction
 
 
 class TokenizerLoss(nn.Module):
-    """Weighted sum of reconstruction errors and bottleneck penalties.
+    """Weighted sum of reconstruction errors, bottleneck penalties, a perceptual distance and an adversarial loss.
 
     Args:
         l1_weight: Of the mean absolute error.
         l2_weight: Of the mean squared error.
-        penalty_weights: Of each of the tokenizer's penalties, by name. `kl`: nats per image element.
+        penalty_weights: Of each of the tokenizer's penalties, by name; default {"kl": 1e-6}. `kl` is in nats per
+            image element.
+        perceptual: Distance between images in the features of a frozen network; None for none.
+        perceptual_weight: Of that distance.
+        adversarial: The discriminator and when it starts; None for none.
     """
 
     def __init__(
@@ -36,23 +29,52 @@ class TokenizerLoss(nn.Module):
         l1_weight: float = 1.0,
         l2_weight: float = 0.0,
         penalty_weights: dict[str, float] | None = None,
+        perceptual: PerceptualDistance | None = None,
+        perceptual_weight: float = 1.0,
+        adversarial: AdversarialLoss | None = None,
     ) -> None:
         super().__init__()
         self.l1_weight = l1_weight
         self.l2_weight = l2_weight
         self.penalty_weights = {"kl": 1e-6} if penalty_weights is None else penalty_weights
+        self.perceptual = perceptual
+        self.perceptual_weight = perceptual_weight
+        self.adversarial = adversarial
 
-    def forward(self, image_BCHW: Tensor, reconstruction: Reconstruction) -> dict[str, Tensor]:
-        """Scalar terms by name; `loss` is their weighted sum, the only one to differentiate."""
+    def load_weights(self) -> None:
+        """Read the weights of the perceptual network, if there is one."""
+        if self.perceptual is not None:
+            self.perceptual.load_weights()
+
+    def forward(
+        self, image_BCHW: Tensor, reconstruction: Reconstruction, last_layer: nn.Parameter, step: int
+    ) -> dict[str, Tensor]:
+        """Scalar terms by name; `loss` is their weighted sum, the only one to differentiate.
+
+        Args:
+            image_BCHW: What was to be reconstructed.
+            reconstruction: What the tokenizer made of it.
+            last_layer: The decoder's last weight, for the adaptive weight of the adversarial loss.
+            step: Optimizer step.
+        """
         error_BCHW = reconstruction.image_BCHW - image_BCHW
         terms = {"l1": error_BCHW.abs().mean(), "l2": error_BCHW.square().mean()}
         loss = self.l1_weight * terms["l1"] + self.l2_weight * terms["l2"]
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(reconstruction.image_BCHW, image_BCHW).mean()
+            loss = loss + self.perceptual_weight * terms["perceptual"]
         for name, penalty_B in reconstruction.penalties.items():
-            if name not in self.penalty_weights:
-                raise ValueError(
-                    f"no weight for the tokenizer's penalty {name!r}: set loss.penalty_weights.{name} "
-                    f"(it has {sorted(self.penalty_weights)})"
-                )
             terms[name] = penalty_B.mean()
-            loss = loss + self.penalty_weights[name] * terms[name]
-        return {"loss": loss} | terms
+            loss = loss + self._penalty_weight(name) * terms[name]
+        if self.adversarial is not None:
+            added, parts = self.adversarial(image_BCHW, reconstruction.image_BCHW, loss, last_layer, step)
+            loss, terms = loss + added, terms | parts
+        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+
+    def _penalty_weight(self, name: str) -> float:
+        if name not in self.penalty_weights:
+            raise ValueError(
+                f"no weight for the tokenizer's penalty {name!r}: set loss.penalty_weights.{name}; "
+                f"there are weights for {sorted(self.penalty_weights)}"
+            )
+        return self.penalty_weights[name]

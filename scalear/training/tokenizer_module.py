@@ -1,23 +1,28 @@
 """Training and testing a tokenizer, and the file it leaves behind."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from torch.optim import Optimizer
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from scalear.data.batch import Batch
-from scalear.data.index import write_atomically
+from scalear.data.index import DatasetIndex, write_atomically
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.trainable import TrainableTokenizer
+from scalear.training.latent_statistics import measure_latents, store_statistics
 from scalear.training.optim import OptimizerSettings
 
 EXPORT_NAME = "tokenizer.safetensors"
@@ -27,8 +32,8 @@ class TokenizerModule(LightningModule):
     """Trains a tokenizer on images; when training ends, measures its latents and exports it.
 
     Args:
-        tokenizer: What is trained.
-        optimizer: AdamW and its schedule.
+        tokenizer: What is trained, or (`test`, `predict`) used: then it may also be a diffusers adapter.
+        optimizer: AdamW and its schedule, for tokenizer and discriminator.
         loss: What is minimised.
         rfid: FID between images and reconstructions: a torchmetrics metric with `update(images, real=...)` on uint8.
         seed: Names the posterior noise, with each sample's position in the stream.
@@ -58,33 +63,52 @@ class TokenizerModule(LightningModule):
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
 
     def setup(self, stage: str) -> None:
+        if index := getattr(self.trainer.datamodule, "index", None):
+            self._check_images(index)
         self.tokenizer.load_weights()
+        if stage == "fit":
+            self._check_training()
+            self.loss.load_weights()
 
     def configure_optimizers(self) -> dict:
-        return self.optimizer.build(self.tokenizer)
+        return self.optimizer.build([self.tokenizer, self.loss])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if self.loss.adversarial is None or not gradient_clip_val:
+            return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        # One optimizer, two players: neither may shorten the other's gradient.
+        clip_value = torch.nn.utils.clip_grad_value_
+        clip = clip_value if gradient_clip_algorithm == "value" else torch.nn.utils.clip_grad_norm_
+        for player in (self.tokenizer, self.loss):
+            clip(player.parameters(), gradient_clip_val)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         draws = SeededDraws([(self.seed, int(position)) for position in batch.position], self.device)
-        height, width = self.tokenizer.latent_size(batch.inputs.shape[-2:])
-        noise_BChw = draws.normal("posterior", self.tokenizer.latent_channels, height, width)
-        terms = self.loss(batch.inputs, self.tokenizer.reconstruct(batch.inputs, noise_BChw))
+        latent_shape = self.tokenizer.latent_channels, *self.tokenizer.latent_size(batch.inputs.shape[-2:])
+        reconstruction = self.tokenizer.reconstruct(batch.inputs, draws.normal("posterior", *latent_shape))
+        terms = self.loss(batch.inputs, reconstruction, self.tokenizer.last_layer, self.global_step)
         if not torch.isfinite(terms["loss"]):
             values = {name: value.item() for name, value in terms.items()}
-            raise ValueError(f"loss is not finite at step {self.global_step}: {values}; batch keys {batch.keys}")
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch))
+            raise ValueError(f"the loss is not finite at step {self.global_step}: {values}; batch keys: {batch.keys}")
+        self.log("train/loss", terms["loss"], prog_bar=True, batch_size=len(batch))
+        parts = {f"train/{name}": value for name, value in terms.items() if name != "loss"}
+        self.log_dict(parts, batch_size=len(batch))
         return terms["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        reconstruction_BCHW = self.tokenizer.decode(self.tokenizer.encode(batch.inputs))
-        original, reconstructed = to_uint8(batch.inputs), to_uint8(reconstruction_BCHW)
+        original = to_uint8(batch.inputs)
+        reconstructed = to_uint8(self.tokenizer.decode(self.tokenizer.encode(batch.inputs)))
         self.psnr.update(reconstructed / 255, original / 255)
         self.ssim.update(reconstructed / 255, original / 255)
-        metrics = {"val/psnr": self.psnr, "val/ssim": self.ssim}
         if self.rfid is not None:
             self.rfid.update(original, real=True)
             self.rfid.update(reconstructed, real=False)
-            metrics["val/rfid"] = self.rfid
-        self.log_dict(metrics, batch_size=len(batch))
+        self.log_dict(self._metrics(), batch_size=len(batch))
         if batch_index == 0:
             self._log_grid(original[: self.grid_images], reconstructed[: self.grid_images])
 
@@ -92,13 +116,11 @@ class TokenizerModule(LightningModule):
         self.validation_step(batch, batch_index)
 
     def on_test_epoch_end(self) -> None:
-        metrics = {"val/psnr": self.psnr, "val/ssim": self.ssim}
-        if self.rfid is not None:
-            metrics["val/rfid"] = self.rfid
-        results = {name: float(metric.compute()) for name, metric in metrics.items()}
+        results = {name: metric.compute().item() for name, metric in self._metrics().items()}
         rank_zero_info("  ".join(f"{name} {value:.4f}" for name, value in results.items()))
         if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "metrics.json"
+            path = Path(self.trainer.default_root_dir, "metrics.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
@@ -108,36 +130,45 @@ class TokenizerModule(LightningModule):
             "flipped": self.tokenizer.moments(batch.inputs.flip(-1)),
         }
 
+    @torch.no_grad()
     def on_train_end(self) -> None:
-        # Callbacks go first: with weight averaging the model already holds the average.
-        self._measure_latents()
+        # Callbacks went first: with weight averaging the tokenizer already holds the average.
+        self.tokenizer.eval()
+        measure_latents(self.tokenizer, self._plain_training_batches(), self.statistics_samples, self.trainer)
         if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / EXPORT_NAME
+            store_statistics(self.tokenizer, "tokenizer.", self.trainer)
+            path = Path(self.trainer.default_root_dir, EXPORT_NAME)
             save_tokenizer(self.tokenizer, path)
             rank_zero_info(f"tokenizer exported to {path}")
 
-    @torch.no_grad()
-    def _measure_latents(self) -> None:
-        """Mean and standard deviation of posterior samples per channel, over training images of all ranks."""
-        self.tokenizer.eval()
-        quota = -(-self.statistics_samples // self.trainer.world_size)
-        sums = torch.zeros(3, self.tokenizer.latent_channels, dtype=torch.float64, device=self.device)
-        seen = 0
-        for batch in self._statistics_batches():
-            images = batch.inputs[: quota - seen].to(self.device)
-            with self.trainer.precision_plugin.forward_context():
-                posterior = self.tokenizer.posterior(images)
-            mean, variance = posterior.mean_BChw.double(), posterior.logvar_BChw.double().exp()
-            sums += torch.stack([x.sum((0, 2, 3)) for x in (torch.ones_like(mean), mean, mean.square() + variance)])
-            seen += len(images)
-            if seen >= quota:
-                break
-        count, first, second = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        self.tokenizer.latent_mean.copy_(first / count)
-        self.tokenizer.latent_std.copy_((second / count - (first / count).square()).sqrt())
+    def _metrics(self) -> dict[str, Metric]:
+        metrics = {"val/psnr": self.psnr, "val/ssim": self.ssim, "val/rfid": self.rfid}
+        return {name: metric for name, metric in metrics.items() if metric is not None}
 
-    def _statistics_batches(self):
-        return self.trainer.train_dataloader
+    def _plain_training_batches(self) -> Iterable[Batch]:
+        """Training images without augmentation, where the datamodule serves them (as it does for caching latents)."""
+        datamodule = self.trainer.datamodule
+        return self.trainer.train_dataloader if datamodule is None else datamodule.predict_dataloader()
+
+    def _check_images(self, index: DatasetIndex) -> None:
+        if index.kind != "images":
+            raise ValueError(f"a tokenizer needs images, but dataset {index.name!r} holds {index.kind}")
+        if index.image_channels != self.tokenizer.image_channels:
+            raise ValueError(
+                f"dataset {index.name!r} has images of {index.image_channels} channel(s), the tokenizer is built for "
+                f"{self.tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
+            )
+        self.tokenizer.latent_size((index.image_size, index.image_size))
+        if self.loss.adversarial is not None:
+            self.loss.adversarial.discriminator.check_size((index.image_size, index.image_size))
+
+    def _check_training(self) -> None:
+        if not isinstance(self.tokenizer, TrainableTokenizer):
+            name = type(self.tokenizer).__name__
+            raise ValueError(f"{name} cannot be trained here, only tested and used: fit a KLAutoencoder instead")
+        precision = self.trainer.precision_plugin
+        if self.loss.adversarial is not None and isinstance(precision, MixedPrecision) and precision.scaler is not None:
+            raise ValueError("the adversarial loss does not support 16-mixed: set trainer.precision to bf16-mixed")
 
     def _log_grid(self, original: Tensor, reconstructed: Tensor) -> None:
         grid = make_grid(torch.cat([original, reconstructed]), columns=len(original), scale=2)

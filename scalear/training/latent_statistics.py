@@ -1,0 +1,77 @@
+"""Per-channel mean and standard deviation of a trained tokenizer's latents."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from scalear.data.batch import Batch
+from scalear.tokenizers.base import Tokenizer
+from scalear.tokenizers.trainable import TrainableTokenizer
+
+STATISTICS = ("latent_mean", "latent_std")
+
+
+@torch.no_grad()
+def measure_latents(
+    tokenizer: TrainableTokenizer, batches: Iterable[Batch], num_samples: int, trainer: Trainer
+) -> None:
+    """Set the tokenizer's statistics to those of posterior samples, over images of all ranks.
+
+    The moments of the Gaussians are averaged, which is what infinitely many samples of each would give.
+
+    Args:
+        tokenizer: Left alone if it has no posterior.
+        batches: This rank's images.
+        num_samples: Images of all ranks together; fewer if there are fewer.
+        trainer: Tells ranks, precision and device.
+    """
+    quota = -(-num_samples // trainer.world_size)
+    device = tokenizer.latent_mean.device
+    sums = torch.zeros(3, tokenizer.latent_channels, dtype=torch.float64, device=device)  # count, mean, square
+    for batch in batches:
+        image_BCHW = batch.inputs[:quota].to(device)
+        with trainer.precision_plugin.forward_context():
+            posterior = tokenizer.posterior(image_BCHW)
+        if posterior is None:
+            return
+        mean_BChw, variance_BChw = posterior.mean_BChw.double(), posterior.logvar_BChw.double().exp()
+        powers = torch.ones_like(mean_BChw), mean_BChw, mean_BChw.square() + variance_BChw
+        sums += torch.stack([power.sum((0, 2, 3)) for power in powers])
+        quota -= len(image_BCHW)
+        if quota <= 0:
+            break
+    count, first, second = trainer.strategy.reduce(sums, reduce_op="sum")
+    if not count.all():
+        raise ValueError("no training images to measure the latents on")
+    mean = first / count
+    tokenizer.latent_mean.copy_(mean)
+    tokenizer.latent_std.copy_((second / count - mean.square()).sqrt())
+
+
+def store_statistics(tokenizer: Tokenizer, prefix: str, trainer: Trainer) -> None:
+    """Write the statistics into the checkpoints of the last step, which were saved before they were measured.
+
+    The checkpoint and the exported file then are the same tokenizer, with the same fingerprint.
+
+    Args:
+        tokenizer: Holds the statistics.
+        prefix: Of its names in the checkpoint.
+        trainer: Knows the checkpoints.
+    """
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    paths = {Path(path).resolve() for c in callbacks for path in (c.best_model_path, c.last_model_path) if path}
+    for path in filter(Path.is_file, paths):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["global_step"] != trainer.global_step:
+            continue
+        for state in ("state_dict", "current_model_state"):  # the second is where weight averaging keeps the weights
+            for name in STATISTICS:
+                if state in checkpoint:
+                    checkpoint[state][prefix + name] = getattr(tokenizer, name).cpu()
+        partial = path.with_name(f".{path.name}.partial")
+        torch.save(checkpoint, partial)
+        os.replace(partial, path)
