@@ -105,7 +105,7 @@ def test_real_images_come_from_shards_in_equal_shares(tmp_path):
 def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
     torch.manual_seed(0)
     save_classifier(tmp_path / "classifier.safetensors", ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
-    extractor = ClassifierFeatures(str(tmp_path / "classifier.safetensors"))
+    extractor = ClassifierFeatures(str(tmp_path / "classifier.safetensors"), num_features=8)
     real, other = image_set(90, 0, "val"), image_set(90, 1, "train")
     copies = evaluate_samples(real, real, other, extractor)
     assert copies["fid"] == pytest.approx(0, abs=1e-6) and copies["fid_floor"] > 1e-7

@@ -13,7 +13,7 @@ def extractor(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "classifier.safetensors"
     save_classifier(path, ImageClassifier(image_channels=1, num_classes=3, widths=(4, 6, 8)), {})
-    return ClassifierFeatures(str(path))
+    return ClassifierFeatures(str(path), num_features=8)
 
 
 def images(count, seed, channels=1):
@@ -81,17 +81,13 @@ def test_real_statistics_can_outlive_a_reset(extractor):
     assert metric.real_features_num_samples == 30
 
 
-def test_extractors_stay_frozen_and_out_of_checkpoints(extractor):
-    extractor.load_weights()
-    owner = nn.Sequential(nn.Linear(2, 2), extractor)
-    owner.train()
-    assert not any(module.training for module in extractor.modules())
-    assert not any(parameter.requires_grad for parameter in extractor.parameters())
-    state = owner.state_dict()
-    assert set(state) == {"0.weight", "0.bias"}
-    before = extractor(images(2, 0))
-    assert owner.load_state_dict(state).missing_keys == []
-    assert torch.equal(extractor(images(2, 0)), before)
+def test_the_extractor_is_no_part_of_its_owner(extractor):
+    owner = nn.ModuleDict({"model": nn.Linear(2, 2), "fid": FeatureFID(extractor)}).train()
+    owner["fid"].update(images(2, 0), real=True)
+    assert set(owner.state_dict()) == {"model.weight", "model.bias"}
+    assert len(list(owner.parameters())) == 2
+    assert not any(module.training for module in extractor.network.modules())
+    assert not any(parameter.requires_grad for parameter in extractor.network.parameters())
 
 
 def test_extractors_refuse_what_they_cannot_measure(extractor, tmp_path):
@@ -101,14 +97,16 @@ def test_extractors_refuse_what_they_cannot_measure(extractor, tmp_path):
         extractor(images(1, 0, channels=3))
     for missing in (ClassifierFeatures(str(tmp_path / "no.safetensors")), InceptionFeatures(str(tmp_path / "no.pth"))):
         with pytest.raises(ValueError, match="no .* at .*/no"):
-            missing.load_weights()
+            missing(images(1, 0))
     (tmp_path / "broken.pth").write_bytes(b"not a network")
     for broken in (ClassifierFeatures, InceptionFeatures):
         with pytest.raises(ValueError, match="damaged"):
-            broken(str(tmp_path / "broken.pth")).load_weights()
+            broken(str(tmp_path / "broken.pth"))(images(1, 0))
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not torch-fidelity's Inception"):
-        InceptionFeatures(str(tmp_path / "other.pth")).load_weights()
+        InceptionFeatures(str(tmp_path / "other.pth"))(images(1, 0))
+    with pytest.raises(ValueError, match="gives 8 features, not 192"):
+        ClassifierFeatures(extractor.weights)(images(1, 0))
 
 
 def test_names_tell_weights_apart(extractor, tmp_path):

@@ -1,6 +1,5 @@
 """Numbers of a sample set against real images: one pass of one extractor, every metric."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ def evaluate_samples(
     extractor: FeatureExtractor,
     k: int = 3,
     batch_size: int = 250,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Compare samples with real images.
 
@@ -29,6 +29,7 @@ def evaluate_samples(
         extractor: Network that measures; a `ClassifierFeatures` also judges the samples' classes.
         k: Neighbour that bounds the balls of precision and recall.
         batch_size: Images per pass of the extractor; changes nothing but memory.
+        device: Where the extractor runs.
 
     Returns:
         `fid`, `fid_floor`, `precision`, `recall`; with a classifier `accuracy`, the share of samples that it takes for
@@ -37,7 +38,7 @@ def evaluate_samples(
     """
     if len(floor) != len(samples):
         raise ValueError(f"the floor of {len(samples)} samples needs as many real images, got {len(floor)}")
-    fake, real, other = (extract(extractor, images, batch_size) for images in (samples, reference, floor))
+    fake, real, other = (extract(extractor, images, batch_size, device) for images in (samples, reference, floor))
     fake_label, real_label = torch.as_tensor(samples.labels), torch.as_tensor(reference.labels)
 
     neighbours = PrecisionRecall(k)
@@ -60,12 +61,12 @@ def evaluate_samples(
     return scores
 
 
-def extract(extractor: FeatureExtractor, images: ImageSet, batch_size: int = 250) -> Tensor:
-    """Features (N, F) of all images, on the CPU; the network runs where its weights are."""
-    extractor.load_weights()
-    device = next(extractor.parameters()).device
-    pixels = torch.from_numpy(np.ascontiguousarray(images.images.transpose(0, 3, 1, 2)))
-    return torch.cat([extractor(block.to(device)).cpu() for block in pixels.split(batch_size)])
+def extract(
+    extractor: FeatureExtractor, images: ImageSet, batch_size: int = 250, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Features (N, F) of all images, on the CPU."""
+    image_BCHW = torch.from_numpy(images.images).permute(0, 3, 1, 2)
+    return torch.cat([extractor(block.to(device)).cpu() for block in image_BCHW.split(batch_size)])
 
 
 def describe(

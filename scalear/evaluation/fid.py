@@ -6,35 +6,44 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from scalear.evaluation.features import FeatureExtractor
 
 
-class FeatureFID(FrechetInceptionDistance):
-    """FID of uint8 images under a named extractor; statistics in float64, summed over ranks.
+class FrechetFeatureDistance(FrechetInceptionDistance):
+    """FID of features that are already there; statistics in float64, summed over ranks.
 
     Args:
-        extractor: Network that measures; its weights are loaded here.
+        num_features: Width of the features.
+        reset_real_features: False keeps the statistics of the real images when the metric is reset.
+    """
+
+    def __init__(self, num_features: int, reset_real_features: bool = True) -> None:
+        features = nn.Identity()
+        features.num_features = num_features
+        super().__init__(feature=features, reset_real_features=reset_real_features)
+
+    def update(self, features_BF: Tensor, real: bool) -> None:
+        """Add features of real or generated images."""
+        super().update(features_BF.double(), real)
+
+
+class FeatureFID(FrechetFeatureDistance):
+    """FID of uint8 images under a named extractor.
+
+    Args:
+        extractor: Network that measures.
         reset_real_features: False keeps the statistics of the real images when the metric is reset.
     """
 
     def __init__(self, extractor: FeatureExtractor, reset_real_features: bool = True) -> None:
-        extractor.load_weights()
-        super().__init__(feature=extractor, reset_real_features=reset_real_features)
+        super().__init__(extractor.num_features, reset_real_features)
+        self.extractor = extractor
 
-    @property
-    def name(self) -> str:
-        """The extractor's name."""
-        return self.inception.name
+    def update(self, image_BCHW: Tensor, real: bool) -> None:
+        """Add real or generated images."""
+        super().update(self.extractor(image_BCHW), real)
 
 
 def frechet_distance(real_BF: Tensor, fake_BF: Tensor) -> float:
-    """FID of features that are already there."""
-    metric = FrechetInceptionDistance(feature=_Features(real_BF.shape[1]))
-    metric.update(real_BF.double(), real=True)
-    metric.update(fake_BF.double(), real=False)
+    """FID between two sets of features."""
+    metric = FrechetFeatureDistance(real_BF.shape[1])
+    metric.update(real_BF, real=True)
+    metric.update(fake_BF, real=False)
     return metric.compute().item()
-
-
-class _Features(nn.Identity):
-    """The extractor of features."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features

@@ -11,17 +11,19 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import scalear
 from scalear.data.batch import Batch
-from scalear.evaluation.classifier import ImageClassifier, save_classifier
+from scalear.evaluation.classifier import ImageClassifier, load_classifier, save_classifier
 from scalear.training.optim import OptimizerSettings
 
 
 class ClassifierModule(lightning.LightningModule):
     """Cross-entropy training, accuracy in validation and test, and a safetensors file at the end of `fit`.
 
+    `test` measures that file unless it is given a checkpoint.
+
     Args:
         classifier: Network to train.
         optimizer: AdamW and its schedule.
-        export_path: File to write after training.
+        export_path: The file to write after training.
     """
 
     def __init__(self, classifier: ImageClassifier, optimizer: OptimizerSettings, export_path: str) -> None:
@@ -50,6 +52,10 @@ class ClassifierModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
+
+    def on_test_start(self) -> None:
+        if self.trainer.ckpt_path is None:
+            self.classifier.load_state_dict(load_classifier(self.export_path).state_dict())
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
