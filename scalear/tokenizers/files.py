@@ -59,7 +59,7 @@ def load_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
 
 def architecture(tokenizer: Tokenizer) -> dict:
     """Constructor arguments but the source of the weights; each is an attribute of the same name, a plain value."""
-    names = [name for name in inspect.signature(type(tokenizer)).parameters if name not in ("weights", "source")]
+    names = [name for name in inspect.signature(type(tokenizer)).parameters if name != "weights"]
     return json.loads(json.dumps({name: getattr(tokenizer, name) for name in names}))
 
 
