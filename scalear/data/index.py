@@ -128,26 +128,29 @@ class DatasetIndex:
             latents = LatentInfo(**content["latents"])
             content["latents"] = dataclasses.replace(latents, moments_shape=tuple(latents.moments_shape))
         index = cls(**content)
-        if index.kind not in get_args(Kind):
-            raise ValueError(f"kind is {index.kind!r}, must be one of {get_args(Kind)}")
-        if (index.kind == "latents") != (index.latents is not None):
-            raise ValueError(f"kind is {index.kind!r} but latents is {index.latents}")
-        for key, value, allowed in (
-            ("image_size", index.image_size, "a positive integer"),
-            ("image_channels", index.image_channels, "1 or 3"),
-        ):
-            if not isinstance(value, int) or value < 1 or (key == "image_channels" and value not in (1, 3)):
-                raise ValueError(f"{key} is {value!r}, must be {allowed}")
+        index._check()
+        return index
+
+    def _check(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind is {self.kind!r}, must be one of {get_args(Kind)}")
+        if (self.kind == "latents") != (self.latents is not None):
+            raise ValueError(f"kind is {self.kind!r} but latents is {self.latents}")
+        if type(self.image_size) is not int or self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size!r}, must be a positive integer")
+        if self.image_channels not in (1, 3):
+            raise ValueError(f"image_channels is {self.image_channels!r}, must be 1 or 3")
+        if not isinstance(self.class_names, list) or not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError(f"class_names is {self.class_names!r}, must be a list of names")
         names: set[str] = set()
-        for shard in (shard for shards in index.splits.values() for shard in shards):
-            if not isinstance(shard.num_samples, int) or shard.num_samples < 1:
+        for shard in (shard for shards in self.splits.values() for shard in shards):
+            if type(shard.num_samples) is not int or shard.num_samples < 1:
                 raise ValueError(f"shard {shard.name!r} has num_samples {shard.num_samples!r}, must be positive")
             if not _SHARD_NAME.fullmatch(shard.name) or ".." in shard.name.split("/"):
                 raise ValueError(f"shard name {shard.name!r} is neither a relative path nor a plain URL")
             if shard.name in names:
                 raise ValueError(f"shard {shard.name!r} is listed twice")
             names.add(shard.name)
-        return index
 
 
 def shard_url(directory: str | Path, shard: Shard) -> str:

@@ -3,14 +3,13 @@
 import contextlib
 import gzip
 import hashlib
+import io
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
-
-from webdataset import TarWriter
 
 from scalear.data.index import Shard
 
@@ -46,13 +45,16 @@ class ShardFile:
         stream = self._file
         if self.path.suffix == ".gz":  # no name and no time in the header, or equal content would differ
             stream = self._closing.enter_context(gzip.GzipFile("", "wb", 9, self._file, mtime=0))
-        self._tar = TarWriter(stream, user="", group="", encoder=False, mtime=0)
-        self._closing.callback(self._tar.close)
+        # Not webdataset's TarWriter: importing that imports torch, which a packing worker would wait for.
+        self._tar = self._closing.enter_context(tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT))
         return self
 
     def write(self, key: str, members: dict[str, bytes], num_samples: int = 1) -> None:
         """Append the members `{key}.{extension}` of one sample, or of one block of `num_samples`."""
-        self._tar.write({"__key__": key, **members})
+        for extension in sorted(members):
+            info = tarfile.TarInfo(f"{key}.{extension}")  # its time and owner are 0
+            info.size, info.mode = len(members[extension]), 0o444
+            self._tar.addfile(info, io.BytesIO(members[extension]))
         self._num_samples += num_samples
 
     def __exit__(
