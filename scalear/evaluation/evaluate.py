@@ -49,7 +49,7 @@ def evaluate_samples(
         "fid_floor": frechet_distance(real, other),
         **{name: value.item() for name, value in neighbours.compute().items()},
     }
-    if isinstance(extractor, ClassifierFeatures):
+    if isinstance(extractor, ClassifierFeatures) and fake_label.min() >= 0:
         scores["accuracy"] = (extractor.predict(fake) == fake_label).float().mean().item()
     if fake_label.min() >= 0 and real_label.min() >= 0:
         variety = ClassVariety(int(max(fake_label.max(), real_label.max())) + 1, extractor.num_features)

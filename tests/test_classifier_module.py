@@ -1,0 +1,65 @@
+import io
+
+import lightning
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalear.data.datamodule import ShardDataModule
+from scalear.data.index import DatasetIndex
+from scalear.data.shards import ShardFile
+from scalear.evaluation.classifier import ImageClassifier, classifier_record
+from scalear.training.classifier_module import ClassifierModule
+from scalear.training.optim import OptimizerSettings
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    """Dark and bright squares."""
+    directory, rng, splits = tmp_path_factory.mktemp("shades"), np.random.default_rng(0), {}
+    for split, count in (("train", 64), ("val", 20)):
+        with ShardFile(directory / f"{split}-0.tar") as shard:
+            for place in range(count):
+                stream = io.BytesIO()
+                pixels = rng.integers(0, 120, (8, 8)) + 130 * (place % 2)
+                Image.fromarray(pixels.astype(np.uint8)).save(stream, format="PNG")
+                shard.write(f"{place:03d}", {"png": stream.getvalue(), "cls": str(place % 2).encode()})
+        splits[split] = [shard.result]
+    DatasetIndex("shades", "images", 8, 1, ["dark", "bright"], splits).save(directory)
+    return directory
+
+
+def trainer(directory):
+    return lightning.Trainer(
+        default_root_dir=directory,
+        accelerator="cpu",
+        max_steps=16,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+    )
+
+
+def module(directory, num_classes=2):
+    classifier = ImageClassifier(image_channels=1, num_classes=num_classes, widths=(4, 8))
+    return ClassifierModule(classifier, OptimizerSettings(lr=1e-2), str(directory / "classifier.safetensors"))
+
+
+def test_fit_exports_what_test_measures(shades, tmp_path):
+    lightning.seed_everything(0)
+    data = ShardDataModule(str(shades), batch_size=16)
+    trainer(tmp_path).fit(module(tmp_path), datamodule=data)
+    record = classifier_record(tmp_path / "classifier.safetensors")
+    assert record["class_names"] == ["dark", "bright"] and record["steps"] == 16 and record["train_images"] == 64
+    assert record["val_accuracy"] > 0.9
+    # A fresh module measures the file, not its own random weights.
+    (result,) = trainer(tmp_path).test(module(tmp_path), datamodule=ShardDataModule(str(shades), batch_size=16))
+    assert result["test/accuracy"] == pytest.approx(record["val_accuracy"], abs=1e-4)
+
+
+def test_another_dataset_is_refused(shades, tmp_path):
+    with pytest.raises(ValueError, match="2 classes .* built for 10"):
+        trainer(tmp_path).fit(module(tmp_path, num_classes=10), datamodule=ShardDataModule(str(shades), batch_size=16))
