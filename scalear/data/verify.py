@@ -178,7 +178,7 @@ def _read_members(
     except CancelledError:
         raise
     except Exception as error:  # so do tarfile and gzip
-        report.problems.append(f"broken after sample {next(reversed(sizes), None)}: {_describe(error)}")
+        report.problems.append(f"broken after {len(sizes)} whole samples: {_describe(error)}")
     if index.latents is not None:
         small = [key for key in list(sizes)[:-1] if 0 < sizes[key] != index.latents.block_size]
         report.problems += [f"block {key}: has {sizes[key]} samples, but only the last may be small" for key in small]
@@ -228,8 +228,8 @@ def _checked_block(members: dict[str, bytes], index: DatasetIndex) -> list[int]:
         if not np.isfinite(moments).all():
             raise ValueError(f"{name} has values that are not finite")
     keys = json.loads(members["keys.json"]) if "keys.json" in members else None
-    if not isinstance(keys, list) or len(set(keys)) != len(labels):
-        raise ValueError(f"keys.json must be a list of {len(labels)} different names")
+    if not isinstance(keys, list) or len(keys) != len(labels):
+        raise ValueError(f"keys.json must be a list of {len(labels)} names")
     return labels.tolist()
 
 
