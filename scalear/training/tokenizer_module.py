@@ -15,7 +15,8 @@ from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from scalear.data.batch import Batch
-from scalear.data.index import DatasetIndex, write_atomically
+from scalear.data.datamodule import ShardDataModule
+from scalear.data.index import write_atomically
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.tokenizers.base import Tokenizer
@@ -63,12 +64,12 @@ class TokenizerModule(LightningModule):
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
 
     def setup(self, stage: str) -> None:
-        if index := getattr(self.trainer.datamodule, "index", None):
-            self._check_images(index)
-        self.tokenizer.load_weights()
+        if self.trainer.datamodule is not None:
+            self._check_data(self.trainer.datamodule)
         if stage == "fit":
             self._check_training()
             self.loss.load_weights()
+        self.tokenizer.load_weights()
 
     def configure_optimizers(self) -> dict:
         return self.optimizer.build([self.tokenizer, self.loss])
@@ -146,26 +147,33 @@ class TokenizerModule(LightningModule):
         return {name: metric for name, metric in metrics.items() if metric is not None}
 
     def _plain_training_batches(self) -> Iterable[Batch]:
-        """Training images without augmentation, where the datamodule serves them (as it does for caching latents)."""
-        datamodule = self.trainer.datamodule
-        return self.trainer.train_dataloader if datamodule is None else datamodule.predict_dataloader()
+        """Training images without augmentation, as they are served for caching latents."""
+        data = self.trainer.datamodule
+        if data is None:
+            return self.trainer.train_dataloader
+        return data.predict_dataloader()[data.predict_splits.index(data.train_split)]
 
-    def _check_images(self, index: DatasetIndex) -> None:
+    def _check_data(self, data: ShardDataModule) -> None:
+        index, tokenizer = data.index, self.tokenizer
         if index.kind != "images":
-            raise ValueError(f"a tokenizer needs images, but dataset {index.name!r} holds {index.kind}")
-        if index.image_channels != self.tokenizer.image_channels:
+            raise ValueError(f"a tokenizer needs images, but {data.data_dir} holds {index.kind}")
+        if index.image_channels != tokenizer.image_channels:
             raise ValueError(
-                f"dataset {index.name!r} has images of {index.image_channels} channel(s), the tokenizer is built for "
-                f"{self.tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
+                f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
+                f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
             )
-        self.tokenizer.latent_size((index.image_size, index.image_size))
+        size = data.random_crop or index.image_size
+        tokenizer.latent_size((size, size))
         if self.loss.adversarial is not None:
-            self.loss.adversarial.discriminator.check_size((index.image_size, index.image_size))
+            self.loss.adversarial.discriminator.check_size((size, size))
 
     def _check_training(self) -> None:
         if not isinstance(self.tokenizer, TrainableTokenizer):
             name = type(self.tokenizer).__name__
             raise ValueError(f"{name} cannot be trained here, only tested and used: fit a KLAutoencoder instead")
+        data = self.trainer.datamodule
+        if data is not None and data.train_split not in data.predict_splits:
+            raise ValueError(f"data.predict_splits lacks {data.train_split!r}, on which the latents are measured")
         precision = self.trainer.precision_plugin
         if self.loss.adversarial is not None and isinstance(precision, MixedPrecision) and precision.scaler is not None:
             raise ValueError("the adversarial loss does not support 16-mixed: set trainer.precision to bf16-mixed")
