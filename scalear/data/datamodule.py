@@ -1,0 +1,231 @@
+"""Tar shards as Lightning's data: an exactly resumable training stream, complete evaluation."""
+
+import hashlib
+import warnings
+from functools import cached_property
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+
+from scalear.data.dataset import Augmentation, ShardDataset, ShardLoader
+from scalear.data.index import DatasetIndex
+from scalear.data.plan import EvalBatches, TrainBatches, TrainPlan
+from scalear.data.reader import ShardReader
+from scalear.data.resume import StreamPosition
+
+
+class ShardDataModule(LightningDataModule):
+    """Images or cached latents from a dataset that `scalear data pack` or `scalear predict` wrote.
+
+    Training order is a function of (seed, epoch), whatever the number of ranks and workers; see `scalear.data.plan`.
+    Used without a Trainer, `train_dataloader()` goes from `position` to the end of that epoch; set `position` to the
+    last batch's `stream_end` and ask again.
+
+    Args:
+        data_dir: Folder with `index.json`.
+        batch_size: Training samples per rank and step (before gradient accumulation).
+        eval_batch_size: Most samples per rank in validation, test and prediction. Default: `batch_size`.
+        num_workers: Reader processes per rank; 0 reads in the training process. Never changes what is read.
+        seed: Of order and augmentation.
+        flip: Mirror training images with probability 1/2. Switch it off where left and right mean something.
+        random_crop: Side of a random crop of the packed images (the central one in evaluation). Default: whole images.
+        shuffle_shards: Shards whose samples are mixed with each other; as many are open in each reader.
+        max_bad_fraction: Part of the samples of an epoch that may be broken. These are logged and left out.
+        cache_dir: Where to keep local copies of compressed and remote shards. Default: they are held in memory.
+        train_split: Name of the split for training.
+        val_split: Name of the split for validation and test.
+        predict_splits: Splits for prediction, one loader each, in this order. Default: all of the index.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        flip: bool = True,
+        random_crop: int | None = None,
+        shuffle_shards: int = 16,
+        max_bad_fraction: float = 0.0,
+        cache_dir: str | None = None,
+        train_split: str = "train",
+        val_split: str = "val",
+        predict_splits: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        for argument, value, low in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size or batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("shuffle_shards", shuffle_shards, 1),
+        ):
+            if value < low:
+                raise ValueError(f"data.{argument} is {value}, must be at least {low}")
+        if not 0 <= max_bad_fraction < 1:
+            raise ValueError(f"data.max_bad_fraction is {max_bad_fraction}, must be in [0, 1)")
+        self.data_dir = data_dir
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.flip = flip
+        self.random_crop = random_crop
+        self.shuffle_shards = shuffle_shards
+        self.max_bad_fraction = max_bad_fraction
+        self.cache_dir = cache_dir
+        self.train_split = train_split
+        self.val_split = val_split
+        self._predict_splits = predict_splits
+        self._train_loader: ShardLoader | None = None
+        self._begin()
+
+    @cached_property
+    def index(self) -> DatasetIndex:
+        """What the dataset holds. Read at first use, so that a config can be built where its data is not."""
+        index = DatasetIndex.load(self.data_dir)
+        if self.random_crop is not None and (index.kind == "latents" or not 1 <= self.random_crop <= index.image_size):
+            raise ValueError(
+                f"data.random_crop is {self.random_crop}, but {self.data_dir} holds {index.kind} of images of side "
+                f"{index.image_size}: only images can be cropped, and not to more than their size"
+            )
+        return index
+
+    @property
+    def predict_splits(self) -> list[str]:
+        """Which split each prediction loader (`dataloader_idx`) reads."""
+        return list(self.index.splits) if self._predict_splits is None else self._predict_splits
+
+    def check_tokenizer(self, fingerprint: str) -> None:
+        """Make sure that cached latents were made by the tokenizer at hand; images fit any.
+
+        Args:
+            fingerprint: `Tokenizer.fingerprint()`, after its weights were loaded.
+
+        Raises:
+            ValueError: Another one made them.
+        """
+        latents = self.index.latents
+        if latents is not None and latents.fingerprint != fingerprint:
+            raise ValueError(
+                f"the latents in {self.data_dir} were made by {latents.tokenizer} with fingerprint "
+                f"{latents.fingerprint}, the tokenizer of this run has {fingerprint}: load that tokenizer's weights, "
+                "or cache latents again with `scalear predict`"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Check that trainer and dataset fit each other.
+
+        Raises:
+            ValueError: They do not; names the remedy.
+        """
+        trainer = self.trainer
+        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError("the data is split over ranks already: set trainer.use_distributed_sampler to false")
+        if stage != TrainerFn.FITTING:
+            return
+        if trainer.reload_dataloaders_every_n_epochs != 1:
+            raise ValueError(
+                f"trainer.reload_dataloaders_every_n_epochs is {trainer.reload_dataloaders_every_n_epochs}, must be 1: "
+                "each epoch has an order, and a number of batches, of its own"
+            )
+        if trainer.overfit_batches:
+            raise ValueError("trainer.overfit_batches would not repeat batches here; pack a smaller dataset instead")
+        if not any(isinstance(callback, StreamPosition) for callback in trainer.callbacks):
+            trainer.callbacks.insert(0, StreamPosition(self))
+            self._begin()
+
+    def train_dataloader(self) -> ShardLoader:
+        """Batches that begin in the current epoch and were not used yet."""
+        if self._train_loader is None:
+            self._train_loader = self._build_train_loader()
+        # The epoch matters if the last one was cut short (limit_train_batches): the rest of its samples is skipped.
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        batches = self._train_loader.dataset.batches
+        batches.seek(max(self.position, epoch * batches.num_samples), self.num_done)
+        return self._train_loader
+
+    def val_dataloader(self) -> ShardLoader:
+        """This rank's share of the validation split, in order."""
+        return self._build_eval_loader(self.val_split)
+
+    def test_dataloader(self) -> ShardLoader:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> list[ShardLoader]:
+        """This rank's share of each of `predict_splits`, in order."""
+        warnings.filterwarnings("ignore", "You are using a custom batch sampler `EvalBatches` for prediction")
+        return [self._build_eval_loader(split) for split in self.predict_splits]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The resume point, and the stream in which it is one."""
+        batches = {"num_done": self.num_done, "global_batch_size": self.batch_size * self._world_size}
+        return {"position": self.position} | batches | self._stream()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to a resume point. It counts samples, so another number of ranks or batch size continues just there.
+
+        Raises:
+            ValueError: It lies in another stream.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return  # a checkpoint may be tested on other data
+        for name, here in self._stream().items():
+            if state_dict[name] != here:
+                raise ValueError(
+                    f"the checkpoint was trained on data with {name} {state_dict[name]}, split {self.train_split!r} of "
+                    f"{self.data_dir} and this config give {here}: the order of samples cannot be continued. Restore "
+                    "the data and the config, or start a new run from the weights"
+                )
+        self.position = state_dict["position"]
+        self.num_done = state_dict["num_done"] * state_dict["global_batch_size"] // (self.batch_size * self._world_size)
+        if self.trainer is not None:  # an accumulation window begins here, also with batches of another size
+            self.num_done -= self.num_done % self.trainer.accumulate_grad_batches
+
+    def _begin(self) -> None:
+        self.position = 0  # samples of the stream that are used up
+        self.num_done = 0  # batches of the current epoch that are used up
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _stream(self) -> dict[str, int | str]:
+        """All that decides which sample has which position."""
+        checksums = "".join(shard.sha256 for shard in self.index.shards(self.train_split))
+        return {
+            "num_samples": self.index.num_samples(self.train_split),
+            "checksum": hashlib.sha256(checksums.encode()).hexdigest(),
+            "seed": self.seed,
+            "shuffle_shards": self.shuffle_shards,
+        }
+
+    def _build_train_loader(self) -> ShardLoader:
+        sizes = [shard.num_samples for shard in self.index.shards(self.train_split)]
+        plan = TrainPlan(sizes, self.seed, self.shuffle_shards)
+        batches = TrainBatches(plan.num_samples, self.batch_size, self._rank, self._world_size)
+        if batches.global_batch_size > plan.num_samples:
+            raise ValueError(
+                f"a global batch of {self.batch_size} x {self._world_size} ranks is larger than the {plan.num_samples} "
+                f"samples of split {self.train_split!r}: lower data.batch_size"
+            )
+        return self._build_loader(self.train_split, batches, plan)
+
+    def _build_eval_loader(self, split: str) -> ShardLoader:
+        num_samples = self.index.num_samples(split)
+        return self._build_loader(
+            split, EvalBatches(num_samples, self.eval_batch_size, self._rank, self._world_size), None
+        )
+
+    def _build_loader(self, split: str, batches: TrainBatches | EvalBatches, plan: TrainPlan | None) -> ShardLoader:
+        reader = ShardReader(self.data_dir, self.index, split, self.shuffle_shards, self.cache_dir)
+        max_bad = int(self.max_bad_fraction * len(reader)) // self._world_size
+        augmentation = Augmentation(self.flip, self.random_crop)
+        return ShardLoader.build(ShardDataset(reader, batches, augmentation, plan, max_bad), self.num_workers)

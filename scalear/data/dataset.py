@@ -1,0 +1,152 @@
+"""Batches of a split: which rows to read comes from the plan, what they hold from the reader."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from scalear.data.batch import Batch
+from scalear.data.plan import EvalBatches, TrainBatches, TrainPlan, augmentation_uniforms
+from scalear.data.reader import BrokenSampleError, ImageSample, LatentSample, ShardReader
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a sample; its choices depend on (seed, stream position) only.
+
+    Attributes:
+        flip: Mirror with probability 1/2. For latents the stored latent of the mirror image is taken.
+        crop: Side of a random crop of images; None keeps them whole.
+    """
+
+    flip: bool
+    crop: int | None
+
+
+class ShardDataset(Dataset):
+    """A split of a dataset, read a batch at a time.
+
+    Args:
+        reader: Of the split.
+        batches: The batches that will be asked for.
+        augmentation: Evaluation takes the centre of a crop and never flips.
+        plan: Order of training; None reads in the order of the shards, for evaluation.
+        max_bad: Broken samples to leave out of a pass before it is refused.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        batches: TrainBatches | EvalBatches,
+        augmentation: Augmentation,
+        plan: TrainPlan | None = None,
+        max_bad: int = 0,
+    ) -> None:
+        self.max_bad = max_bad
+        self.batches = batches
+        self._reader = reader
+        self._augmentation = augmentation
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitems__(self, positions: range) -> Batch:
+        """The batch at consecutive positions of the training stream, or of the split.
+
+        Raises:
+            ValueError: A shard is broken, or a sample is and none may be.
+        """
+        indices = positions if self._plan is None else self._plan.samples(positions)
+        samples, rows = [], []
+        for row, index in enumerate(indices):
+            try:
+                samples.append(self._reader[index])
+            except BrokenSampleError as error:
+                if self.max_bad == 0:
+                    raise ValueError(f"{error}; set max_bad_fraction above 0 to leave such samples out") from error
+                _log.warning("left out: %s", error)
+                continue
+            rows.append(row)
+        if not samples:
+            raise ValueError(f"all {len(positions)} samples of a batch are broken, see the log")
+        uniforms = None if self._plan is None else augmentation_uniforms(self._plan.seed, positions)[rows]
+        is_latent = isinstance(samples[0], LatentSample)
+        return Batch(
+            inputs=self._moments(samples, uniforms) if is_latent else self._images(samples, uniforms),
+            label=torch.tensor([sample.label for sample in samples]),
+            keys=[sample.key for sample in samples],
+            position=positions.start + torch.tensor(rows),
+            stream_end=self.batches.stream_end(positions) if self._plan is not None else 0,
+            kind="latents" if is_latent else "images",
+        )
+
+    def _moments(self, samples: list[LatentSample], uniforms: np.ndarray | None) -> Tensor:
+        flipped = self._flipped(samples, uniforms)
+        moments = np.stack([s.flipped if mirror else s.moments for s, mirror in zip(samples, flipped, strict=True)])
+        return torch.from_numpy(moments).float()
+
+    def _images(self, samples: list[ImageSample], uniforms: np.ndarray | None) -> Tensor:
+        images = [sample.image for sample in samples]
+        if (crop := self._augmentation.crop) is not None:
+            places = np.full((len(images), 2), 0.5) if uniforms is None else uniforms[:, 1:3]
+            images = [_crop(image, crop, *place) for image, place in zip(images, places, strict=True)]
+        flipped = self._flipped(samples, uniforms)
+        image_BHWC = np.stack(
+            [image[:, ::-1] if mirror else image for image, mirror in zip(images, flipped, strict=True)]
+        )
+        image_BCHW = torch.from_numpy(image_BHWC).permute(0, 3, 1, 2).contiguous()
+        return image_BCHW.float().div_(127.5).sub_(1)
+
+    def _flipped(self, samples: list, uniforms: np.ndarray | None) -> list[bool]:
+        if uniforms is None or not self._augmentation.flip:
+            return [False] * len(samples)
+        return (uniforms[:, 0] < 0.5).tolist()
+
+
+class ShardLoader(DataLoader):
+    """A DataLoader over a ShardDataset that refuses a pass once too many samples were left out.
+
+    Batches come in the order of the plan for any number of workers. No constructor of its own: Lightning makes a copy
+    for prediction from the arguments of `DataLoader`.
+    """
+
+    @classmethod
+    def build(cls, dataset: ShardDataset, num_workers: int) -> "ShardLoader":
+        """A loader of the batches of `dataset`. In training the workers live on, and keep their shards open."""
+        return cls(
+            dataset,
+            batch_sampler=dataset.batches,
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0 and isinstance(dataset.batches, TrainBatches),
+            generator=torch.Generator(),  # else each pass would draw from the global one
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        num_bad = 0
+        for positions, batch in zip(self.dataset.batches, super().__iter__(), strict=True):
+            num_bad += len(positions) - len(batch)
+            if num_bad > self.dataset.max_bad:
+                raise ValueError(
+                    f"{num_bad} broken samples in one pass, more than max_bad_fraction allows "
+                    f"({self.dataset.max_bad} for this rank); the log names them"
+                )
+            yield batch
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _crop(image: np.ndarray, size: int, vertical: float, horizontal: float) -> np.ndarray:
+    """Cut out a square at a place given in [0, 1) of what is possible."""
+    top = int(vertical * (image.shape[0] - size + 1))
+    left = int(horizontal * (image.shape[1] - size + 1))
+    return image[top : top + size, left : left + size]

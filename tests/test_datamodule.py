@@ -1,0 +1,408 @@
+import dataclasses
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_fixtures import IMAGE_SIZE, image_of, moments_of, png, sample, write_images, write_latents
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from scalear.data.batch import Batch
+from scalear.data.datamodule import ShardDataModule
+from scalear.data.dataset import Augmentation, ShardDataset, ShardLoader
+from scalear.data.plan import TrainBatches, TrainPlan
+from scalear.data.reader import ShardReader
+
+NUM_TRAIN = 22
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("images")
+    write_images(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory, images: Path) -> Path:
+    directory = tmp_path_factory.mktemp("latents")
+    write_latents(directory, ShardDataModule(str(images), 1).index)
+    return directory
+
+
+def numbers(batch: Batch) -> list[int]:
+    return [int(key.removeprefix("image")) for key in batch.keys]
+
+
+def pixels(image: torch.Tensor) -> np.ndarray:
+    return ((image[0] + 1) * 127.5).round().to(torch.uint8).numpy()
+
+
+def same(one: Batch, other: Batch) -> bool:
+    tensors = ("inputs", "label", "position")
+    return (one.keys, one.stream_end, one.kind) == (other.keys, other.stream_end, other.kind) and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in tensors
+    )
+
+
+def stream(directory: Path, num_epochs: int, *, world_size: int = 1, num_workers: int = 0) -> list[list[Batch]]:
+    """What each rank trains on, with a global batch of 6."""
+    data = ShardDataModule(str(directory), 1)
+    reader_args = (str(directory), data.index, "train", 2)
+    plan = TrainPlan([shard.num_samples for shard in data.index.shards("train")], seed=0, shuffle_shards=2)
+    loaders = []
+    for rank in range(world_size):
+        batches = TrainBatches(NUM_TRAIN, 6 // world_size, rank, world_size)
+        dataset = ShardDataset(ShardReader(*reader_args), batches, Augmentation(flip=True, crop=None), plan)
+        loaders.append(ShardLoader.build(dataset, num_workers))
+    seen: list[list[Batch]] = [[] for _ in loaders]
+    position = 0
+    for _ in range(num_epochs):
+        for loader, rank_seen in zip(loaders, seen, strict=True):
+            loader.dataset.batches.seek(position)
+            rank_seen += loader
+        position = seen[0][-1].stream_end
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["images", "latents"])
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ranks_and_workers_see_every_sample_once_per_epoch(request, kind: str, world_size: int, num_workers: int):
+    directory = request.getfixturevalue(kind)
+    reference = stream(directory, 3)[0]
+    ranks = stream(directory, 3, world_size=world_size, num_workers=num_workers)
+
+    assert Counter([n for batch in reference for n in numbers(batch)][: 3 * NUM_TRAIN]) == dict.fromkeys(range(22), 3)
+    for whole, *parts in zip(reference, *ranks, strict=True):
+        assert numbers(whole) == [n for part in parts for n in numbers(part)]
+        assert torch.equal(whole.inputs, torch.cat([part.inputs for part in parts]))
+        assert torch.equal(whole.label, torch.cat([part.label for part in parts]))
+        assert torch.equal(whole.position, torch.cat([part.position for part in parts]))
+        assert {part.stream_end for part in parts} == {whole.stream_end}
+
+
+def flips(batches: list[Batch]) -> list[bool]:
+    """Whether each sample was flipped, and that it is right otherwise."""
+    found = []
+    for batch in batches:
+        assert batch.label.tolist() == [number % 3 for number in numbers(batch)]
+        for number, content in zip(numbers(batch), batch.inputs, strict=True):
+            if batch.kind == "images":
+                flipped = pixels(content)[0, 0] != number
+                np.testing.assert_array_equal(
+                    pixels(content)[:, ::-1] if flipped else pixels(content), image_of(number)
+                )
+            else:
+                flipped = bool(content[0, 0, 0] != number)
+                assert torch.equal(content, moments_of([number], flipped=flipped)[0])
+            found.append(bool(flipped))
+    return found
+
+
+def test_half_of_the_samples_are_flipped_by_their_position_only(images: Path, latents: Path):
+    of_images, of_latents = stream(images, 6)[0], stream(latents, 6)[0]
+    assert (of_images[0].kind, of_latents[0].kind) == ("images", "latents")
+    assert of_images[0].inputs.dtype == of_latents[0].inputs.dtype == torch.float32
+    assert flips(of_images) == flips(of_latents)
+    assert 0.35 < np.mean(flips(of_images)) < 0.65
+
+
+def test_crops_are_random_in_training_and_central_in_evaluation(images: Path):
+    data = ShardDataModule(str(images), 4, random_crop=6, flip=False)
+    for batch in data.val_dataloader():
+        for number, image in zip(numbers(batch), batch.inputs, strict=True):
+            np.testing.assert_array_equal(pixels(image), image_of(number)[1:7, 1:7])
+    places = set()
+    for batch in data.train_dataloader():
+        for number, image in zip(numbers(batch), batch.inputs, strict=True):
+            windows = np.lib.stride_tricks.sliding_window_view(image_of(number), (6, 6))
+            places.update(zip(*np.nonzero((windows == pixels(image)).all((2, 3))), strict=True))
+    assert len(places) > 5
+    with pytest.raises(ValueError, match="random_crop is 9"):
+        ShardDataModule(str(images), 4, random_crop=9).train_dataloader()
+
+
+def test_evaluation_is_complete_in_order_and_not_augmented(images: Path, latents: Path):
+    for directory in (images, latents):
+        data = ShardDataModule(str(directory), 4, eval_batch_size=3, num_workers=2)
+        batches = list(data.val_dataloader())
+        assert [n for batch in batches for n in numbers(batch)] == list(range(100, 107))
+        assert torch.cat([batch.position for batch in batches]).tolist() == list(range(7))
+        first = batches[0].inputs[0]
+        expected = moments_of([100])[0] if batches[0].kind == "latents" else torch.tensor(image_of(100)) / 127.5 - 1
+        torch.testing.assert_close(first.reshape(expected.shape), expected)
+        for split, loader in zip(data.predict_splits, data.predict_dataloader(), strict=True):
+            assert sum(len(batch) for batch in loader) == {"train": 22, "val": 7}[split]
+
+
+def test_without_a_trainer_the_stream_goes_on_from_position(images: Path):
+    data, seen = ShardDataModule(str(images), 5), []
+    for _ in range(2):
+        for batch in data.train_dataloader():
+            seen += numbers(batch)
+            data.position = batch.stream_end
+    assert Counter(seen[:44]) == dict.fromkeys(range(22), 2)
+    assert data.position == 45
+
+
+# What is refused
+
+
+def test_broken_samples_are_refused_by_default(tmp_path: Path):
+    write_images(tmp_path, replaced={7: sample(7) | {"png": png(image_of(7))[:-30]}})
+    with pytest.raises(ValueError, match="train-1.tar.*image007.*max_bad_fraction"):
+        list(ShardDataModule(str(tmp_path), 4).train_dataloader())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_broken_samples_are_left_out_up_to_a_fraction(tmp_path: Path, caplog, num_workers: int):
+    broken = {n: sample(n) | {"png": b"not an image"} for n in (7, 8)}
+    write_images(tmp_path, replaced=broken)
+    data = ShardDataModule(str(tmp_path), 11, max_bad_fraction=2.5 / 22, num_workers=num_workers)
+    with caplog.at_level(logging.WARNING):
+        batches = list(data.train_dataloader())
+    seen = [n for batch in batches for n in numbers(batch)]
+    assert not {7, 8} & set(seen)
+    assert [batch.stream_end for batch in batches] == [11, 22]  # positions are as without
+    for batch in batches:
+        assert len(batch.inputs) == len(batch.label) == len(batch.position) == len(batch)
+    if num_workers == 0:  # else the workers log
+        assert "train-1.tar" in caplog.text and "image007" in caplog.text and "image008" in caplog.text
+
+    data = ShardDataModule(str(tmp_path), 11, max_bad_fraction=1.5 / 22, num_workers=num_workers)
+    with pytest.raises(ValueError, match="2 broken samples"):
+        list(data.train_dataloader())
+
+
+def test_a_config_can_be_built_where_its_data_is_not(tmp_path: Path):
+    data = ShardDataModule(str(tmp_path / "nowhere"), 4)
+    with pytest.raises(ValueError, match="nowhere"):
+        data.train_dataloader()
+
+
+def test_a_global_batch_larger_than_the_dataset_is_refused(images: Path):
+    with pytest.raises(ValueError, match="23 x 1 ranks.*lower data.batch_size"):
+        ShardDataModule(str(images), 23).train_dataloader()
+
+
+def test_latents_of_another_tokenizer_are_refused(images: Path, latents: Path):
+    ShardDataModule(str(latents), 4).check_tokenizer("f00d")
+    ShardDataModule(str(images), 4).check_tokenizer("beef")
+    with pytest.raises(ValueError, match="f00d.*beef"):
+        ShardDataModule(str(latents), 4).check_tokenizer("beef")
+
+
+# Resuming: Lightning's own loops, each run compared with one that was never interrupted
+
+
+class Recorder(LightningModule):
+    """Trains a tiny network; keeps the batches it saw."""
+
+    def __init__(self, manual: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(IMAGE_SIZE**2, 8), nn.Linear(8, 1))
+        self.automatic_optimization = not manual
+        self.seen: list[tuple[int, int, Batch]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor | None:
+        self.seen.append((self.current_epoch, batch_idx, batch))
+        loss = self.net(batch.inputs.flatten(1)).square().mean()
+        if self.automatic_optimization:
+            return loss
+        for optimizer in self.optimizers():  # generator and discriminator
+            optimizer.zero_grad()
+            self.manual_backward(self.net(batch.inputs.flatten(1)).square().mean())
+            optimizer.step()
+        return None
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> Any:
+        if self.automatic_optimization:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return [torch.optim.SGD(part.parameters(), lr=0.01) for part in self.net]
+
+
+class SaveAt(Callback):
+    """Writes a checkpoint in one hook, after `num_batches` training batches."""
+
+    def __init__(self, path: Path, hook: str, num_batches: int) -> None:
+        self.path, self.num_batches = path, num_batches
+        setattr(self, hook, self.save)
+
+    def save(self, trainer: Trainer, module: Recorder, *args: Any) -> None:
+        if len(module.seen) == self.num_batches:
+            trainer.save_checkpoint(self.path)
+
+
+def fit(
+    directory: Path, root: Path, *, manual: bool = False, ckpt: Path | None = None, data: dict | None = None, **options
+) -> tuple[Recorder, Trainer]:
+    torch.manual_seed(0)
+    module = Recorder(manual)
+    trainer = Trainer(
+        default_root_dir=root,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        **{"max_steps": 14, "max_epochs": -1, "enable_checkpointing": False} | options,
+    )
+    trainer.fit(module, datamodule=ShardDataModule(str(directory), **{"batch_size": 4} | (data or {})), ckpt_path=ckpt)
+    return module, trainer
+
+
+SAVES = [
+    pytest.param("on_train_batch_end", 4, {}, id="mid-epoch"),
+    pytest.param("on_train_batch_end", 6, {}, id="last-batch-of-long-epoch"),
+    pytest.param("on_train_batch_end", 11, {}, id="last-batch-before-a-longer-epoch"),
+    pytest.param("on_train_epoch_end", 6, {}, id="epoch-end"),
+    pytest.param("on_train_epoch_end", 11, {}, id="epoch-end-before-a-longer-epoch"),
+    pytest.param("on_train_epoch_start", 6, {}, id="epoch-start"),
+    pytest.param("on_validation_end", 6, {}, id="validation-end-at-epoch-end"),
+    pytest.param("on_validation_end", 4, {"val_check_interval": 2}, id="validation-end-mid-epoch"),
+    pytest.param("on_train_batch_end", 4, {"val_check_interval": 2}, id="before-validation"),
+    pytest.param(
+        "on_validation_end", 9, {"val_check_interval": 3, "check_val_every_n_epoch": None}, id="validation-by-steps"
+    ),
+    pytest.param("on_train_batch_end", 8, {"max_steps": -1, "max_epochs": 3}, id="epochs-mid-epoch"),
+    pytest.param("on_train_batch_end", 11, {"max_steps": -1, "max_epochs": 3}, id="epochs-last-batch"),
+    pytest.param("on_train_epoch_end", 11, {"max_steps": -1, "max_epochs": 3}, id="epochs-epoch-end"),
+    pytest.param("on_train_batch_end", 7, {"limit_train_batches": 3}, id="limited-mid-epoch"),
+    pytest.param("on_train_epoch_end", 6, {"limit_train_batches": 0.5}, id="limited-epoch-end"),
+]
+SAVES_IN_WINDOWS = [
+    pytest.param("on_train_batch_end", 4, {"accumulate_grad_batches": 4}, id="window-end"),
+    pytest.param("on_train_batch_end", 3, {"accumulate_grad_batches": 2}, id="inside-a-window"),
+    pytest.param("on_before_backward", 9, {"accumulate_grad_batches": 2}, id="inside-a-step"),
+    pytest.param(
+        "on_validation_end", 3, {"accumulate_grad_batches": 2, "val_check_interval": 3}, id="validation-in-a-window"
+    ),
+    pytest.param("on_train_batch_end", 6, {"accumulate_grad_batches": 4}, id="short-window-at-epoch-end"),
+]
+
+
+def _check_resume(images: Path, tmp_path: Path, hook: str, num_batches: int, options: dict, manual: bool) -> None:
+    ckpt = tmp_path / "at.ckpt"
+    whole, whole_trainer = fit(images, tmp_path, manual=manual, callbacks=[SaveAt(ckpt, hook, num_batches)], **options)
+    resumed, trainer = fit(images, tmp_path, manual=manual, ckpt=ckpt, **options)
+
+    window = options.get("accumulate_grad_batches", 1)
+    assert num_batches - window < len(whole.seen) - len(resumed.seen) <= num_batches
+    for (epoch, batch_idx, expected), (other_epoch, other_idx, found) in zip(
+        reversed(whole.seen), reversed(resumed.seen), strict=False
+    ):
+        assert (epoch, batch_idx) == (other_epoch, other_idx)
+        assert same(expected, found)
+    for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, found)  # so every window was whole
+    assert (trainer.global_step, trainer.current_epoch) == (whole_trainer.global_step, whole_trainer.current_epoch)
+    loops = trainer.fit_loop.epoch_loop, whole_trainer.fit_loop.epoch_loop
+    assert loops[0]._batches_that_stepped == loops[1]._batches_that_stepped  # where loggers put their points
+
+
+@pytest.mark.parametrize(("hook", "num_batches", "options"), SAVES + SAVES_IN_WINDOWS)
+def test_a_resumed_run_sees_the_batches_of_the_uninterrupted_run(
+    images: Path, tmp_path: Path, hook, num_batches, options
+):
+    _check_resume(images, tmp_path, hook, num_batches, options, manual=False)
+
+
+@pytest.mark.parametrize(("hook", "num_batches", "options"), SAVES)
+def test_so_does_one_with_two_optimizers(images: Path, tmp_path: Path, hook, num_batches, options):
+    steps = {} if options.get("max_steps") == -1 else {"max_steps": 28}  # each optimizer's step counts
+    _check_resume(images, tmp_path, hook, num_batches, options | steps, manual=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_can_be_resumed_again_and_again(images: Path, tmp_path: Path, num_workers: int):
+    """Every two batches a new process, with other workers; through Lightning's own ModelCheckpoint."""
+    whole, _ = fit(images, tmp_path, max_steps=14)
+    seen, ckpt = [], None
+    for steps in range(2, 15, 2):
+        saver = ModelCheckpoint(tmp_path, f"{num_workers}-{steps}", every_n_train_steps=2, save_top_k=-1)
+        options = {"callbacks": [saver], "enable_checkpointing": True, "data": {"num_workers": num_workers}}
+        module, _ = fit(images, tmp_path, ckpt=ckpt, max_steps=steps, **options)
+        assert len(module.seen) == 2
+        seen += module.seen
+        ckpt = saver.best_model_path
+    for (epoch, batch_idx, expected), (other_epoch, other_idx, found) in zip(whole.seen, seen, strict=True):
+        assert (epoch, batch_idx) == (other_epoch, other_idx)
+        assert same(expected, found)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), module.parameters(), strict=True))
+
+
+def test_a_run_can_be_resumed_with_another_batch_size(images: Path, tmp_path: Path):
+    """As on another number of ranks with the accumulation to match: the same samples make each step."""
+    ckpt = tmp_path / "at.ckpt"
+    fit(images, tmp_path, callbacks=[SaveAt(ckpt, "on_train_batch_end", 8)])
+    whole, _ = fit(images, tmp_path)
+    resumed, trainer = fit(images, tmp_path, ckpt=ckpt, data={"batch_size": 2}, accumulate_grad_batches=2, max_steps=11)
+    assert [n for _, _, batch in resumed.seen for n in numbers(batch)] == [
+        n for _, _, batch in whole.seen[8:11] for n in numbers(batch)
+    ]
+    assert trainer.global_step == 11 and [batch_idx for _, batch_idx, _ in resumed.seen] == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_new_trainer_starts_the_stream_anew(images: Path, tmp_path: Path):
+    data, seen = ShardDataModule(str(images), 4), []
+    for _ in range(2):
+        module = Recorder()
+        trainer = Trainer(
+            max_steps=3,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            reload_dataloaders_every_n_epochs=1,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, datamodule=data)
+        seen.append(module.seen)
+    assert all(same(one, other) for (*_, one), (*_, other) in zip(*seen, strict=True))
+
+
+def test_another_dataset_or_order_cannot_be_resumed(images: Path, tmp_path: Path):
+    state = ShardDataModule(str(images), 4).state_dict()
+    assert all(isinstance(value, int | str) for value in state.values())
+    other = ShardDataModule(str(images), 4)
+    train = other.index.splits["train"]
+    other.index.splits["train"] = [dataclasses.replace(train[0], sha256="0" * 64), *train[1:]]
+    with pytest.raises(ValueError, match="checksum"):
+        other.load_state_dict(state)
+    other.index.splits["train"] = train[:-1]
+    with pytest.raises(ValueError, match="num_samples 22"):
+        other.load_state_dict(state)
+    with pytest.raises(ValueError, match="seed 0"):
+        ShardDataModule(str(images), 4, seed=1).load_state_dict(state)
+
+
+def test_trainers_that_would_break_the_order_are_refused(images: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="reload_dataloaders_every_n_epochs is 0, must be 1"):
+        Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path).fit(
+            Recorder(), datamodule=ShardDataModule(str(images), 4)
+        )
+
+
+def test_prediction_through_lightning_reads_all_splits(images: Path, tmp_path: Path):
+    class Predictor(LightningModule):
+        def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> tuple[int, list[int]]:
+            return dataloader_idx, numbers(batch)
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    data = ShardDataModule(str(images), 4)
+    parts = [part for loader in trainer.predict(Predictor(), datamodule=data) for part in loader]
+    assert data.predict_splits == ["train", "val"]
+    assert [n for idx, part in parts if idx == 0 for n in part] == list(range(22))
+    assert [n for idx, part in parts if idx == 1 for n in part] == list(range(100, 107))
