@@ -389,10 +389,15 @@ def test_another_dataset_or_order_cannot_be_resumed(images: Path, tmp_path: Path
 
 
 def test_trainers_that_would_break_the_order_are_refused(images: Path, tmp_path: Path):
+    data = ShardDataModule(str(images), 4)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    data.trainer = Trainer(**quiet, max_epochs=1)
     with pytest.raises(ValueError, match="reload_dataloaders_every_n_epochs is 0, must be 1"):
-        Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path).fit(
-            Recorder(), datamodule=ShardDataModule(str(images), 4)
-        )
+        data.setup("fit")
+    data.setup("test")
+    data.trainer = Trainer(**quiet, max_epochs=1, devices=2, strategy="ddp", reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(ValueError, match="use_distributed_sampler to false"):
+        data.setup("fit")
 
 
 def test_prediction_through_lightning_reads_all_splits(images: Path, tmp_path: Path):
