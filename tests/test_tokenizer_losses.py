@@ -86,10 +86,6 @@ def test_feature_distance(image: torch.Tensor):
     torch.testing.assert_close(distance(image, image), torch.zeros(4))
     values.sum().backward()
     assert other.grad.any()
-    loss = TokenizerLoss(perceptual=distance).train()
-    assert not distance.network.training and not loss.state_dict()
-    loss.load_state_dict({})
-    assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 
 def test_lpips_agrees_with_torchmetrics(tmp_path):

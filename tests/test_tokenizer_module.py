@@ -5,7 +5,7 @@ import pytest
 import torch
 from data_fixtures import write_images
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -17,6 +17,7 @@ from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.kl import KLAutoencoder
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.tokenizers.perceptual import FeatureDistance
+from scalear.training.ema import EMA
 from scalear.training.optim import OptimizerSettings
 from scalear.training.tokenizer_module import TokenizerModule
 
@@ -71,7 +72,7 @@ def adversarial_loss(start_step: int = 0) -> TokenizerLoss:
 
 
 def test_fit_exports_the_averaged_tokenizer_with_statistics_also_in_the_checkpoint(dataset, tmp_path):
-    average = EMAWeightAveraging(decay=0.5)
+    average = EMA(decay=0.5)
     saver = ModelCheckpoint(tmp_path, filename="end", every_n_train_steps=4, save_last=True)
     module = make_module()
     make_trainer(tmp_path, max_steps=4, callbacks=[average, saver], enable_checkpointing=True).fit(
@@ -110,6 +111,15 @@ def test_resumed_training_equals_uninterrupted_training(dataset, tmp_path, loss)
     resumed = fit("second", 6, tmp_path / "first" / "end.ckpt").state_dict()
     for name, tensor in straight.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0)
+
+
+def test_the_perceptual_network_is_frozen_and_in_no_checkpoint():
+    module = make_module(adversarial_loss()).train()
+    network = module.loss.perceptual
+    assert not any(part.training for part in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert not any("perceptual" in name for name in module.state_dict())
+    module.load_state_dict(module.state_dict())
 
 
 def test_players_are_clipped_apart(dataset, tmp_path):

@@ -4,7 +4,7 @@ Every distance takes two batches image_BCHW in [-1, 1] and gives one number per 
 """
 
 import pickle
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.vgg import cfgs, make_layers
 
-from scalear.frozen import Frozen
-
 # torchmetrics ships the linear heads of LPIPS, not the network below them.
 LPIPS_HEADS = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/vgg.pth"
 VGG_LAYERS = ("3", "8", "15", "22", "29")  # the last activation before each pooling
 VGG_WIDTHS = (64, 128, 256, 512, 512)
 
 
-class PerceptualDistance(Frozen):
-    """Contract of everything that `TokenizerLoss.perceptual` may be."""
+class PerceptualDistance(nn.Module, ABC):
+    """Contract of everything that `TokenizerLoss.perceptual` may be. Whoever trains with one keeps it frozen."""
 
     def load_weights(self) -> None:  # noqa: B027
         """Read the weights that the constructor's arguments name; nothing to do for a network passed in."""

@@ -1,6 +1,5 @@
 """Training and testing a tokenizer, and the file it leaves behind."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,15 +15,17 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from scalear.data.batch import Batch
 from scalear.data.datamodule import ShardDataModule
-from scalear.data.index import write_atomically
 from scalear.draws import SeededDraws
+from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.tokenizers.trainable import TrainableTokenizer
+from scalear.training.frozen import freeze
 from scalear.training.latent_statistics import measure_latents, store_statistics
 from scalear.training.optim import OptimizerSettings
+from scalear.training.report import write_metrics
 
 EXPORT_NAME = "tokenizer.safetensors"
 
@@ -56,6 +57,8 @@ class TokenizerModule(LightningModule):
         self.tokenizer = tokenizer
         self.optimizer = optimizer
         self.loss = loss
+        if loss.perceptual is not None:
+            freeze(loss, "perceptual")
         self.rfid = rfid
         self.seed = seed
         self.statistics_samples = statistics_samples
@@ -66,6 +69,8 @@ class TokenizerModule(LightningModule):
     def setup(self, stage: str) -> None:
         if self.trainer.datamodule is not None:
             self._check_data(self.trainer.datamodule)
+        if isinstance(self.rfid, FeatureFID):
+            _ = self.rfid.extractor.network  # read now: a missing file shall not stop the run at its first validation
         if stage == "fit":
             self._check_training()
             self.loss.load_weights()
@@ -120,9 +125,7 @@ class TokenizerModule(LightningModule):
         results = {name: metric.compute().item() for name, metric in self._metrics().items()}
         rank_zero_info("  ".join(f"{name} {value:.4f}" for name, value in results.items()))
         if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir, "metrics.json")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())
+            write_metrics(self.trainer.default_root_dir, results)
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Moments of the images and of their mirror images."""
