@@ -46,4 +46,4 @@ def frechet_distance(real_BF: Tensor, fake_BF: Tensor) -> float:
     metric = FrechetFeatureDistance(real_BF.shape[1])
     metric.update(real_BF, real=True)
     metric.update(fake_BF, real=False)
-    return metric.compute().item()
+    return max(0.0, metric.compute().item())  # rounding can leave equal sets a hair below zero

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scalear.evaluation.classifier import ImageClassifier, classifier_record, load_classifier, save_classifier
+from scalear.evaluation.evaluate import extract
+from scalear.evaluation.features import ClassifierFeatures
+from scalear.evaluation.fid import frechet_distance
+from scalear.evaluation.image_set import ImageSet
+from scalear.evaluation.precision_recall import PrecisionRecall
+from scalear.evaluation.variety import ClassVariety
+
+EMBEDDED = Path(__file__).parents[1] / "data" / "fashion-mnist"
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return ClassifierFeatures(str(EMBEDDED / "classifier.safetensors"))
+
+
+def test_shipped_classifier_knows_the_embedded_validation_images(extractor):
+    val = ImageSet.from_shards(EMBEDDED, "val")
+    right = (extractor.predict(extract(extractor, val)) == torch.from_numpy(val.labels)).float().mean().item()
+    assert right > 0.91
+    record = classifier_record(extractor.weights)
+    assert record["val_accuracy"] > 0.91 and len(record["class_names"]) == 10 and record["optimizer"]["lr"] > 0
+    assert Path(extractor.weights).stat().st_size < 3e6
+
+
+def test_real_images_are_near_and_damaged_ones_far(extractor):
+    val, train = ImageSet.from_shards(EMBEDDED, "val", 1000), ImageSet.from_shards(EMBEDDED, "train", 1000)
+    noise = 25.5 * np.random.default_rng(0).standard_normal(train.images.shape)
+    noisy = (train.images + noise).round().clip(0, 255).astype(np.uint8)
+    real, other = extract(extractor, val), extract(extractor, train)
+    floor = frechet_distance(real, other)
+    assert floor < 0.05 * frechet_distance(real, extract(extractor, ImageSet(noisy, train.labels, "noisy")))
+
+    neighbours = PrecisionRecall()
+    neighbours.update(real, real=True)
+    neighbours.update(other, real=False)
+    assert all(value > 0.8 for value in neighbours.compute().values())
+    variety = ClassVariety(10, extractor.num_features)
+    variety.update(real, torch.from_numpy(val.labels), real=True)
+    variety.update(other, torch.from_numpy(train.labels), real=False)
+    assert 0.8 < variety.compute().min() <= variety.compute().max() < 1.25
+
+
+def test_weights_and_architecture_survive_the_file(tmp_path):
+    classifier = ImageClassifier(image_channels=3, num_classes=4, widths=(4, 6)).eval()
+    save_classifier(tmp_path / "deep" / "classifier.safetensors", classifier, {"steps": 3})
+    loaded = load_classifier(tmp_path / "deep" / "classifier.safetensors")
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert torch.equal(loaded(image), classifier(image)) and not loaded.training
+    assert torch.equal(loaded.head(loaded.features(image)), classifier(image))
+    assert classifier_record(tmp_path / "deep" / "classifier.safetensors") == {"steps": 3}
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "classifier.safetensors"
+    with pytest.raises(ValueError, match="no classifier at .*train one"):
+        load_classifier(path)
+    save_classifier(path, ImageClassifier(widths=(4, 6)), {})
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="damaged"):
+        load_classifier(path)
