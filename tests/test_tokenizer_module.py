@@ -156,14 +156,18 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
 
 
 def test_predict_gives_moments_of_the_image_and_its_mirror_image(dataset, tmp_path):
-    module = make_module()
-    data = make_data(dataset, predict_splits=["val"])
-    outputs = make_trainer(tmp_path).predict(module, datamodule=data)
-    images = torch.cat([batch.inputs for batch in make_data(dataset).val_dataloader()])
-    with torch.no_grad():
-        expected = module.eval().tokenizer.moments(images.flip(-1))
-    torch.testing.assert_close(torch.cat([output["flipped"] for output in outputs]), expected, rtol=1e-4, atol=1e-5)
-    assert outputs[0]["moments"].shape[1:] == (8, 4, 4)
+    module, data = make_module(), make_data(dataset)
+    of_splits = make_trainer(tmp_path).predict(module, datamodule=data)
+    loaders = data.predict_dataloader()
+    assert len(of_splits) == len(loaders) == 2
+    for outputs, loader in zip(of_splits, loaders, strict=True):
+        images = torch.cat([batch.inputs for batch in loader])
+        for name, seen in (("moments", images), ("flipped", images.flip(-1))):
+            with torch.no_grad():
+                expected = module.eval().tokenizer.moments(seen)
+            moments = torch.cat([output[name] for output in outputs])
+            assert moments.shape == (len(images), 8, 4, 4)
+            torch.testing.assert_close(moments, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_samples(dataset, tmp_path):

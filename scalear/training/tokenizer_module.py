@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,18 +13,17 @@ from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from scalear.data.batch import Batch
-from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
 from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.losses import TokenizerLoss
-from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.training.frozen import freeze
 from scalear.training.latent_statistics import measure_latents, store_statistics
 from scalear.training.optim import OptimizerSettings
 from scalear.training.report import write_metrics
+from scalear.training.tokenizer_checks import check_data, check_training
 
 EXPORT_NAME = "tokenizer.safetensors"
 
@@ -68,11 +66,11 @@ class TokenizerModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.trainer.datamodule is not None:
-            self._check_data(self.trainer.datamodule)
+            check_data(self.tokenizer, self.loss, self.trainer.datamodule)
         if isinstance(self.rfid, FeatureFID):
             _ = self.rfid.extractor.network  # read now: a missing file shall not stop the run at its first validation
         if stage == "fit":
-            self._check_training()
+            check_training(self.tokenizer, self.loss, self.trainer)
             self.loss.load_weights()
         self.tokenizer.load_weights()
 
@@ -107,6 +105,7 @@ class TokenizerModule(LightningModule):
         return terms["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Images against reconstructions from the posterior's mode, both rounded to 8 bits."""
         original = to_uint8(batch.inputs)
         reconstructed = to_uint8(self.tokenizer.decode(self.tokenizer.encode(batch.inputs)))
         self.psnr.update(reconstructed / 255, original / 255)
@@ -127,7 +126,7 @@ class TokenizerModule(LightningModule):
         if self.trainer.is_global_zero:
             write_metrics(self.trainer.default_root_dir, results)
 
-    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Moments of the images and of their mirror images."""
         return {
             "moments": self.tokenizer.moments(batch.inputs),
@@ -155,31 +154,6 @@ class TokenizerModule(LightningModule):
         if data is None:
             return self.trainer.train_dataloader
         return data.predict_dataloader()[data.predict_splits.index(data.train_split)]
-
-    def _check_data(self, data: ShardDataModule) -> None:
-        index, tokenizer = data.index, self.tokenizer
-        if index.kind != "images":
-            raise ValueError(f"a tokenizer needs images, but {data.data_dir} holds {index.kind}")
-        if index.image_channels != tokenizer.image_channels:
-            raise ValueError(
-                f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
-                f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
-            )
-        size = data.random_crop or index.image_size
-        tokenizer.latent_size((size, size))
-        if self.loss.adversarial is not None:
-            self.loss.adversarial.discriminator.check_size((size, size))
-
-    def _check_training(self) -> None:
-        if not isinstance(self.tokenizer, TrainableTokenizer):
-            name = type(self.tokenizer).__name__
-            raise ValueError(f"{name} cannot be trained here, only tested and used: fit a KLAutoencoder instead")
-        data = self.trainer.datamodule
-        if data is not None and data.train_split not in data.predict_splits:
-            raise ValueError(f"data.predict_splits lacks {data.train_split!r}, on which the latents are measured")
-        precision = self.trainer.precision_plugin
-        if self.loss.adversarial is not None and isinstance(precision, MixedPrecision) and precision.scaler is not None:
-            raise ValueError("the adversarial loss does not support 16-mixed: set trainer.precision to bf16-mixed")
 
     def _log_grid(self, original: Tensor, reconstructed: Tensor) -> None:
         grid = make_grid(torch.cat([original, reconstructed]), columns=len(original), scale=2)

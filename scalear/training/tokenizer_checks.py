@@ -1,0 +1,48 @@
+"""What would break a tokenizer's training or make it worthless, refused before the first step."""
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from scalear.data.datamodule import ShardDataModule
+from scalear.tokenizers.base import Tokenizer
+from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.trainable import TrainableTokenizer
+
+
+def check_data(tokenizer: Tokenizer, loss: TokenizerLoss, data: ShardDataModule) -> None:
+    """Compare the dataset's images with what tokenizer and discriminator take.
+
+    Raises:
+        ValueError: They do not fit; names the remedy.
+    """
+    index = data.index
+    if index.kind != "images":
+        raise ValueError(f"a tokenizer needs images, but {data.data_dir} holds {index.kind}: set data.data_dir")
+    if index.image_channels != tokenizer.image_channels:
+        raise ValueError(
+            f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
+            f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
+        )
+    size = data.random_crop or index.image_size
+    tokenizer.latent_size((size, size))
+    if loss.adversarial is not None:
+        loss.adversarial.discriminator.check_size((size, size))
+
+
+def check_training(tokenizer: Tokenizer, loss: TokenizerLoss, trainer: Trainer) -> None:
+    """Check what only training needs.
+
+    Raises:
+        ValueError: It cannot work; names the remedy.
+    """
+    if not isinstance(tokenizer, TrainableTokenizer):
+        name = type(tokenizer).__name__
+        raise ValueError(f"{name} cannot be trained here, only tested and used: fit a KLAutoencoder instead")
+    data = trainer.datamodule
+    if data is not None and data.train_split not in data.predict_splits:
+        raise ValueError(
+            f"the latents of a trained tokenizer are measured on {data.train_split!r}: add it to data.predict_splits"
+        )
+    precision = trainer.precision_plugin
+    if loss.adversarial is not None and isinstance(precision, MixedPrecision) and precision.scaler is not None:
+        raise ValueError("the adversarial loss does not support 16-mixed: set trainer.precision to bf16-mixed")
