@@ -72,6 +72,15 @@ class ScaleSchedule:
         """The schedule that holds scale k alone."""
         return ScaleSchedule((self.sizes[k],))
 
+    def up_to(self, k: int) -> "ScaleSchedule":
+        """The schedule of scales 0..k."""
+        return ScaleSchedule(self.sizes[: k + 1])
+
+    @property
+    def names(self) -> list[str]:
+        """Each scale as users write it: "4" or "4x8"."""
+        return [_size_text(size) for size in self.sizes]
+
     def split(self, x_BLC: Tensor) -> tuple[Tensor, ...]:
         """(B, L, C) to one (B, l_k, C) view per scale."""
         return x_BLC.split(self.lengths, dim=1)
@@ -97,7 +106,7 @@ class ScaleSchedule:
             )
 
     def __str__(self) -> str:
-        return ",".join(_size_text(size) for size in self.sizes)
+        return ",".join(self.names)
 
 
 def _parse_size(entry: "str | int | Sequence[int]") -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Frechet distance between Gaussians fitted to features (Heusel et al. 2017)."""
 
+import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -21,6 +22,11 @@ class FrechetFeatureDistance(FrechetInceptionDistance):
 
     def update(self, features_BF: Tensor, real: bool) -> None:
         """Add features of real or generated images."""
+        if self.real_features_sum.dtype != torch.float64:
+            raise ValueError(
+                f"FID needs statistics in float64, its owner was converted to {self.real_features_sum.dtype}: "
+                "set trainer.precision to a -mixed one"
+            )
         super().update(features_BF.double(), real)
 
 

@@ -48,7 +48,7 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def load_weights(self) -> None:
-        """Read the weights that the constructor's arguments name. Called once, before use, by whoever trains or samples.
+        """Read the weights that the constructor's arguments name. Called before use by whoever trains or samples.
 
         Raises:
             ValueError: A file is missing or holds another architecture; names the file and the remedy.

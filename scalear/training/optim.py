@@ -53,6 +53,8 @@ class OptimizerSettings:
         decayed, plain = split_parameters(modules)
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+        # Fused AdamW can undo loss scaling itself, and Lightning then refuses to clip gradients. Let the scaler do it.
+        optimizer._step_supports_amp_scaling = False
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

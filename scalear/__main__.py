@@ -1,0 +1,68 @@
+"""Entry point: `scalear COMMAND ...` or `python -m scalear COMMAND ...`."""
+
+import os
+import sys
+
+_HELP = """\
+usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
+
+  fit        train a tokenizer, a generator or a classifier:  scalear fit -c configs/fashion/flowar.yaml
+  validate   its validation losses or reconstruction metrics
+  test       sample and measure (generator), or measure reconstructions (tokenizer)
+  predict    sample chosen labels (generator), or cache latents (tokenizer)
+  data       pack, verify and describe datasets of tar shards
+  demo       tokenizer, latents, generator, samples and numbers in one go, as `make demo` does
+
+Any option of a config can be typed instead, as in --trainer.max_steps 1000; --print_config shows them all.
+SCALEAR_TRACEBACK=1 shows where an error comes from.
+"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command; returns the exit code. Mistakes of the user end in one message, not in a traceback."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0
+    try:
+        _run(args[0], args[1:])
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("SCALEAR_TRACEBACK"):
+            raise
+        print(f"scalear: error: {_message(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(command: str, args: list[str]) -> None:
+    # Imported here, so that help and mistakes do not wait for torch.
+    if command in ("fit", "validate", "test", "predict"):
+        from scalear.cli import ScalearCLI
+
+        ScalearCLI([command, *args])
+    elif command == "data":
+        from scalear.cli import run_data
+
+        run_data(args)
+    elif command == "demo":
+        from scalear.demo import run_demo
+
+        run_demo(args)
+    else:
+        raise ValueError(f"there is no command {command!r}; see scalear --help")
+
+
+def _message(error: Exception) -> str:
+    """What went wrong, without the traceback that a DataLoader worker wraps around its error."""
+    text = str(error) or type(error).__name__
+    if text.startswith("Caught ") and "\n" in text:
+        name = text.split()[1]
+        return text.rsplit(f"{name}: ", 1)[-1].strip()
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

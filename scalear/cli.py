@@ -1,0 +1,102 @@
+"""The commands behind `scalear`: LightningCLI for runs, plain functions for datasets."""
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
+from scalear.data.pack import pack
+from scalear.data.verify import stats, verify
+from scalear.training.callbacks import Performance, SaveOnInterrupt
+from scalear.training.checkpoints import check_checkpoint
+from scalear.training.generator_module import GeneratorModule
+
+
+class SaveStageConfig(SaveConfigCallback):
+    """Leaves the resolved config of each stage next to what it made: fit.yaml, test.yaml, predict.yaml."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.config_filename = f"{trainer.state.fn.value}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class ScalearCLI(LightningCLI):
+    """LightningCLI with one folder per run, `trainer.default_root_dir`: checkpoints/, events, configs, results.
+
+    What the user typed wins: nothing but weights and training state is read from a checkpoint.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveStageConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                # The datamodule splits its stream over ranks itself, and each epoch has an order of its own.
+                "use_distributed_sampler": False,
+                "reload_dataloaders_every_n_epochs": 1,
+                "default_root_dir": "runs/default",
+                "callbacks": [
+                    Performance(),
+                    SaveOnInterrupt(),
+                    LearningRateMonitor("step"),
+                    TQDMProgressBar(refresh_rate=10),
+                ],
+            },
+            args=args,
+            parser_kwargs={"prog": "scalear"},
+        )
+
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") is None:
+            kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def test(self, **kwargs: object) -> None:
+        """Generators choose what to sample themselves: they are not fed from the dataset."""
+        self._run_on_own_data("test", kwargs)
+
+    def predict(self, **kwargs: object) -> None:
+        """As `test`; and nothing is returned, so that no image stays in memory."""
+        self._run_on_own_data("predict", {**kwargs, "return_predictions": False})
+
+    def after_instantiate_classes(self) -> None:
+        path = self._get(self.config_init, "ckpt_path")
+        if path is None and self.subcommand in ("test", "predict") and isinstance(self.model, GeneratorModule):
+            raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
+        if path == "best":
+            raise ValueError("--ckpt_path best is known only to the process that trained: give the file")
+        if path not in (None, "last"):
+            check_checkpoint(path, self.model)
+
+    def _run_on_own_data(self, name: str, kwargs: dict) -> None:
+        if isinstance(self.model, GeneratorModule):
+            kwargs.pop("datamodule", None)
+        getattr(self.trainer, name)(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """LightningCLI would let the checkpoint's hyperparameters override what was typed."""
+
+
+def run_data(args: list[str]) -> None:
+    """`scalear data {pack,verify,stats}`."""
+    parser = ArgumentParser(prog="scalear data", description="Make, check and describe datasets of tar shards.")
+    commands = parser.add_subcommands()
+    for function in (pack, verify, stats):
+        command = ArgumentParser(description=function.__doc__.split("\n\n")[0])
+        command.add_argument("--config", action="config", help="YAML file with the arguments below.")
+        positional = function is not pack
+        command.add_function_arguments(function, as_positional=positional)
+        commands.add_subcommand(function.__name__, command, help=function.__doc__.splitlines()[0])
+    config = parser.parse_args(args)
+    chosen = parser.instantiate_classes(config)[config.subcommand]
+    chosen.pop("config", None)
+    {"pack": pack, "verify": verify, "stats": stats}[config.subcommand](**chosen)

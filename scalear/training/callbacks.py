@@ -1,0 +1,128 @@
+"""Callbacks of every run: speed and gradient norm, sample grids, and Ctrl-C that loses nothing."""
+
+import signal
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from scalear.evaluation.images import make_grid, to_uint8
+
+
+class Performance(Callback):
+    """Logs `perf/images_per_second` over all ranks, `train/grad_norm` before clipping, and the parameter count."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._since = time.perf_counter()
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        trainable = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        for logger in trainer.loggers:
+            logger.log_metrics({"perf/trainable_parameters": float(trainable)}, step=trainer.global_step)
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            gradients = [
+                parameter.grad
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.grad is not None
+            ]
+            pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self._images += len(batch) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            now = time.perf_counter()
+            pl_module.log("perf/images_per_second", self._images / (now - self._since))
+            self._images, self._since = 0, now
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+
+class SampleGrid(Callback):
+    """Writes a grid of generated images with fixed seeds to TensorBoard, and once the pyramid of real ones.
+
+    Args:
+        every_n_steps: Optimizer steps between grids.
+        num_per_class: Images of each class, one class per column.
+        max_classes: Columns.
+    """
+
+    def __init__(self, every_n_steps: int = 500, num_per_class: int = 4, max_classes: int = 10) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.num_per_class = num_per_class
+        self.max_classes = max_classes
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if not trainer.is_global_zero or trainer.logger is None:
+            return
+        if trainer.global_step == 1 and batch_idx == 0:
+            self._write(trainer, "pyramid/real", pl_module.pyramid_images(batch, self.max_classes), self.max_classes)
+        if trainer.global_step % self.every_n_steps == 0:
+            columns = min(self.max_classes, pl_module.generator.num_classes)
+            labels = torch.arange(columns).repeat(self.num_per_class)
+            self._write(trainer, "samples/fixed_seeds", pl_module.generate_images(labels), columns)
+
+    @staticmethod
+    def _write(trainer, tag: str, images: torch.Tensor, columns: int) -> None:
+        grid = make_grid(to_uint8(images), columns, scale=2)
+        trainer.logger.experiment.add_image(tag, grid, trainer.global_step, dataformats="HWC")
+
+
+class SaveOnInterrupt(Checkpoint):
+    """Ctrl-C (SIGINT) and SIGTERM finish the step at hand, save a checkpoint, and end the run.
+
+    It is a `Checkpoint` so that Lightning runs it after all other callbacks: the loader's position and the
+    average are those of the finished step.
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame) -> None:
+        # A second signal means it: restore what was there before.
+        self._signal = number
+        self._restore()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        if stop:
+            self._restore()
+            checkpoint = checkpoint_folder(trainer) / "interrupted.ckpt"
+            trainer.save_checkpoint(checkpoint)
+            rank_zero_info(f"\nInterrupted after step {trainer.global_step}. Resume with: --ckpt_path {checkpoint}")
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._restore()
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def checkpoint_folder(trainer) -> Path:
+    """Where this run keeps its checkpoints."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+            return Path(callback.dirpath)
+    return Path(trainer.default_root_dir) / "checkpoints"

@@ -1,0 +1,66 @@
+"""Exponential moving average of the weights: Lightning's callback, with a warm-up and without its traps."""
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class EMA(WeightAveraging):
+    """Averages the weights after every optimizer step; validation and everything after training uses the average.
+
+    Checkpoints hold the average under `state_dict` and the raw weights under `current_model_state`, so test,
+    predict and export read the average from any checkpoint, and a resumed fit continues with both.
+
+    The average follows the weights quickly at first: the decay at update n is min(decay, (1 + n) / (10 + n)),
+    so there is no start step before which validation would see untrained weights. Frozen parts have no average.
+
+    Args:
+        decay: Decay once warmed up; the paper-size recipes use 0.9999.
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        super().__init__(use_buffers=False, multi_avg_fn=self._update)
+
+    @torch.no_grad()
+    def _update(self, averages: list[Tensor], currents: list[Tensor], num_averaged: Tensor | int) -> None:
+        num_averaged = int(num_averaged)
+        decay = min(self.decay, (1 + num_averaged) / (10 + num_averaged))
+        torch._foreach_lerp_(averages, currents, 1 - decay)
+
+    def on_validation_epoch_start(self, trainer, pl_module) -> None:
+        if self._has_average:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        if self._has_average:
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint) -> None:
+        # Outside fit the checkpoint's state_dict is the average already; there is nothing to restore or warn of.
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    @property
+    def _has_average(self) -> bool:
+        # Lightning's sanity check validates before the first update, when the copy is of unloaded weights.
+        return self._average_model is not None and bool(self._average_model.n_averaged > 0)
+
+    @torch.no_grad()
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        for average, current in self._trainable_pairs(pl_module):
+            kept = average.clone()
+            average.copy_(current)
+            current.copy_(kept)
+
+    @torch.no_grad()
+    def _copy_average_to_current(self, pl_module: LightningModule) -> None:
+        for average, current in self._trainable_pairs(pl_module):
+            current.copy_(average)
+
+    def _trainable_pairs(self, pl_module: LightningModule) -> list[tuple[Tensor, Tensor]]:
+        pairs = zip(self._average_model.module.parameters(), pl_module.parameters(), strict=True)
+        return [(average, current) for average, current in pairs if current.requires_grad]

@@ -1,0 +1,196 @@
+"""Training, sampling and measuring a generator."""
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from scalear.data.batch import Batch
+from scalear.draws import SeededDraws
+from scalear.evaluation.images import to_uint8
+from scalear.flow import FlowSolver
+from scalear.guidance import Guidance
+from scalear.models.generator import Generator, Loss
+from scalear.tokenizers.base import Tokenizer
+from scalear.training.frozen import freeze
+from scalear.training.optim import OptimizerSettings
+from scalear.training.report import SampleReport
+from scalear.training.sampling import SampleRequest, SampleStore
+
+_VALIDATION = -1  # keeps the random numbers of validation apart from those of training
+
+
+class GeneratorModule(LightningModule):
+    """A generator on top of a frozen tokenizer.
+
+    `fit` learns from images or cached latents; `predict` samples the requested labels into `samples.npz` and
+    `grid.png`; `test` does the same and measures the samples.
+
+    Args:
+        generator: What is trained.
+        tokenizer: Images to latents and back; frozen, and not part of checkpoints.
+        optimizer: AdamW and its schedule.
+        solver: Flow solver of all sampling.
+        guidance: Classifier-free guidance of all sampling.
+        samples: What `test` and `predict` sample.
+        report: How `test` measures samples; None writes them only.
+        sample_posterior: Train on samples of the tokenizer's posterior instead of its mode.
+        compile: Compile transformer and head in `fit`. Pays on long runs; the first steps take minutes.
+        seed: Of training draws and of the grids in TensorBoard.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        optimizer: OptimizerSettings,
+        solver: FlowSolver,
+        guidance: Guidance,
+        samples: SampleRequest,
+        report: SampleReport | None = None,
+        sample_posterior: bool = True,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.optimizer = optimizer
+        self.samples = samples
+        self.report = report
+        self.solver = solver
+        self.guidance = guidance
+        self.sample_posterior = sample_posterior
+        self.compile_parts = compile
+        self.seed = seed
+        self._store: SampleStore | None = None
+        freeze(self, "tokenizer")
+
+    def setup(self, stage: str) -> None:
+        self.tokenizer.load_weights()
+        if stage == "fit":
+            self._check_data()
+            if self.compile_parts:
+                self.generator.transformer.compile()
+                self.generator.head.compile()
+        elif stage in ("test", "predict"):
+            self.samples.labels(self.generator.num_classes)
+
+    def configure_optimizers(self) -> dict:
+        return self.optimizer.build(self.generator)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self._loss(batch, [(self.seed, position) for position in batch.position.tolist()])
+        self._refuse_non_finite(loss, batch)
+        self._log_loss("train", loss, batch)
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        draws = [(self.seed, _VALIDATION, position) for position in batch.position.tolist()]
+        self._log_loss("val", self._loss(batch, draws), batch)
+
+    def test_dataloader(self) -> DataLoader:
+        return self.samples.loader(self.generator.num_classes, self.global_rank, self.trainer.world_size)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
+
+    def on_test_start(self) -> None:
+        labels = self.samples.labels(self.generator.num_classes)
+        self._store = SampleStore(self.trainer.default_root_dir, labels, self.trainer)
+
+    def on_predict_start(self) -> None:
+        self.on_test_start()
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        index_B, label_B = batch
+        streams = [(self.samples.seed, index) for index in index_B.tolist()]
+        self._store.add(index_B, to_uint8(self._generate(label_B, streams)))
+
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.test_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        images = self._store.close(self.samples)
+        if images is not None and self.report is not None:
+            self.report.measure(images, self._store.labels, self)
+
+    def on_predict_epoch_end(self) -> None:
+        self._store.close(self.samples)
+
+    @torch.no_grad()
+    def generate_images(self, label_B: Tensor) -> Tensor:
+        """Images of the given labels, image_BCHW in [-1, 1], with the seeds (seed, 0), (seed, 1) ..."""
+        training = self.generator.training
+        self.generator.eval()
+        with self.trainer.precision_plugin.forward_context():
+            images = self._generate(label_B.to(self.device), [(self.seed, index) for index in range(len(label_B))])
+        self.generator.train(training)
+        return images
+
+    @torch.no_grad()
+    def pyramid_images(self, batch: Batch, count: int) -> Tensor:
+        """The first real images of a batch at every scale, coarse to fine, each scale a row of `count` images."""
+        latent_BChw = self._latent(batch, [(self.seed, 0)] * len(batch))[:count]
+        pyramid = self.generator.pyramid.build(latent_BChw, self.generator.schedule)
+        rows = []
+        for k in range(pyramid.schedule.num_scales):
+            coarse = self.generator.pyramid.latent(pyramid.targets[: k + 1], pyramid.schedule.up_to(k))
+            rows.append(self.tokenizer.decode(torch.nn.functional.interpolate(coarse, latent_BChw.shape[-2:])))
+        return torch.cat(rows)
+
+    def _loss(self, batch: Batch, streams: list[tuple[int, ...]]) -> Loss:
+        draws = SeededDraws(streams, self.device)
+        pyramid = self.generator.pyramid.build(self._latent(batch, draws), self.generator.schedule)
+        return self.generator.loss(pyramid, batch.label, draws)
+
+    @torch.no_grad()
+    def _latent(self, batch: Batch, draws: SeededDraws) -> Tensor:
+        moments = batch.inputs if batch.kind == "latents" else self.tokenizer.moments(batch.inputs)
+        noise = None
+        if self.sample_posterior:
+            noise = draws.normal("posterior", self.tokenizer.latent_channels, *moments.shape[-2:])
+        return self.tokenizer.latent(moments, noise)
+
+    def _generate(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
+        draws = SeededDraws(streams, self.device)
+        return self.tokenizer.decode(self.generator.generate(label_B, draws, self.solver, self.guidance))
+
+    def _log_loss(self, stage: str, loss: Loss, batch: Batch) -> None:
+        self.log(f"{stage}/loss", loss.total, prog_bar=True, sync_dist=stage == "val", batch_size=len(batch))
+        for size, value in zip(self.generator.schedule.names, loss.per_scale, strict=True):
+            self.log(f"{stage}/loss_scale_{size}", value, sync_dist=stage == "val", batch_size=len(batch))
+
+    def _refuse_non_finite(self, loss: Loss, batch: Batch) -> None:
+        finite = bool(loss.total.isfinite())
+        if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            return
+        # The weights are still those of the last good step; SaveOnError keeps them.
+        bad = [
+            name
+            for name, value in zip(self.generator.schedule.names, loss.per_scale, strict=True)
+            if not value.isfinite()
+        ]
+        raise ValueError(
+            f"the loss is not finite at step {self.global_step}, on scales {bad or 'of another rank'}; "
+            f"batch keys: {batch.keys}. Lower the learning rate, or look at these samples"
+        )
+
+    def _check_data(self) -> None:
+        data = self.trainer.datamodule
+        if data is None:
+            return
+        data.check_tokenizer(self.tokenizer.fingerprint())
+        index = data.index
+        if index.num_classes not in (0, self.generator.num_classes):
+            raise ValueError(
+                f"{data.data_dir} has {index.num_classes} classes, the generator {self.generator.num_classes}: "
+                f"set transformer.num_classes to {index.num_classes}"
+            )
+        if index.image_channels != self.tokenizer.image_channels:
+            raise ValueError(
+                f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
+                f"{self.tokenizer.image_channels}"
+            )
+        side = data.random_crop or index.image_size
+        self.generator.check_latent(self.tokenizer.latent_channels, self.tokenizer.latent_size((side, side)))

@@ -1,0 +1,56 @@
+"""Numbers of a generator: samples against real images, on the console, in TensorBoard and in metrics.json."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+
+from scalear.data.index import write_atomically
+from scalear.evaluation.evaluate import describe, evaluate_samples
+from scalear.evaluation.features import FeatureExtractor
+from scalear.evaluation.image_set import ImageSet
+
+
+class SampleReport:
+    """Measures samples with a named feature extractor, always beside the floor of real images.
+
+    Args:
+        extractor: Network whose features are compared.
+        data_dir: Dataset of real images.
+        reference_split: Split that samples are compared with.
+        floor_split: Split whose images, as many as samples, give the floor.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        data_dir: str,
+        reference_split: str = "val",
+        floor_split: str = "train",
+    ) -> None:
+        self.extractor = extractor
+        self.data_dir = data_dir
+        self.reference_split = reference_split
+        self.floor_split = floor_split
+
+    def measure(self, images: NDArray[np.uint8], labels: NDArray[np.int64], module: LightningModule) -> None:
+        """Evaluate samples (N, H, W, C) and report. Runs on one rank."""
+        samples = ImageSet(images, labels, "samples.npz")
+        reference = ImageSet.from_shards(self.data_dir, self.reference_split)
+        floor = ImageSet.from_shards(self.data_dir, self.floor_split, len(samples))
+        scores = evaluate_samples(samples, reference, floor, self.extractor, device=module.device)
+        rank_zero_info("\n" + describe(scores, samples, reference, floor, self.extractor))
+        write_metrics(
+            module.trainer.default_root_dir, scores | {"num_samples": len(samples), "extractor": self.extractor.name}
+        )
+        module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
+
+
+def write_metrics(folder: str | Path, metrics: dict) -> None:
+    """Write `metrics.json` into a run's folder."""
+    path = Path(folder, "metrics.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(metrics, indent=1) + "\n").encode())
