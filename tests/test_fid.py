@@ -74,6 +74,12 @@ def test_states_of_ranks_add_up(extractor):
     assert ranks[0].compute().item() == pytest.approx(whole.compute().item(), rel=1e-4)
 
 
+def test_narrowed_statistics_are_refused(extractor):
+    owner = nn.ModuleDict({"fid": FeatureFID(extractor)}).to(torch.bfloat16)  # what precision bf16-true does
+    with pytest.raises(ValueError, match="float64"):
+        owner["fid"].update(images(2, 0), real=True)
+
+
 def test_real_statistics_can_outlive_a_reset(extractor):
     metric = FeatureFID(extractor, reset_real_features=False)
     metric.update(images(30, 1), real=True)
