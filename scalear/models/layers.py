@@ -11,6 +11,7 @@ from einops import rearrange
 from timm.layers import GluMlp
 from torch import Tensor, nn
 
+from scalear.attention import attend
 from scalear.scales import ScaleSchedule
 
 
@@ -59,11 +60,6 @@ def _rotary_table(
     angle_Ld = torch.cat(angles).repeat_interleave(2, dim=-1)
     sign = torch.tensor([-1.0, 1.0]).repeat(half)
     return angle_Ld.cos().to(device, dtype), (angle_Ld.sin() * sign).to(device, dtype)
-
-
-def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, dropout: float = 0.0) -> Tensor:
-    """Softmax attention without a mask."""
-    return F.scaled_dot_product_attention(q_BNld, k_BNLd, v_BNLd, dropout_p=dropout)
 
 
 def attend_by_scale(

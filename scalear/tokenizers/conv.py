@@ -11,9 +11,10 @@ One pair of classes expresses the published layouts; all of them have attention 
 Shapes: B batch, C channels, H W the feature map at hand.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from scalear.attention import attend
 
 NORM_GROUPS = 32  # channel counts must be multiples of it
 
@@ -47,7 +48,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         qkv_BCHW = self.qkv(self.norm(x_BCHW))
         q_B1LC, k_B1LC, v_B1LC = qkv_BCHW.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
-        attended_B1LC = F.scaled_dot_product_attention(q_B1LC, k_B1LC, v_B1LC)
+        attended_B1LC = attend(q_B1LC, k_B1LC, v_B1LC)
         return x_BCHW + self.out(attended_B1LC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))
 
 
@@ -132,7 +133,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.levels[0](self.conv_in(_channels_last(image_BCHW)))
+        x_BCHW = self.levels[0](self.conv_in(image_BCHW))
         for downsample, level in zip(self.downsamples, self.levels[1:], strict=True):
             x_BCHW = level(downsample(x_BCHW))
         return self.conv_out(F.silu(self.norm_out(self.middle(x_BCHW))))
@@ -172,7 +173,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.levels[0](self.middle(self.conv_in(_channels_last(features_BCHW))))
+        x_BCHW = self.levels[0](self.middle(self.conv_in(features_BCHW)))
         for upsample, level in zip(self.upsamples, self.levels[1:], strict=True):
             x_BCHW = level(upsample(x_BCHW))
         return self.conv_out(F.silu(self.norm_out(x_BCHW)))
@@ -190,8 +191,3 @@ def _level_widths(channels: int, channel_multipliers: tuple[int, ...]) -> list[i
             f"positive integers, got channels={channels}, channel_multipliers={tuple(channel_multipliers)}"
         )
     return widths
-
-
-def _channels_last(x_BCHW: Tensor) -> Tensor:
-    """The memory layout that convolutions like on CPUs with bf16 units and on tensor cores; it spreads by itself."""
-    return x_BCHW.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,62 @@
+# Every target makes the virtual environment first if there is none; `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup data demo test test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOGS ?= runs
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -e '.[dev]'
+	touch $@
+
+setup: $(READY) ## make .venv with everything in it
+
+data: $(READY) ## check the embedded Fashion-MNIST shards
+	$(BIN)/scalear data verify data/fashion-mnist
+	$(BIN)/scalear data stats data/fashion-mnist
+
+demo: $(READY) ## tokenizer, latents, FlowAR, samples and numbers from nothing, into runs/demo
+	rm -rf runs/demo
+	$(BIN)/scalear demo
+
+test: $(READY) ## run the tests
+	$(BIN)/pytest
+
+test-slow: $(READY) ## run the tests of full-size models too
+	$(BIN)/pytest -m ''
+
+lint: $(READY) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tensorboard: $(READY) ## watch the runs under LOGS (default: runs)
+	$(BIN)/tensorboard --logdir $(LOGS) --samples_per_plugin images=100
+
+clean: ## remove runs and caches; the virtual environment stays
+	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
+
+fashion-kl: $(READY) ## train the Fashion-MNIST tokenizer and cache its latents
+	$(BIN)/scalear fit -c configs/fashion/kl.yaml
+	$(BIN)/scalear test -c configs/fashion/kl.yaml --ckpt_path runs/fashion/kl/checkpoints/last.ckpt
+	$(BIN)/scalear predict -c configs/fashion/kl.yaml --ckpt_path runs/fashion/kl/checkpoints/last.ckpt
+
+fashion-flowar: $(READY) ## train FlowAR on those latents, sample and measure
+	$(BIN)/scalear fit -c configs/fashion/flowar.yaml
+	$(BIN)/scalear test -c configs/fashion/flowar.yaml --ckpt_path runs/fashion/flowar/checkpoints/last.ckpt
+
+fashion-classifier: $(READY) ## train the network that measures FID on Fashion-MNIST
+	$(BIN)/scalear data pack --source FashionMNIST --source.num_train 45000 --source.num_val 1000 \
+		--source.skip 14000 --output_dir data/fashion-mnist-rest --image_size 32 --compress true
+	$(BIN)/scalear fit -c configs/fashion/classifier.yaml
+	$(BIN)/scalear test -c configs/fashion/classifier.yaml --data.data_dir data/fashion-mnist

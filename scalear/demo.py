@@ -1,0 +1,97 @@
+"""`scalear demo`: every stage of an experiment in one go, through the same commands that a user would type.
+
+Train the tokenizer, test it, cache latents, train the generator, sample and measure; then one table.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from scalear.__main__ import main
+from scalear.training.report import write_metrics
+
+
+def demo(
+    tokenizer: str = "configs/fashion/kl.yaml",
+    generator: str = "configs/fashion/flowar.yaml",
+    output_dir: str = "runs/demo",
+    generator_name: str = "flowar",
+    fast: bool = False,
+) -> None:
+    """Train a tokenizer and a generator on the embedded data, sample and measure.
+
+    Args:
+        tokenizer: Config of the tokenizer.
+        generator: Config of the generator.
+        output_dir: Gets one folder per model, the cached latents and metrics.json.
+        generator_name: Name of the generator's folder.
+        fast: A few steps and images only, to see that everything runs; the pictures are noise.
+
+    Raises:
+        RuntimeError: A stage failed; its message stands above.
+        ValueError: `output_dir` holds an earlier demo.
+    """
+    folder = Path(output_dir)
+    if (folder / "metrics.json").exists() or (folder / "latents").exists():
+        raise ValueError(f"{folder} holds an earlier demo; delete it (make clean) or choose another --output_dir")
+    tokenizer_dir, generator_dir, latents = folder / "tokenizer", folder / generator_name, folder / "latents"
+    weights = tokenizer_dir / "tokenizer.safetensors"
+    in_tokenizer = ["-c", tokenizer, f"--trainer.default_root_dir={tokenizer_dir}"]
+    in_generator = [
+        *("-c", generator, f"--trainer.default_root_dir={generator_dir}", f"--data.data_dir={latents}"),
+        f"--model.tokenizer.weights={weights}",
+    ]
+    shorten = ["--trainer.max_steps=2"] if fast else []
+    few = ["--model.samples.num_per_class=2"] if fast else []
+    last = "checkpoints/last.ckpt"
+    stages = {
+        "train tokenizer": ["fit", *in_tokenizer, *shorten],
+        "test tokenizer": ["test", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"],
+        "cache latents": [
+            *("predict", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"),
+            *("--trainer.callbacks+=scalear.training.latent_writer.LatentWriter",),
+            f"--trainer.callbacks.output_dir={latents}",
+        ],
+        f"train {generator_name}": ["fit", *in_generator, *shorten],
+        "sample and measure": ["test", *in_generator, *few, f"--ckpt_path={generator_dir / last}"],
+    }
+    seconds = {}
+    for number, (stage, args) in enumerate(stages.items(), start=1):
+        print(f"\n[{number}/{len(stages)}] {stage}: scalear {' '.join(args)}", flush=True)
+        start = time.perf_counter()
+        if main(args):
+            raise RuntimeError(f"the demo stopped at stage {number}, {stage}")
+        seconds[stage] = round(time.perf_counter() - start, 1)
+    _report(folder, tokenizer_dir, generator_dir, seconds)
+
+
+def run_demo(args: list[str]) -> None:
+    """Parse the command line of `scalear demo`."""
+    auto_cli(demo, args=args, prog="scalear demo", as_positional=False)
+
+
+def _report(folder: Path, tokenizer_dir: Path, generator_dir: Path, seconds: dict[str, float]) -> None:
+    reconstruction = json.loads((tokenizer_dir / "metrics.json").read_text())
+    samples = json.loads((generator_dir / "metrics.json").read_text())
+    total = round(sum(seconds.values()), 1)
+    metrics = {
+        **{name.removeprefix("val/"): value for name, value in reconstruction.items()},
+        **samples,
+        "seconds": seconds | {"total": total},
+    }
+    write_metrics(folder, metrics)
+    rows = [
+        ("FID of samples", f"{metrics['fid']:.3f}"),
+        ("FID of real images (floor)", f"{metrics['fid_floor']:.3f}"),
+        ("FID of reconstructions", f"{metrics['rfid']:.3f}"),
+        ("samples classified as their label", f"{metrics['accuracy']:.1%}"),
+        ("recall / precision", f"{metrics['recall']:.3f} / {metrics['precision']:.3f}"),
+        ("variety of the least varied class", f"{metrics['variety_min']:.2f} of real"),
+        *((f"seconds: {stage}", f"{spent:.0f}") for stage, spent in metrics["seconds"].items()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    print("\n" + "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows))
+    print(f"\n{metrics['num_samples']:,} samples; measured with {metrics['extractor']}")
+    print(f"Pictures: {generator_dir / 'grid.png'}. Curves and grids: make tensorboard LOGS={folder}")
