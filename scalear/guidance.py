@@ -20,8 +20,8 @@ class Guidance:
     """Flow steps at t < start_time (close to noise) are not guided. The official "guidance 0.9" is 0.1 here."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"guidance weight must not be negative, got {self.weight}; 1.0 is off")
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"guidance weight must be a number >= 0, got {self.weight}; 1.0 is off")
         if not 0 <= self.start_time <= 1:
             raise ValueError(f"guidance start_time must be in [0, 1], got {self.start_time}; 0 guides every step")
 

@@ -6,6 +6,7 @@ Legend: K scales, scale k is h_k x w_k tokens; L tokens of all scales, in order,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from operator import index
 
 import torch
 from torch import Tensor
@@ -26,12 +27,12 @@ class ScaleSchedule:
             raise ValueError("a scale list must not be empty; write for example 1,2,4,8,16")
         for height, width in self.sizes:
             if height < 1 or width < 1:
-                raise ValueError(f"scale {height}x{width} in {self} must be at least 1x1")
-        for (h_0, w_0), (h_1, w_1) in zip(self.sizes, self.sizes[1:], strict=False):
-            if h_1 < h_0 or w_1 < w_0 or (h_1, w_1) == (h_0, w_0):
+                raise ValueError(f"scale {_size_text((height, width))} in {self} must be at least 1x1")
+        for coarse, fine in zip(self.sizes, self.sizes[1:], strict=False):
+            if fine[0] < coarse[0] or fine[1] < coarse[1] or fine == coarse:
                 raise ValueError(
-                    f"scale {h_1}x{w_1} follows {h_0}x{w_0} in {self}: scales go from coarse to fine, each "
-                    "larger than the one before; sort the list and remove repeats"
+                    f"scale {_size_text(fine)} follows {_size_text(coarse)} in {self}: scales go from coarse to fine, "
+                    "each larger than the one before; sort the list and remove repeats"
                 )
 
     @classmethod
@@ -112,12 +113,9 @@ class ScaleSchedule:
 def _parse_size(entry: "str | int | Sequence[int]") -> tuple[int, int]:
     try:
         sides = [int(side) for side in entry.split("x")] if isinstance(entry, str) else entry
-        if isinstance(sides, int):
-            return sides, sides
-        if len(sides) == 1:
-            return int(sides[0]), int(sides[0])
-        height, width = sides
-        return int(height), int(width)
+        sides = [index(side) for side in ([sides] if isinstance(sides, int) else sides)]
+        height, width = sides if len(sides) > 1 else sides * 2
+        return height, width
     except (TypeError, ValueError):
         raise ValueError(f"{entry!r} is not a scale: write a side such as 4, or a size such as 4x8") from None
 
