@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from scalear.draws import RecordedDraws, SeededDraws
+
+
+def test_a_row_depends_on_its_stream_alone():
+    streams = [(0, 5), (0, 6), (1, 5)]
+    together = SeededDraws(streams)
+    uniform, normal = together.uniform("t_0"), together.normal("noise_0", 4, 3)
+    for row, stream in enumerate(streams):
+        for batch in ([stream], [(9, 9), stream, (0, 7)]):
+            place = batch.index(stream)
+            alone = SeededDraws(batch)
+            assert torch.equal(alone.uniform("t_0")[place], uniform[row])
+            assert torch.equal(alone.normal("noise_0", 4, 3)[place], normal[row])
+
+
+def test_streams_differ_from_their_neighbours():
+    streams = [(0, 0), (0, 1), (1, 0), (0, 0, 1), (0, -1, 0), (10, 0)]
+    rows = SeededDraws(streams).normal("noise_0", 1000)
+    correlations = torch.corrcoef(rows) - torch.eye(len(streams))
+    assert correlations.abs().max() < 0.15
+
+
+def test_later_draws_of_a_stream_are_new_numbers():
+    draws = SeededDraws([(0, 0)])
+    assert not torch.equal(draws.normal("noise_0", 8), draws.normal("noise_1", 8))
+
+
+def test_draws_have_their_distributions():
+    draws = SeededDraws([(0, index) for index in range(200)])
+    uniform, normal = draws.uniform("a", 100), draws.normal("b", 100)
+    assert uniform.dtype == normal.dtype == torch.float32
+    assert 0 <= uniform.min() and uniform.max() < 1
+    assert uniform.mean() == pytest.approx(0.5, abs=0.01) and uniform.std() == pytest.approx(12**-0.5, abs=0.01)
+    assert normal.mean() == pytest.approx(0.0, abs=0.03) and normal.std() == pytest.approx(1.0, abs=0.03)
+
+
+def test_global_random_state_is_neither_read_nor_changed():
+    torch.manual_seed(1)
+    first, state = SeededDraws([(3, 4)]).normal("a", 5), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(SeededDraws([(3, 4)]).normal("a", 5), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_recorded_draws_replay_by_name():
+    record = {"t_0": torch.rand(2), "noise_0": torch.randn(2, 4, 3)}
+    draws = RecordedDraws(record)
+    for _ in range(2):  # as often as asked, in any order
+        assert torch.equal(draws.normal("noise_0", 4, 3), record["noise_0"])
+        assert torch.equal(draws.uniform("t_0"), record["t_0"])
+
+
+def test_recorded_draws_refuse_what_they_do_not_hold():
+    draws = RecordedDraws({"t_0": torch.rand(2), "noise_0": torch.randn(2, 4, 3)})
+    with pytest.raises(ValueError, match=r"no recorded draws named 'noise_1'; the record has \['noise_0', 't_0'\]"):
+        draws.normal("noise_1", 4, 3)
+    with pytest.raises(ValueError, match=r"'noise_0' have shape \(2, 4, 3\), need"):
+        draws.normal("noise_0", 4, 4)

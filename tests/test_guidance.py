@@ -1,0 +1,46 @@
+import pytest
+
+from scalear.flow import flowar_times
+from scalear.guidance import Guidance
+
+
+@pytest.mark.parametrize(
+    "weight, official", [(2.4, [1.0, 1.35, 1.7, 2.05, 2.4]), (4.3, [1.0, 1.825, 2.65, 3.475, 4.3])]
+)
+def test_linear_ramp_is_the_official_one(weight, official):
+    assert [Guidance(weight).at_scale(k, 5) for k in range(5)] == pytest.approx(official)
+
+
+def test_constant_ramp_and_a_single_scale_have_the_full_weight():
+    assert [Guidance(3.0, ramp="constant").at_scale(k, 3) for k in range(3)] == [3.0, 3.0, 3.0]
+    assert Guidance(3.0).at_scale(0, 1) == 3.0
+
+
+def test_one_is_off():
+    assert not Guidance(1.0).active
+    assert Guidance(1.5).active and Guidance(0.0).active
+    assert [Guidance(1.0).at_scale(k, 4) for k in range(4)] == [1.0] * 4
+
+
+# How many steps the official code guides: "guidance" 0.9 and 0.7 are start times 0.1 and 0.3.
+@pytest.mark.parametrize(
+    "num_steps, start_time, guided", [(25, 0.1, 22), (25, 0.3, 19), (50, 0.1, 45), (50, 0.3, 35), (50, 0.0, 50)]
+)
+def test_the_time_interval_guides_the_official_steps(num_steps, start_time, guided):
+    guidance = Guidance(2.0, start_time=start_time)
+    steps = [guidance.at_time(t) for t in flowar_times(num_steps)[:-1]]
+    assert sum(steps) == guided
+    assert steps == sorted(steps)  # off, then on
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"weight": -0.5}, "guidance weight must be a number >= 0, got -0.5; 1.0 is off"),
+        ({"start_time": 1.5}, r"start_time must be in \[0, 1\], got 1.5; 0 guides every step"),
+        ({"weight": float("nan")}, "guidance weight must be a number >= 0, got nan"),
+    ],
+)
+def test_what_cannot_guide_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Guidance(**arguments)
