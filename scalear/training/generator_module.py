@@ -131,7 +131,8 @@ class GeneratorModule(LightningModule):
     @torch.no_grad()
     def pyramid_images(self, batch: Batch, count: int) -> Tensor:
         """The first real images of a batch at every scale, coarse to fine, each scale a row of `count` images."""
-        latent_BChw = self._latent(batch, [(self.seed, 0)] * len(batch))[:count]
+        draws = SeededDraws([(self.seed, index) for index in range(len(batch))], self.device)
+        latent_BChw = self._latent(batch, draws)[:count]
         pyramid = self.generator.pyramid.build(latent_BChw, self.generator.schedule)
         rows = []
         for k in range(pyramid.schedule.num_scales):
