@@ -36,7 +36,7 @@ class SeededDraws:
 
     def __init__(self, streams: Sequence[tuple[int, ...]], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self._generators = [torch.Generator().manual_seed(_stream_seed(stream)) for stream in streams]
+        self._generators = [torch.Generator().manual_seed(stream_seed(stream)) for stream in streams]
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         return self._draw(torch.rand, shape)
@@ -76,7 +76,7 @@ class RecordedDraws:
         return numbers
 
 
-def _stream_seed(stream: tuple[int, ...]) -> int:
+def stream_seed(stream: tuple[int, ...]) -> int:
     """A 63-bit seed from the integers of a stream's name; a hash, so that neighbours are unrelated."""
     digest = hashlib.blake2b(repr(tuple(int(part) for part in stream)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

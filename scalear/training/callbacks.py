@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.evaluation.images import make_grid, to_uint8
+from scalear.training.losses import NonFiniteLossError
 
 
 class Performance(Callback):
@@ -80,7 +81,9 @@ class SampleGrid(Callback):
 
 
 class SaveOnInterrupt(Checkpoint):
-    """Ctrl-C (SIGINT) and SIGTERM finish the step at hand, save a checkpoint, and end the run.
+    """Ctrl-C (SIGINT) and SIGTERM finish the step at hand, save a checkpoint, and end the run with exit code 130.
+
+    A loss that is not finite leaves a checkpoint of the last good step.
 
     It is a `Checkpoint` so that Lightning runs it after all other callbacks: the loader's position and the
     average are those of the finished step.
@@ -102,17 +105,21 @@ class SaveOnInterrupt(Checkpoint):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         if stop:
-            self._restore()
-            checkpoint = checkpoint_folder(trainer) / "interrupted.ckpt"
-            trainer.save_checkpoint(checkpoint)
-            rank_zero_info(f"\nInterrupted after step {trainer.global_step}. Resume with: --ckpt_path {checkpoint}")
-            raise KeyboardInterrupt
+            self._save(trainer, "interrupted.ckpt")
+            raise SystemExit(130)  # not KeyboardInterrupt, at which Lightning would kill the other ranks
 
     def on_train_end(self, trainer, pl_module) -> None:
         self._restore()
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         self._restore()
+        if isinstance(exception, NonFiniteLossError):
+            self._save(trainer, "last_good.ckpt")
+
+    def _save(self, trainer, name: str) -> None:
+        checkpoint = checkpoint_folder(trainer) / name
+        trainer.save_checkpoint(checkpoint)
+        rank_zero_info(f"\nStopped after step {trainer.global_step}. Resume with: --ckpt_path {checkpoint}")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

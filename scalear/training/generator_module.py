@@ -6,18 +6,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalear.data.batch import Batch
-from scalear.draws import SeededDraws
+from scalear.draws import SeededDraws, stream_seed
 from scalear.evaluation.images import to_uint8
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.models.generator import Generator, Loss
 from scalear.tokenizers.base import Tokenizer
 from scalear.training.frozen import freeze
+from scalear.training.losses import mean_losses
 from scalear.training.optim import OptimizerSettings
 from scalear.training.report import SampleReport
 from scalear.training.sampling import SampleRequest, SampleStore
 
-_VALIDATION = -1  # keeps the random numbers of validation apart from those of training
+_VALIDATION, _DROPOUT = -1, -2  # keep random numbers for different ends apart; part of their names
 
 
 class GeneratorModule(LightningModule):
@@ -80,14 +81,17 @@ class GeneratorModule(LightningModule):
         return self.optimizer.build(self.generator)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # Dropout alone draws from the global generator; a resumed run drops what the uninterrupted one would have.
+        torch.manual_seed(stream_seed((self.seed, _DROPOUT, int(batch.position[0]))))
         loss = self._loss(batch, [(self.seed, position) for position in batch.position.tolist()])
-        self._refuse_non_finite(loss, batch)
-        self._log_loss("train", loss, batch)
+        for name, value in mean_losses(self.trainer, self._terms(loss), batch).items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         draws = [(self.seed, _VALIDATION, position) for position in batch.position.tolist()]
-        self._log_loss("val", self._loss(batch, draws), batch)
+        for name, value in self._terms(self._loss(batch, draws)).items():
+            self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=True, batch_size=len(batch))
 
     def test_dataloader(self) -> DataLoader:
         return self.samples.loader(self.generator.num_classes, self.global_rank, self.trainer.world_size)
@@ -157,25 +161,10 @@ class GeneratorModule(LightningModule):
         draws = SeededDraws(streams, self.device)
         return self.tokenizer.decode(self.generator.generate(label_B, draws, self.solver, self.guidance))
 
-    def _log_loss(self, stage: str, loss: Loss, batch: Batch) -> None:
-        self.log(f"{stage}/loss", loss.total, prog_bar=True, sync_dist=stage == "val", batch_size=len(batch))
-        for size, value in zip(self.generator.schedule.names, loss.per_scale, strict=True):
-            self.log(f"{stage}/loss_scale_{size}", value, sync_dist=stage == "val", batch_size=len(batch))
-
-    def _refuse_non_finite(self, loss: Loss, batch: Batch) -> None:
-        finite = bool(loss.total.isfinite())
-        if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
-            return
-        # The weights are still those of the last good step; SaveOnError keeps them.
-        bad = [
-            name
-            for name, value in zip(self.generator.schedule.names, loss.per_scale, strict=True)
-            if not value.isfinite()
-        ]
-        raise ValueError(
-            f"the loss is not finite at step {self.global_step}, on scales {bad or 'of another rank'}; "
-            f"batch keys: {batch.keys}. Lower the learning rate, or look at these samples"
-        )
+    def _terms(self, loss: Loss) -> dict[str, Tensor]:
+        """The losses as they are logged: in all, and of each scale."""
+        names = [f"loss_scale_{size}" for size in self.generator.schedule.names]
+        return {"loss": loss.total, **dict(zip(names, loss.per_scale, strict=True))}
 
     def _check_data(self) -> None:
         data = self.trainer.datamodule

@@ -21,6 +21,7 @@ from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.training.frozen import freeze
 from scalear.training.latent_statistics import measure_latents, store_statistics
+from scalear.training.losses import mean_losses
 from scalear.training.optim import OptimizerSettings
 from scalear.training.report import write_metrics
 from scalear.training.tokenizer_checks import check_data, check_training
@@ -96,12 +97,8 @@ class TokenizerModule(LightningModule):
         latent_shape = self.tokenizer.latent_channels, *self.tokenizer.latent_size(batch.inputs.shape[-2:])
         reconstruction = self.tokenizer.reconstruct(batch.inputs, draws.normal("posterior", *latent_shape))
         terms = self.loss(batch.inputs, reconstruction, self.tokenizer.last_layer, self.global_step)
-        if not torch.isfinite(terms["loss"]):
-            values = {name: value.item() for name, value in terms.items()}
-            raise ValueError(f"the loss is not finite at step {self.global_step}: {values}; batch keys: {batch.keys}")
-        self.log("train/loss", terms["loss"], prog_bar=True, batch_size=len(batch))
-        parts = {f"train/{name}": value for name, value in terms.items() if name != "loss"}
-        self.log_dict(parts, batch_size=len(batch))
+        for name, value in mean_losses(self.trainer, terms, batch).items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return terms["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
