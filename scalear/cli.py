@@ -86,17 +86,26 @@ class ScalearCLI(LightningCLI):
         """LightningCLI would let the checkpoint's hyperparameters override what was typed."""
 
 
-def run_data(args: list[str]) -> None:
-    """`scalear data {pack,verify,stats}`."""
+_DATA_COMMANDS = (pack, verify, stats)
+
+
+def data_parser() -> ArgumentParser:
+    """`scalear data {pack,verify,stats}`: the functions' signatures and docstrings as options and help."""
     parser = ArgumentParser(prog="scalear data", description="Make, check and describe datasets of tar shards.")
     commands = parser.add_subcommands()
-    for function in (pack, verify, stats):
+    for function in _DATA_COMMANDS:
         command = ArgumentParser(description=function.__doc__.split("\n\n")[0])
         command.add_argument("--config", action="config", help="YAML file with the arguments below.")
         positional = function is not pack
         command.add_function_arguments(function, as_positional=positional)
         commands.add_subcommand(function.__name__, command, help=function.__doc__.splitlines()[0])
+    return parser
+
+
+def run_data(args: list[str]) -> None:
+    """Carry out `scalear data ...`."""
+    parser = data_parser()
     config = parser.parse_args(args)
     chosen = parser.instantiate_classes(config)[config.subcommand]
     chosen.pop("config", None)
-    {"pack": pack, "verify": verify, "stats": stats}[config.subcommand](**chosen)
+    {function.__name__: function for function in _DATA_COMMANDS}[config.subcommand](**chosen)
