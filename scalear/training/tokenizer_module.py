@@ -68,7 +68,7 @@ class TokenizerModule(LightningModule):
     def setup(self, stage: str) -> None:
         if self.trainer.datamodule is not None:
             check_data(self.tokenizer, self.loss, self.trainer.datamodule)
-        if isinstance(self.rfid, FeatureFID):
+        if isinstance(self.rfid, FeatureFID) and stage != "predict":
             _ = self.rfid.extractor.network  # read now: a missing file shall not stop the run at its first validation
         if stage == "fit":
             check_training(self.tokenizer, self.loss, self.trainer)
