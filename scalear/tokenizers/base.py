@@ -5,7 +5,7 @@ Stages of an image, stated once:
     image_BCHW    float in [-1, 1]; H and W are multiples of `stride`
     moments_BChw  what `moments` gives, not normalised, all that a latent shard must hold:
                   mean and log-variance, concatenated (KL), or the latent before quantisation (VQ)
-    latent_BChw   zero mean and unit variance per channel by the stored statistics; what generators see
+    latent_BChw   zero mean and unit variance by the stored statistics, per channel or over all; what generators see
 
 The statistics live here and in the tokenizer's checkpoint, and nowhere else.
 """

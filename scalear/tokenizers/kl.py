@@ -3,6 +3,7 @@
 Shapes as in `scalear.tokenizers.base`.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +23,9 @@ class KLAutoencoder(TrainableTokenizer):
         num_res_blocks: Residual blocks per level; the decoder has one more.
         patch_size: Pixels per side that are folded into channels before the first and after the last convolution.
             Above 1 there are no convolutions at full resolution, which is what makes a CPU slow.
+        patch_shortcut: Add a linear autoencoder of patches of stride x stride pixels beside encoder and decoder. It
+            starts as the discrete cosine transform, so that the networks learn what a linear code lacks from the
+            first step: many times fewer steps to sharp reconstructions (compare the shortcuts of DC-AE).
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
     """
 
@@ -33,6 +37,7 @@ class KLAutoencoder(TrainableTokenizer):
         channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         num_res_blocks: int = 2,
         patch_size: int = 1,
+        patch_shortcut: bool = False,
         weights: str | None = None,
     ) -> None:
         super().__init__(image_channels, latent_channels, patch_size * 2 ** (len(channel_multipliers) - 1))
@@ -40,12 +45,20 @@ class KLAutoencoder(TrainableTokenizer):
         self.channel_multipliers = tuple(channel_multipliers)
         self.num_res_blocks = num_res_blocks
         self.patch_size = patch_size
+        self.patch_shortcut = patch_shortcut
         self.weights = weights
         folded, layout = image_channels * patch_size**2, (channels, self.channel_multipliers, num_res_blocks)
         self.encoder = Encoder(folded, 2 * latent_channels, *layout, coarse_attention=True)
         self.decoder = Decoder(latent_channels, folded, *layout, coarse_attention=False)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        if patch_shortcut:
+            self.shortcut = PatchShortcut(image_channels, latent_channels, self.stride)
+            # Begin as the linear code alone, with little posterior noise.
+            for layer in (self.quant_conv, self.decoder.conv_out):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+            nn.init.constant_(self.quant_conv.bias[latent_channels:], -4.0)
 
     def load_weights(self) -> None:
         if self.weights is not None:
@@ -53,7 +66,11 @@ class KLAutoencoder(TrainableTokenizer):
 
     def moments(self, image: Tensor) -> Tensor:
         self.latent_size(image.shape[-2:])
-        return self.quant_conv(self.encoder(F.pixel_unshuffle(image, self.patch_size))).float()
+        moments = self.quant_conv(self.encoder(F.pixel_unshuffle(image, self.patch_size))).float()
+        if not self.patch_shortcut:
+            return moments
+        mean, logvar = moments.chunk(2, dim=1)
+        return torch.cat([mean + self.shortcut.encode(image), logvar], dim=1)
 
     def posterior(self, image: Tensor) -> Posterior:
         """image_BCHW -> Gaussian over raw latents."""
@@ -68,7 +85,8 @@ class KLAutoencoder(TrainableTokenizer):
 
     def decode_raw(self, latent: Tensor) -> Tensor:
         """Raw latent -> image_BCHW that is not clamped: what training and the official code see."""
-        return F.pixel_shuffle(self.decoder(self.post_quant_conv(latent)), self.patch_size).float()
+        image = F.pixel_shuffle(self.decoder(self.post_quant_conv(latent)), self.patch_size).float()
+        return image + self.shortcut.decode(latent) if self.patch_shortcut else image
 
     def reconstruct(self, image: Tensor, noise: Tensor) -> Reconstruction:
         posterior = self.posterior(image)
@@ -77,3 +95,48 @@ class KLAutoencoder(TrainableTokenizer):
     @property
     def last_layer(self) -> nn.Parameter:
         return self.decoder.conv_out.weight
+
+
+class PatchShortcut(nn.Module):
+    """Linear code of square patches, and its inverse; both start as the lowest frequencies of the cosine transform.
+
+    Args:
+        image_channels: Channels of the image.
+        latent_channels: Coefficients kept of each patch.
+        patch_size: Side of the patches in pixels.
+    """
+
+    def __init__(self, image_channels: int, latent_channels: int, patch_size: int) -> None:
+        super().__init__()
+        if latent_channels > image_channels * patch_size**2:
+            raise ValueError(
+                f"patch_shortcut cannot make {latent_channels} latent channels of patches of "
+                f"{image_channels}x{patch_size}x{patch_size} numbers"
+            )
+        self.to_latent = nn.Conv2d(image_channels, latent_channels, patch_size, patch_size)
+        self.to_image = nn.ConvTranspose2d(latent_channels, image_channels, patch_size, patch_size)
+        basis = _cosine_basis(image_channels, latent_channels, patch_size)
+        with torch.no_grad():
+            for layer in (self.to_latent, self.to_image):
+                layer.weight.copy_(basis)
+                layer.bias.zero_()
+
+    def encode(self, image: Tensor) -> Tensor:
+        """image_BCHW -> latent_BChw, float32."""
+        return self.to_latent(image).float()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """latent_BChw -> image_BCHW, float32."""
+        return self.to_image(latent).float()
+
+
+def _cosine_basis(channels: int, count: int, size: int) -> Tensor:
+    """The `count` lowest frequencies of the orthonormal two-dimensional DCT, (count, channels, size, size)."""
+    place, frequency = torch.arange(size) + 0.5, torch.arange(size)
+    rows = torch.cos(torch.pi / size * frequency[:, None] * place) * (2 / size) ** 0.5
+    rows[0] *= 0.5**0.5
+    order = sorted((u * u + v * v, u, v, c) for u in range(size) for v in range(size) for c in range(channels))
+    basis = torch.zeros(count, channels, size, size)
+    for k, (_, u, v, c) in enumerate(order[:count]):
+        basis[k, c] = rows[u][:, None] * rows[v]
+    return basis

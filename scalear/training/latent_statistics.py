@@ -17,7 +17,7 @@ STATISTICS = ("latent_mean", "latent_std")
 
 @torch.no_grad()
 def measure_latents(
-    tokenizer: TrainableTokenizer, batches: Iterable[Batch], num_samples: int, trainer: Trainer
+    tokenizer: TrainableTokenizer, batches: Iterable[Batch], num_samples: int, trainer: Trainer, per_channel: bool
 ) -> None:
     """Set the tokenizer's statistics to those of posterior samples, over images of all ranks.
 
@@ -28,6 +28,8 @@ def measure_latents(
         batches: This rank's images.
         num_samples: Images of all ranks together; fewer if there are fewer.
         trainer: Tells ranks, precision and device.
+        per_channel: A standard deviation for each channel; otherwise one for all, so that channels keep their
+            relative size.
     """
     quota = -(-num_samples // trainer.world_size)
     device = tokenizer.latent_mean.device
@@ -48,8 +50,9 @@ def measure_latents(
     if not count.all():
         raise ValueError("no training images to measure the latents on")
     mean = first / count
+    variance = second / count - mean.square()
     tokenizer.latent_mean.copy_(mean)
-    tokenizer.latent_std.copy_((second / count - mean.square()).sqrt())
+    tokenizer.latent_std.copy_((variance if per_channel else variance.mean()).sqrt())
 
 
 def store_statistics(tokenizer: Tokenizer, prefix: str, trainer: Trainer) -> None:

@@ -39,6 +39,9 @@ class TokenizerModule(LightningModule):
         rfid: FID between images and reconstructions: a torchmetrics metric with `update(images, real=...)` on uint8.
         seed: Names the posterior noise, with each sample's position in the stream.
         statistics_samples: Training images that the latent statistics are taken over; fewer if there are fewer.
+        per_channel_std: Scale every latent channel to unit variance. False scales all by one number, like SD's
+            scaling factor: channels of little energy, such as fine detail, then stay small, and a generator spends
+            less on them.
         grid_images: Validation images shown in TensorBoard, originals above reconstructions.
     """
 
@@ -50,6 +53,7 @@ class TokenizerModule(LightningModule):
         rfid: Metric | None = None,
         seed: int = 0,
         statistics_samples: int = 10_000,
+        per_channel_std: bool = True,
         grid_images: int = 16,
     ) -> None:
         super().__init__()
@@ -61,6 +65,7 @@ class TokenizerModule(LightningModule):
         self.rfid = rfid
         self.seed = seed
         self.statistics_samples = statistics_samples
+        self.per_channel_std = per_channel_std
         self.grid_images = grid_images
         self.psnr = PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3))  # per image, then averaged
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
@@ -134,7 +139,9 @@ class TokenizerModule(LightningModule):
     def on_train_end(self) -> None:
         # Callbacks went first: with weight averaging the tokenizer already holds the average.
         self.tokenizer.eval()
-        measure_latents(self.tokenizer, self._plain_training_batches(), self.statistics_samples, self.trainer)
+        measure_latents(
+            self.tokenizer, self._plain_training_batches(), self.statistics_samples, self.trainer, self.per_channel_std
+        )
         if self.trainer.is_global_zero:
             store_statistics(self.tokenizer, "tokenizer.", self.trainer)
             path = Path(self.trainer.default_root_dir, EXPORT_NAME)
