@@ -1,5 +1,6 @@
 """Entry point: `scalear COMMAND ...` or `python -m scalear COMMAND ...`."""
 
+import argparse
 import os
 import sys
 
@@ -26,10 +27,12 @@ def main(args: list[str] | None = None) -> int:
         return 0
     try:
         _run(args[0], args[1:])
-    except (ValueError, OSError, RuntimeError) as error:
+    except (argparse.ArgumentError, ValueError, OSError, RuntimeError) as error:
         if os.environ.get("SCALEAR_TRACEBACK"):
             raise
         print(f"scalear: error: {_message(error)}", file=sys.stderr)
+        if isinstance(error, argparse.ArgumentError):
+            print(f"scalear {args[0]} --help lists the options", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
@@ -55,8 +58,11 @@ def _run(command: str, args: list[str]) -> None:
         raise ValueError(f"there is no command {command!r}; see scalear --help")
 
 
-def _message(error: Exception) -> str:
-    """What went wrong, without the traceback that a DataLoader worker wraps around its error."""
+def _message(error: BaseException) -> str:
+    """What went wrong, without what jsonargparse and DataLoader workers wrap around it."""
+    # For a part that may be absent, jsonargparse prints its whole config and what else it could have been.
+    while "Union subtypes" in str(error) and error.__cause__ is not None:
+        error = error.__cause__
     text = str(error) or type(error).__name__
     if text.startswith("Caught ") and "\n" in text:
         name = text.split()[1]

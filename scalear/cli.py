@@ -3,7 +3,7 @@
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
@@ -51,8 +51,12 @@ class ScalearCLI(LightningCLI):
                 ],
             },
             args=args,
-            parser_kwargs={"prog": "scalear"},
+            parser_kwargs={"prog": "scalear", "exit_on_error": False},
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Without LightningCLI's warning that `args` are given: they always are."""
+        self.config = parser.parse_args(args)
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -91,7 +95,8 @@ _DATA_COMMANDS = (pack, verify, stats)
 
 def data_parser() -> ArgumentParser:
     """`scalear data {pack,verify,stats}`: the functions' signatures and docstrings as options and help."""
-    parser = ArgumentParser(prog="scalear data", description="Make, check and describe datasets of tar shards.")
+    description = "Make, check and describe datasets of tar shards."
+    parser = ArgumentParser(prog="scalear data", description=description, exit_on_error=False)
     commands = parser.add_subcommands()
     for function in _DATA_COMMANDS:
         command = ArgumentParser(description=function.__doc__.split("\n\n")[0])
