@@ -25,7 +25,7 @@ def demo(
     Args:
         tokenizer: Config of the tokenizer.
         generator: Config of the generator.
-        output_dir: Gets one folder per model, the cached latents and metrics.json.
+        output_dir: Gets one folder per model and metrics.json.
         generator_name: Name of the generator's folder.
         fast: A few steps and images only, to see that everything runs; the pictures are noise.
 
@@ -34,10 +34,10 @@ def demo(
         ValueError: `output_dir` holds an earlier demo.
     """
     folder = Path(output_dir)
-    if (folder / "metrics.json").exists() or (folder / "latents").exists():
+    tokenizer_dir, generator_dir = folder / "tokenizer", folder / generator_name
+    if tokenizer_dir.exists() or generator_dir.exists():
         raise ValueError(f"{folder} holds an earlier demo; delete it (make clean) or choose another --output_dir")
-    tokenizer_dir, generator_dir, latents = folder / "tokenizer", folder / generator_name, folder / "latents"
-    weights = tokenizer_dir / "tokenizer.safetensors"
+    weights, latents = tokenizer_dir / "tokenizer.safetensors", tokenizer_dir / "latents"
     in_tokenizer = ["-c", tokenizer, f"--trainer.default_root_dir={tokenizer_dir}"]
     in_generator = [
         *("-c", generator, f"--trainer.default_root_dir={generator_dir}", f"--data.data_dir={latents}"),
@@ -49,11 +49,7 @@ def demo(
     stages = {
         "train tokenizer": ["fit", *in_tokenizer, *shorten],
         "test tokenizer": ["test", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"],
-        "cache latents": [
-            *("predict", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"),
-            *("--trainer.callbacks+=scalear.training.latent_writer.LatentWriter",),
-            f"--trainer.callbacks.output_dir={latents}",
-        ],
+        "cache latents": ["predict", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"],
         f"train {generator_name}": ["fit", *in_generator, *shorten],
         "sample and measure": ["test", *in_generator, *few, f"--ckpt_path={generator_dir / last}"],
     }
