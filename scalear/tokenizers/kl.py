@@ -90,7 +90,11 @@ class KLAutoencoder(TrainableTokenizer):
 
     def reconstruct(self, image: Tensor, noise: Tensor) -> Reconstruction:
         posterior = self.posterior(image)
-        return Reconstruction(self.decode_raw(posterior.sample(noise)), {"kl": posterior.kl() / image[0].numel()})
+        raw = self.decode_raw(posterior.sample(noise))
+        # Losses see the clamped image, as users will; straight through, so that a value beyond black or white costs
+        # nothing. The decoder then overshoots on flat areas, and noise in the latent leaves no trace there.
+        clamped = raw + (raw.clamp(-1.0, 1.0) - raw).detach()
+        return Reconstruction(clamped, {"kl": posterior.kl() / image[0].numel()})
 
     @property
     def last_layer(self) -> nn.Parameter:
