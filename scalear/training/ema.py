@@ -23,6 +23,7 @@ class EMA(WeightAveraging):
         if not 0 <= decay < 1:
             raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
         self.decay = decay
+        self._swapped = False  # the module holds the average, the copy the raw weights
         super().__init__(use_buffers=False, multi_avg_fn=self._update)
 
     @torch.no_grad()
@@ -31,6 +32,10 @@ class EMA(WeightAveraging):
         decay = min(self.decay, (1 + num_averaged) / (10 + num_averaged))
         torch._foreach_lerp_(averages, currents, 1 - decay)
 
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._swapped = False
+
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
         if self._has_average:
             super().on_validation_epoch_start(trainer, pl_module)
@@ -38,6 +43,12 @@ class EMA(WeightAveraging):
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         if self._has_average:
             super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped and self._average_model is not None:
+            average, raw = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint["state_dict"], checkpoint["current_model_state"] = average, raw
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint) -> None:
         # Outside fit the checkpoint's state_dict is the average already; there is nothing to restore or warn of.
@@ -51,16 +62,13 @@ class EMA(WeightAveraging):
 
     @torch.no_grad()
     def _swap_models(self, pl_module: LightningModule) -> None:
-        for average, current in self._trainable_pairs(pl_module):
-            kept = average.clone()
-            average.copy_(current)
-            current.copy_(kept)
+        for average, current in zip(self._average_model.module.parameters(), pl_module.parameters(), strict=True):
+            if current.requires_grad:
+                kept = average.clone()
+                average.copy_(current)
+                current.copy_(kept)
+        self._swapped = not self._swapped
 
-    @torch.no_grad()
     def _copy_average_to_current(self, pl_module: LightningModule) -> None:
-        for average, current in self._trainable_pairs(pl_module):
-            current.copy_(average)
-
-    def _trainable_pairs(self, pl_module: LightningModule) -> list[tuple[Tensor, Tensor]]:
-        pairs = zip(self._average_model.module.parameters(), pl_module.parameters(), strict=True)
-        return [(average, current) for average, current in pairs if current.requires_grad]
+        # After training. The last checkpoint may be written later still, and needs the raw weights.
+        self._swap_models(pl_module)
