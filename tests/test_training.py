@@ -126,6 +126,22 @@ def test_the_average_is_saved_beside_the_raw_weights_and_validation_sees_it(data
     assert_equal_states(straight.raw[-1], watch.raw[-1])  # validation left no trace
 
 
+def test_checkpoints_written_after_training_or_in_validation_hold_average_and_raw_weights(dataset, tmp_path):
+    class SaveAt(Callback):
+        def on_validation_batch_end(self, trainer, *args) -> None:
+            trainer.save_checkpoint(tmp_path / "validating.ckpt")
+
+    watch = Watch()
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=100, save_last=True)
+    settings = {"callbacks": [saver, EMA(DECAY), watch, SaveAt()], "val_check_interval": 3}
+    fit(dataset, tmp_path, 3, **settings)
+    for name in ("end", "last", "validating"):
+        checkpoint = load(tmp_path / f"{name}.ckpt")
+        assert_equal_states(checkpoint["current_model_state"], watch.raw[-1])
+        assert_equal_states(checkpoint["state_dict"], load(tmp_path / "end.ckpt")["state_dict"])
+    assert not torch.equal(*(next(iter(checkpoint[part].values())) for part in ("state_dict", "current_model_state")))
+
+
 def test_validation_before_the_first_step_sees_the_loaded_weights(dataset, tmp_path):
     watch = Watch()
     fit(dataset, tmp_path, 1, callbacks=[EMA(DECAY), watch], num_sanity_val_steps=1)
