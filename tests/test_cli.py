@@ -1,0 +1,177 @@
+"""One experiment per model through the commands that a user types, and what is said when they cannot work."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_fixtures import Experiment, run
+from PIL import Image
+
+from scalear.evaluation.images import load_samples
+
+
+def load(path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def predict(experiment: Experiment, folder: str, *overrides: str) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of the trained generator, put in a folder of their own."""
+    args = (*experiment.generator(folder), f"--ckpt_path={experiment.checkpoint('flowar')}", *overrides)
+    assert run("predict", *args) == 0
+    return load_samples(experiment.root / folder / "samples.npz")
+
+
+def test_a_tokenizer_run_leaves_weights_latents_and_numbers(experiment):
+    folder = experiment.root / "kl"
+    for name in ("tokenizer.safetensors", "fit.yaml", "predict.yaml", "checkpoints/last.ckpt"):
+        assert (folder / name).is_file(), name
+    index = json.loads((experiment.latents / "index.json").read_text())
+    assert index["kind"] == "latents" and index["latents"]["moments_shape"] == [8, 4, 4]
+    assert run("data", "verify", experiment.latents, "--num_workers=0") == 0
+    assert run("test", *experiment.tokenizer(), f"--ckpt_path={experiment.checkpoint('kl')}") == 0
+    assert json.loads((folder / "metrics.json").read_text()).keys() == {"val/rfid", "val/psnr", "val/ssim"}
+
+
+def test_a_resumed_fit_equals_the_uninterrupted_one(experiment):
+    assert run("fit", *experiment.generator("first"), "--trainer.max_steps=2") == 0
+    assert run("fit", *experiment.generator("resumed"), f"--ckpt_path={experiment.checkpoint('first')}") == 0
+    straight, resumed = (load(experiment.checkpoint(folder)) for folder in ("flowar", "resumed"))
+    assert straight["global_step"] == resumed["global_step"] == 4
+    for part in ("state_dict", "current_model_state"):
+        for name, tensor in straight[part].items():
+            assert torch.equal(resumed[part][name], tensor), name
+
+
+def test_test_measures_the_samples_that_predict_would_write(experiment):
+    folder = experiment.root / "tested"
+    args = (*experiment.generator("tested"), f"--ckpt_path={experiment.checkpoint('flowar')}")
+    assert run("test", *args) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"fid", "fid_floor", "precision", "recall", "accuracy", "num_samples", "extractor"} <= metrics.keys()
+    assert metrics["num_samples"] == 12 and "classifier.safetensors" in metrics["extractor"]
+    tested, predicted = load_samples(folder / "samples.npz"), predict(experiment, "predicted")
+    assert all(np.array_equal(one, other) for one, other in zip(tested, predicted, strict=True))
+
+
+def test_samples_are_written_in_adm_layout_with_a_grid(experiment):
+    images, labels = predict(experiment, "layout")
+    assert images.dtype == np.uint8 and images.shape == (12, 32, 32, 1)
+    assert labels.dtype == np.int64 and labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    folder = experiment.root / "layout"
+    assert Image.open(folder / "grid.png").size == (2 * (3 * 34 + 2), 2 * (4 * 34 + 2))  # 3 classes, 4 rows, twice
+    assert {"grid.png", "predict.yaml", "samples.npz"} <= {path.name for path in folder.iterdir()}
+    assert not list(folder.glob("*.partial*"))
+
+
+def test_a_sample_does_not_depend_on_batch_size(experiment):
+    images, _ = predict(experiment, "six")
+    others, _ = predict(experiment, "one", "--model.samples.batch_size=1")
+    assert np.abs(images.astype(int) - others).max() <= 1  # a level, where rounding decides
+    assert (images != others).mean() < 0.01
+
+
+def test_what_is_typed_wins_over_the_checkpoint(experiment):
+    images, _ = predict(experiment, "weight")
+    guided, _ = predict(experiment, "weight", "--model.guidance.weight=6")
+    again, _ = predict(experiment, "weight")
+    assert not np.array_equal(images, guided) and np.array_equal(images, again)
+    seeded, _ = predict(experiment, "seed", "--model.samples.seed=1")
+    assert not np.array_equal(images, seeded)
+
+
+def test_chosen_classes_and_label_files(experiment, tmp_path):
+    _, labels = predict(experiment, "classes", "--model.samples.classes=[2,0]", "--model.samples.num_per_class=2")
+    assert labels.tolist() == [2, 2, 0, 0]
+    (tmp_path / "labels.txt").write_text("1\n3\n0\n1\n1\n")  # 3 is the null class
+    from_file, labels = predict(experiment, "file", f"--model.samples.label_file={tmp_path / 'labels.txt'}")
+    assert labels.tolist() == [1, 3, 0, 1, 1]
+    assert from_file.shape == (5, 32, 32, 1)
+
+
+def truncated(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    return path
+
+
+@pytest.mark.parametrize(
+    "command, overrides, messages",
+    [
+        ("fit", ["--model.generator.head.width=3"], ["FlowHead", "Option 'width' is not accepted", "fit --help"]),
+        ("fit", ["--trainer.steps=3"], ["unrecognized arguments: --trainer.steps"]),
+        ("fit", ["--model.generator.transformer.scales=[]"], ["scale list must not be empty; write for example"]),
+        ("fit", ["--model.generator.transformer.scales=[4,2]"], ["scale 2 follows 4 in 4,2", "sort the list"]),
+        ("fit", ["--model.generator.transformer.scales=[1,2]"], ["1,2 end at 2 tokens", "has 4", "let the list end"]),
+        ("fit", ["--model.generator.head.cond_dim=16"], ["cond_dim is 16", "transformer's dim is 32"]),
+        ("fit", ["--model.generator.transformer.num_classes=7"], ["has 3 classes, the generator 7: set transformer"]),
+        ("fit", ["--data.data_dir=absent"], ["absent", "index.json"]),
+        ("fit", ["--ckpt_path=absent.ckpt"], ["--ckpt_path absent.ckpt does not exist"]),
+        ("predict", [], ["scalear predict needs trained weights: give --ckpt_path"]),
+        ("test", [], ["scalear test needs trained weights: give --ckpt_path"]),
+        ("predict", ["--ckpt_path=best"], ["give the file"]),
+        ("predict", ["--ckpt_path={flowar}", "--model.samples.classes=[0,4]"], ["label 4 is out of range", "0..2"]),
+        (
+            "predict",
+            ["--ckpt_path={flowar}", "--model.samples.label_file=absent"],
+            ["label file absent does not exist"],
+        ),
+        ("predict", ["--ckpt_path={flowar}", "--model.generator.head.dim=16"], ["another model", "have another shape"]),
+        ("predict", ["--ckpt_path={flowar}", "--model.generator.head.depth=2"], ["another model", "are missing"]),
+        ("predict", ["--ckpt_path={kl}"], ["is a checkpoint of another model", "fit.yaml"]),
+        ("predict", ["--ckpt_path={weights}"], ["is not a readable checkpoint of `scalear fit`"]),
+        ("fit", ["--model.tokenizer.weights=absent.safetensors"], ["no tokenizer weights at absent.safetensors"]),
+        ("fit", ["--model.tokenizer.num_res_blocks=2"], ["num_res_blocks is 1 in the file, 2 in the config", "Align"]),
+        ("sample", [], ["there is no command 'sample'; see scalear --help"]),
+    ],
+)
+def test_what_cannot_work_ends_in_one_message(experiment, capsys, command, overrides, messages):
+    places = {
+        "flowar": experiment.checkpoint("flowar"),
+        "kl": experiment.checkpoint("kl"),
+        "weights": experiment.weights,
+    }
+    args = [override.format(**places) for override in overrides]
+    assert run(command, *experiment.generator("refused"), *args) == 2
+    _check_message(capsys, messages)
+
+
+def test_a_truncated_checkpoint_is_named(experiment, capsys, tmp_path):
+    path = truncated(Path(shutil.copy(experiment.checkpoint("flowar"), tmp_path)))
+    assert run("predict", *experiment.generator("refused"), f"--ckpt_path={path}") == 2
+    _check_message(capsys, [f"{path} is not a readable checkpoint of `scalear fit`"])
+
+
+def test_latents_of_another_tokenizer_are_refused(experiment, capsys):
+    assert run("fit", *experiment.tokenizer("other"), "--seed_everything=1") == 0
+    capsys.readouterr()
+    weights = experiment.root / "other" / "tokenizer.safetensors"
+    assert run("fit", *experiment.generator("refused"), f"--model.tokenizer.weights={weights}") == 2
+    _check_message(capsys, [f"the latents in {experiment.latents} were made by", "cache latents again"])
+
+
+def test_latents_are_not_overwritten(experiment, capsys):
+    assert run("predict", *experiment.tokenizer(), f"--ckpt_path={experiment.checkpoint('kl')}") == 2
+    _check_message(capsys, [f"{experiment.latents} holds a finished dataset; delete it"])
+
+
+def test_a_damaged_shard_is_named(experiment, capsys, tmp_path):
+    shutil.copytree(experiment.latents, tmp_path / "latents")
+    shard = truncated(next((tmp_path / "latents").glob("train-*.tar")))
+    assert run("fit", *experiment.generator("refused"), f"--data.data_dir={tmp_path / 'latents'}") == 2
+    _check_message(capsys, [shard.name])
+
+
+def test_help_and_versions_need_no_torch(capsys):
+    assert run("--help") == 0 and run() == 0
+    assert "fit" in capsys.readouterr().out
+
+
+def _check_message(capsys, parts: list[str]) -> None:
+    error = capsys.readouterr().err
+    message = error[error.index("scalear: error:") :]
+    for part in parts:
+        assert part in message
+    assert "Traceback" not in error and "usage:" not in error
+    assert len(message) < 1200 and message.count("scalear: error:") == 1
