@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOGS ?= runs
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -60,3 +60,6 @@ fashion-classifier: $(READY) ## train the network that measures FID on Fashion-M
 		--source.skip 14000 --output_dir data/fashion-mnist-rest --image_size 32 --compress true
 	$(BIN)/scalear fit -c configs/fashion/classifier.yaml
 	$(BIN)/scalear test -c configs/fashion/classifier.yaml --data.data_dir data/fashion-mnist
+
+imagenet256-%: $(READY) ## train configs/imagenet256/NAME.yaml, as in make imagenet256-flowar-s ARGS="--trainer.num_nodes 4"
+	$(BIN)/scalear fit -c configs/imagenet256/$*.yaml $(ARGS)

@@ -1,5 +1,8 @@
 """The commands behind `scalear`: LightningCLI for runs, plain functions for datasets."""
 
+import warnings
+from importlib.metadata import version
+
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
@@ -10,16 +13,40 @@ from scalear.data import sources  # noqa: F401  (lets users write `--source Imag
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
 from scalear.training.callbacks import Performance, SaveOnInterrupt
-from scalear.training.checkpoints import check_checkpoint
+from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint
 from scalear.training.generator_module import GeneratorModule
+from scalear.training.tokenizer_module import TokenizerModule
+
+_VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
+
+
+# What Lightning says of things that are as they should be here.
+for _expected in (
+    ".*module.s. in eval mode at the start of training",  # the frozen tokenizer
+    "You are using a custom batch sampler",
+    "predict returned None",
+    "Precision .* is not supported by the model summary",
+    "`isinstance.treespec, LeafSpec.` is deprecated",
+):
+    warnings.filterwarnings("ignore", _expected)
 
 
 class SaveStageConfig(SaveConfigCallback):
-    """Leaves the resolved config of each stage next to what it made: fit.yaml, test.yaml, predict.yaml."""
+    """Leaves the resolved config and versions of each stage next to what it made, and in TensorBoard.
+
+    The files are fit.yaml, validate.yaml, test.yaml and predict.yaml.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.config_filename = f"{trainer.state.fn.value}.yaml"
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called on rank 0."""
+        text = "\n".join(_VERSIONS) + "\n\n" + self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(f"config/{trainer.state.fn.value}", f"```\n{text}\n```")
 
 
 class ScalearCLI(LightningCLI):
@@ -54,6 +81,9 @@ class ScalearCLI(LightningCLI):
             parser_kwargs={"prog": "scalear", "exit_on_error": False},
         )
 
+    def init_parser(self, **kwargs: object) -> LightningArgumentParser:
+        return super().init_parser(**{**kwargs, "dump_header": _VERSIONS})
+
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Without LightningCLI's warning that `args` are given: they always are."""
         self.config = parser.parse_args(args)
@@ -62,6 +92,8 @@ class ScalearCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.get("logger") is None:
             kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
+        if config.get("plugins") is None:
+            kwargs["plugins"] = AtomicCheckpointIO()
         return super().instantiate_trainer(**kwargs)
 
     def test(self, **kwargs: object) -> None:
@@ -74,12 +106,17 @@ class ScalearCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         path = self._get(self.config_init, "ckpt_path")
-        if path is None and self.subcommand in ("test", "predict") and isinstance(self.model, GeneratorModule):
-            raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
-        if path == "best":
-            raise ValueError("--ckpt_path best is known only to the process that trained: give the file")
-        if path not in (None, "last"):
+        if path is not None:
             check_checkpoint(path, self.model)
+        elif self.subcommand != "fit" and not self._has_weights():
+            raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
+
+    def _has_weights(self) -> bool:
+        """Whether the model reads its weights from a file of its own, so that it needs no checkpoint."""
+        if isinstance(self.model, TokenizerModule):
+            tokenizer = self.model.tokenizer
+            return getattr(tokenizer, "weights", None) is not None or getattr(tokenizer, "source", None) is not None
+        return not isinstance(self.model, GeneratorModule)
 
     def _run_on_own_data(self, name: str, kwargs: dict) -> None:
         if isinstance(self.model, GeneratorModule):

@@ -125,14 +125,17 @@ def _size_text(size: tuple[int, int]) -> str:
     return str(height) if height == width else f"{height}x{width}"
 
 
-# Masks depend on the schedule alone; random schedules (FlexVAR) repeat, so a few hundred are kept.
+# Masks depend on the schedule alone; random schedules (FlexVAR) repeat, so a few hundred are kept. They are made
+# outside inference mode, so that those made while sampling also serve a later backward pass.
 @lru_cache(maxsize=512)
+@torch.inference_mode(False)
 def _level_ids(schedule: ScaleSchedule, device: torch.device) -> Tensor:
     levels = torch.arange(schedule.num_scales)
     return levels.repeat_interleave(torch.tensor(schedule.lengths)).to(device)
 
 
 @lru_cache(maxsize=512)
+@torch.inference_mode(False)
 def _block_causal_mask(schedule: ScaleSchedule, device: torch.device) -> Tensor:
     level = _level_ids(schedule, device)
     return level[:, None] >= level[None, :]

@@ -42,6 +42,7 @@ def evaluate_samples(
     fake_label, real_label = torch.as_tensor(samples.labels), torch.as_tensor(reference.labels)
 
     neighbours = PrecisionRecall(k)
+    neighbours.sync_on_compute = False  # one rank has everything; the others do not compute
     neighbours.update(real, real=True)
     neighbours.update(fake, real=False)
     scores = {
@@ -53,6 +54,7 @@ def evaluate_samples(
         scores["accuracy"] = (extractor.predict(fake) == fake_label).float().mean().item()
     if fake_label.min() >= 0 and real_label.min() >= 0:
         variety = ClassVariety(int(max(fake_label.max(), real_label.max())) + 1, extractor.num_features)
+        variety.sync_on_compute = False
         variety.update(real, real_label, real=True)
         variety.update(fake, fake_label, real=False)
         ratio = variety.compute()

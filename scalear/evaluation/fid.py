@@ -50,6 +50,7 @@ class FeatureFID(FrechetFeatureDistance):
 def frechet_distance(real_BF: Tensor, fake_BF: Tensor) -> float:
     """FID between two sets of features."""
     metric = FrechetFeatureDistance(real_BF.shape[1])
+    metric.sync_on_compute = False  # these features are complete, whatever other ranks do
     metric.update(real_BF, real=True)
     metric.update(fake_BF, real=False)
     return max(0.0, metric.compute().item())  # rounding can leave equal sets a hair below zero

@@ -45,7 +45,9 @@ def _rotate(x_BNLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
     return x_BNLd * cos_Ld + swapped * sin_Ld
 
 
+# Outside inference mode: a table made while sampling must also serve a later backward pass.
 @lru_cache(maxsize=512)
+@torch.inference_mode(False)
 def _rotary_table(
     schedule: ScaleSchedule, head_dim: int, side: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ class Performance(Callback):
     def __init__(self) -> None:
         self._images = 0
         self._since = time.perf_counter()
+        self._step = 0
 
     def on_fit_start(self, trainer, pl_module) -> None:
         trainable = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
@@ -39,7 +40,8 @@ class Performance(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._images += len(batch) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step != self._step and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._step = trainer.global_step
             now = time.perf_counter()
             pl_module.log("perf/images_per_second", self._images / (now - self._since))
             self._images, self._since = 0, now
@@ -63,14 +65,17 @@ class SampleGrid(Callback):
         self.every_n_steps = every_n_steps
         self.num_per_class = num_per_class
         self.max_classes = max_classes
+        self._step = 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not trainer.is_global_zero or trainer.logger is None:
-            return
-        if trainer.global_step == 1 and batch_idx == 0:
+        if not trainer.is_global_zero or trainer.logger is None or trainer.global_step == self._step:
+            return  # the same step again while gradients accumulate
+        self._step = trainer.global_step
+        if trainer.global_step == 1:
             self._write(trainer, "pyramid/real", pl_module.pyramid_images(batch, self.max_classes), self.max_classes)
         if trainer.global_step % self.every_n_steps == 0:
-            columns = min(self.max_classes, pl_module.generator.num_classes)
+            # Without classes there is the null class alone, whose label is 0.
+            columns = min(self.max_classes, max(1, pl_module.generator.num_classes))
             labels = torch.arange(columns).repeat(self.num_per_class)
             self._write(trainer, "samples/fixed_seeds", pl_module.generate_images(labels), columns)
 
@@ -78,6 +83,9 @@ class SampleGrid(Callback):
     def _write(trainer, tag: str, images: torch.Tensor, columns: int) -> None:
         grid = make_grid(to_uint8(images), columns, scale=2)
         trainer.logger.experiment.add_image(tag, grid, trainer.global_step, dataformats="HWC")
+
+
+_PATIENCE = 10.0  # seconds in which a repeated signal is still the first
 
 
 class SaveOnInterrupt(Checkpoint):
@@ -90,7 +98,7 @@ class SaveOnInterrupt(Checkpoint):
     """
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self._stop_since: float | None = None
         self._previous: dict[int, object] = {}
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -98,12 +106,15 @@ class SaveOnInterrupt(Checkpoint):
             self._previous[number] = signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame) -> None:
-        # A second signal means it: restore what was there before.
-        self._signal = number
-        self._restore()
+        # Launchers repeat the signal at once; a user who repeats it later does not want to wait for the step.
+        if self._stop_since is None:
+            self._stop_since = time.monotonic()
+        elif time.monotonic() - self._stop_since > _PATIENCE:
+            self._restore()
+            raise KeyboardInterrupt
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self._stop_since is not None, all=False)
         if stop:
             self._save(trainer, "interrupted.ckpt")
             raise SystemExit(130)  # not KeyboardInterrupt, at which Lightning would kill the other ranks

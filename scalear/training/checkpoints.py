@@ -1,10 +1,57 @@
-"""Checkpoints that users hand in are looked at before any work begins."""
+"""Checkpoints: written completely or not at all, and looked at before any work begins."""
 
+import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/last.ckpt` of a run up to date, always including the last step.
+
+    Lightning's own callback leaves out the last step unless `every_n_train_steps` divides it, and writes
+    `last-v1.ckpt` when a run is repeated in the same folder.
+
+    Args:
+        every_n_train_steps: Optimizer steps between saves.
+        keep: Further checkpoints to keep, the newest ones, named by step; -1 keeps all.
+    """
+
+    def __init__(self, every_n_train_steps: int = 1000, keep: int = 0) -> None:
+        super().__init__(
+            every_n_train_steps=every_n_train_steps, save_last=True, save_top_k=keep, enable_version_counter=False
+        )
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        # Here and not at the end of training, where weight averaging has replaced the raw weights already.
+        if trainer.global_step == trainer.max_steps != self._last_global_step_saved:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, to disk, then renames: a full disk or a killed run leaves the old file whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            partial.unlink(missing_ok=True)
+            raise OSError(
+                f"cannot write checkpoint {path}: {error}. Free some space and resume from the last one that is there"
+            ) from error
 
 
 def check_checkpoint(path: str | Path, module: LightningModule) -> None:

@@ -65,12 +65,15 @@ class GeneratorModule(LightningModule):
         self.compile_parts = compile
         self.seed = seed
         self._store: SampleStore | None = None
+        self._fingerprint = ""
         freeze(self, "tokenizer")
 
     def setup(self, stage: str) -> None:
         self.tokenizer.load_weights()
-        if stage == "fit":
+        self._fingerprint = self.tokenizer.fingerprint()
+        if stage in ("fit", "validate"):
             self._check_data()
+        if stage == "fit":
             if self.compile_parts:
                 self.generator.transformer.compile()
                 self.generator.head.compile()
@@ -79,6 +82,17 @@ class GeneratorModule(LightningModule):
 
     def configure_optimizers(self) -> dict:
         return self.optimizer.build(self.generator)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["tokenizer_fingerprint"] = self._fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        trained_with = checkpoint.get("tokenizer_fingerprint")
+        if trained_with != self._fingerprint:
+            raise ValueError(
+                f"the generator was trained on latents of a tokenizer with fingerprint {trained_with}, this config's "
+                f"has {self._fingerprint}: set tokenizer.weights to the file that was used then"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout alone draws from the global generator; a resumed run drops what the uninterrupted one would have.
@@ -170,7 +184,7 @@ class GeneratorModule(LightningModule):
         data = self.trainer.datamodule
         if data is None:
             return
-        data.check_tokenizer(self.tokenizer.fingerprint())
+        data.check_tokenizer(self._fingerprint)
         index = data.index
         if index.num_classes not in (0, self.generator.num_classes):
             raise ValueError(

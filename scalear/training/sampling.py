@@ -57,7 +57,8 @@ class SampleRequest:
             except ValueError as error:
                 raise ValueError(f"label file {path} must hold one integer per line: {error}") from None
         else:
-            classes = range(num_classes) if self.classes is None else self.classes
+            every_class = range(num_classes) if num_classes else [0]  # without classes, the null class
+            classes = every_class if self.classes is None else self.classes
             labels = [label for label in classes for _ in range(self.num_per_class)]
         bad = [label for label in labels if not 0 <= label <= num_classes]
         if bad or not labels:
