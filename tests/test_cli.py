@@ -110,7 +110,6 @@ def truncated(path: Path) -> Path:
         ("fit", ["--ckpt_path=absent.ckpt"], ["--ckpt_path absent.ckpt does not exist"]),
         ("predict", [], ["scalear predict needs trained weights: give --ckpt_path"]),
         ("test", [], ["scalear test needs trained weights: give --ckpt_path"]),
-        ("predict", ["--ckpt_path=best"], ["give the file"]),
         ("predict", ["--ckpt_path={flowar}", "--model.samples.classes=[0,4]"], ["label 4 is out of range", "0..2"]),
         (
             "predict",
@@ -146,9 +145,12 @@ def test_a_truncated_checkpoint_is_named(experiment, capsys, tmp_path):
 def test_latents_of_another_tokenizer_are_refused(experiment, capsys):
     assert run("fit", *experiment.tokenizer("other"), "--seed_everything=1") == 0
     capsys.readouterr()
-    weights = experiment.root / "other" / "tokenizer.safetensors"
-    assert run("fit", *experiment.generator("refused"), f"--model.tokenizer.weights={weights}") == 2
+    weights = f"--model.tokenizer.weights={experiment.root / 'other' / 'tokenizer.safetensors'}"
+    assert run("fit", *experiment.generator("refused"), weights) == 2
     _check_message(capsys, [f"the latents in {experiment.latents} were made by", "cache latents again"])
+    checkpoint = f"--ckpt_path={experiment.checkpoint('flowar')}"
+    assert run("predict", *experiment.generator("refused"), weights, checkpoint) == 2
+    _check_message(capsys, ["was trained on latents of a tokenizer with fingerprint", "set tokenizer.weights"])
 
 
 def test_latents_are_not_overwritten(experiment, capsys):

@@ -1,0 +1,108 @@
+"""Runs as a shell starts them: interrupted by a signal, and on two processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_fixtures import Experiment, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scalear.evaluation.images import load_samples
+
+TWO_RANKS = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that are started here: sums over other numbers of threads differ in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def start(*args: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "scalear", *(str(arg) for arg in args)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def losses(folder: Path) -> list[float]:
+    return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars("train/loss")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_continues_as_if_it_had_not_been(experiment: Experiment, number):
+    name = number.name
+    process = start("fit", *experiment.generator(name), "--trainer.max_steps=100000")
+    while process.poll() is None and not _has_trained(experiment.root / name):
+        time.sleep(0.1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    interrupted = experiment.checkpoint(name, "interrupted")
+    assert process.returncode == 130, output
+    assert "Traceback" not in output and f"Resume with: --ckpt_path {interrupted}" in output
+
+    steps = torch.load(interrupted, weights_only=True)["global_step"] + 3
+    assert 3 < steps < 100_000
+    length = f"--trainer.max_steps={steps}"
+    assert run("fit", *experiment.generator(f"{name}-resumed"), length, f"--ckpt_path={interrupted}") == 0
+    assert run("fit", *experiment.generator(f"{name}-straight"), length) == 0
+    resumed, straight = (
+        torch.load(experiment.checkpoint(f"{name}-{kind}"), weights_only=True) for kind in ("resumed", "straight")
+    )
+    assert resumed["global_step"] == straight["global_step"] == steps
+    for part in ("state_dict", "current_model_state"):
+        for key, tensor in straight[part].items():
+            assert torch.equal(resumed[part][key], tensor), key
+
+
+def test_two_ranks_train_as_one(experiment: Experiment):
+    """On the same global batches: 2 x 4 and 1 x 8."""
+    process = start("fit", *experiment.generator("two"), "--data.batch_size=4", *TWO_RANKS)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    one, two = losses(experiment.root / "flowar"), losses(experiment.root / "two")
+    assert len(one) == 4 and one[0] != one[-1]
+    assert two == pytest.approx(one, rel=0, abs=1e-5)
+
+
+def test_two_ranks_sample_as_one(experiment: Experiment):
+    checkpoint = f"--ckpt_path={experiment.checkpoint('flowar')}"
+    process = start("predict", *experiment.generator("sampled-by-two"), checkpoint, *TWO_RANKS)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert run("predict", *experiment.generator("sampled-by-one"), checkpoint) == 0
+    by_one, by_two = (load_samples(experiment.root / f"sampled-by-{ranks}" / "samples.npz") for ranks in ("one", "two"))
+    assert all(np.array_equal(one, two) for one, two in zip(by_one, by_two, strict=True))
+
+
+def test_two_ranks_cache_latents_as_one(experiment: Experiment):
+    checkpoint = f"--ckpt_path={experiment.checkpoint('kl')}"
+    process = start("predict", *experiment.tokenizer("cached-by-two"), checkpoint, *TWO_RANKS)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    by_two = experiment.root / "cached-by-two" / "latents"
+    assert run("data", "verify", by_two, "--num_workers=0") == 0
+    assert len(list(by_two.glob("train-00[01]-*.tar"))) == 2
+    one, two = (_moments(folder) for folder in (experiment.latents, by_two))
+    assert one.keys() == two.keys()
+    for key, moments in one.items():
+        torch.testing.assert_close(two[key], moments, rtol=0, atol=2e-3)  # they are stored in half precision
+
+
+def _has_trained(folder: Path) -> bool:
+    return folder.exists() and "train/loss" in EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+
+
+def _moments(folder: Path) -> dict[str, torch.Tensor]:
+    from scalear.data.datamodule import ShardDataModule
+
+    loader = ShardDataModule(str(folder), batch_size=8).predict_dataloader()[0]
+    return {key: row for batch in loader for key, row in zip(batch.keys, batch.inputs, strict=True)}
