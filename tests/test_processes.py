@@ -1,5 +1,6 @@
 """Runs as a shell starts them: interrupted by a signal, and on two processes."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -30,7 +31,17 @@ def one_thread():
 def start(*args: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "scalear", *(str(arg) for arg in args)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Wait for a process and return what it printed; none of its ranks outlives a test."""
+    try:
+        return process.communicate(timeout=300)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def losses(folder: Path) -> list[float]:
@@ -44,7 +55,7 @@ def test_an_interrupted_run_saves_and_continues_as_if_it_had_not_been(experiment
     while process.poll() is None and not _has_trained(experiment.root / name):
         time.sleep(0.1)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output = finish(process)
     interrupted = experiment.checkpoint(name, "interrupted")
     assert process.returncode == 130, output
     assert "Traceback" not in output and f"Resume with: --ckpt_path {interrupted}" in output
@@ -66,7 +77,7 @@ def test_an_interrupted_run_saves_and_continues_as_if_it_had_not_been(experiment
 def test_two_ranks_train_as_one(experiment: Experiment):
     """On the same global batches: 2 x 4 and 1 x 8."""
     process = start("fit", *experiment.generator("two"), "--data.batch_size=4", *TWO_RANKS)
-    output, _ = process.communicate(timeout=240)
+    output = finish(process)
     assert process.returncode == 0, output
     one, two = losses(experiment.root / "flowar"), losses(experiment.root / "two")
     assert len(one) == 4 and one[0] != one[-1]
@@ -76,7 +87,7 @@ def test_two_ranks_train_as_one(experiment: Experiment):
 def test_two_ranks_sample_as_one(experiment: Experiment):
     checkpoint = f"--ckpt_path={experiment.checkpoint('flowar')}"
     process = start("predict", *experiment.generator("sampled-by-two"), checkpoint, *TWO_RANKS)
-    output, _ = process.communicate(timeout=240)
+    output = finish(process)
     assert process.returncode == 0, output
     assert run("predict", *experiment.generator("sampled-by-one"), checkpoint) == 0
     by_one, by_two = (load_samples(experiment.root / f"sampled-by-{ranks}" / "samples.npz") for ranks in ("one", "two"))
@@ -86,7 +97,7 @@ def test_two_ranks_sample_as_one(experiment: Experiment):
 def test_two_ranks_cache_latents_as_one(experiment: Experiment):
     checkpoint = f"--ckpt_path={experiment.checkpoint('kl')}"
     process = start("predict", *experiment.tokenizer("cached-by-two"), checkpoint, *TWO_RANKS)
-    output, _ = process.communicate(timeout=240)
+    output = finish(process)
     assert process.returncode == 0, output
     by_two = experiment.root / "cached-by-two" / "latents"
     assert run("data", "verify", by_two, "--num_workers=0") == 0
