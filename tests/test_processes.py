@@ -19,15 +19,6 @@ from scalear.evaluation.images import load_samples
 TWO_RANKS = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the processes that are started here: sums over other numbers of threads differ in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def start(*args: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "scalear", *(str(arg) for arg in args)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
