@@ -326,12 +326,22 @@ def test_rerun_skips_whole_shards_and_repairs_others(tmp_path, monkeypatch):
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
 
 
+# Each worker is quick with its first shards and then so slow that no test can miss its end.
 SCRIPT = """
-import sys
+import sys, time
 from scalear.data.pack import pack
 from scalear.data.sources import ImageFolder
+
+class Slow(ImageFolder):
+    count = 0
+
+    def image(self, entry):
+        Slow.count += 1
+        time.sleep(0.0 if Slow.count <= 50 else 0.2)
+        return super().image(entry)
+
 if __name__ == "__main__":
-    pack(ImageFolder(sys.argv[1]), sys.argv[2], 64, shard_size=20, num_workers=2, name="x")
+    pack(Slow(sys.argv[1]), sys.argv[2], 64, shard_size=20, num_workers=2, name="x")
 """
 
 
