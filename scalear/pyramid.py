@@ -1,14 +1,19 @@
 """Pyramids: what is predicted at each scale (targets), and what the transformer reads for it (contexts).
 
-Legend: B batch, C latent channels, h w the latent, p patch size, l tokens of one scale.
+The content of a scale is what a head predicts and samples: latent cells for FlowAR, codes for FlexVAR and VAR.
+Pyramids are plain objects: the frozen quantizer that code pyramids work with stays out of a generator's checkpoint.
+
+Legend: B batch, C latent channels, V codebook, h w the latent, p patch size, l tokens of one scale.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalear.scales import ScaleSchedule
 
@@ -19,7 +24,7 @@ class Pyramid:
 
     Attributes:
         schedule: The scales.
-        targets: Per scale what it must be, (B, l_k, p*p*C).
+        targets: Per scale what it must be: (B, l_k, p*p*C) float, or codes (B, l_k) int64.
         contexts: Per scale what the transformer reads, (B, l_k, p*p*C); `contexts[0]` has no tokens, because
             scale 0 is predicted from the class alone.
     """
@@ -46,6 +51,9 @@ class LatentPyramid:
             raise ValueError(f"patch_size must be at least 1, got {patch_size}")
         self.patch_size = patch_size
 
+    def bind(self, tokenizer: nn.Module) -> None:
+        """Any tokenizer will do: the latent itself is the content."""
+
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
         """latent_BChw -> targets and contexts of all scales, float32.
 
@@ -57,7 +65,7 @@ class LatentPyramid:
             raise ValueError(f"patch_size {self.patch_size} does not divide the {height}x{width} latent")
         schedule.require_final((height // self.patch_size, width // self.patch_size))
         latent = latent.float()
-        targets = [self._fold(self._area(latent, size)) for size in schedule.sizes]
+        targets = [self._fold(_area(latent, self._cells(size))) for size in schedule.sizes]
         contexts = [targets[0][:, :0]]
         contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
         return Pyramid(schedule, targets, contexts)
@@ -66,18 +74,14 @@ class LatentPyramid:
         """Context (B, l_k, p*p*C) of scale k >= 1 from scales 0..k-1, given as in `Pyramid.targets`."""
         coarse = self._unfold(scales[k - 1], schedule.sizes[k - 1])
         full = F.interpolate(coarse, size=self._cells(schedule.sizes[-1]), mode="bicubic", align_corners=False)
-        return self._fold(self._area(full, schedule.sizes[k]))
+        return self._fold(_area(full, self._cells(schedule.sizes[k])))
 
     def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
-        """The latent_BChw that a complete list of scales stands for: the last one."""
-        return self._unfold(scales[-1], schedule.sizes[-1])
+        """The latent_BChw that scales 0, 1 ... of the schedule stand for: the last of them."""
+        return self._unfold(scales[-1], schedule.sizes[len(scales) - 1])
 
     def _cells(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] * self.patch_size, size[1] * self.patch_size
-
-    def _area(self, latent_BChw: Tensor, size: tuple[int, int]) -> Tensor:
-        cells = self._cells(size)
-        return latent_BChw if latent_BChw.shape[-2:] == cells else F.adaptive_avg_pool2d(latent_BChw, cells)
 
     def _fold(self, latent_BChw: Tensor) -> Tensor:
         p = self.patch_size
@@ -88,6 +92,153 @@ class LatentPyramid:
         return rearrange(tokens_BlC, "B (h w) (p q C) -> B C (h p) (w q)", h=h, w=w, p=p, q=p)
 
 
+@runtime_checkable
+class Codebook(Protocol):
+    """What FlexVAR's pyramid needs of a quantizer; see `scalear.tokenizers.quantizer`."""
+
+    num_codes: int
+
+    def codes(self, latent: Tensor) -> Tensor:
+        """latent_BChw -> nearest codes (B, h*w) int64, row by row."""
+
+    def embed(self, content: Tensor, size: tuple[int, int]) -> Tensor:
+        """Codes (B, l) int64 or weights of codes (B, l, V) -> latent_BChw, float32."""
+
+
+@runtime_checkable
+class ResidualCodebook(Protocol):
+    """What VAR's pyramid needs of a quantizer; see `scalear.tokenizers.residual`."""
+
+    num_codes: int
+    dim: int
+
+    def encode(self, latent: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+        """latent_BChw -> codes (B, l_k) int64 of each scale, each of what the coarser ones left over."""
+
+    def add(self, f_hat: Tensor, content: Tensor, k: int, schedule: ScaleSchedule) -> Tensor:
+        """The sum f_hat_BChw of scales 0..k-1, with the content of scale k added."""
+
+
+class QuantizerPyramid:
+    """A pyramid of codes, which a tokenizer's quantizer makes and reads."""
+
+    patch_size = 1
+    _needs: type
+    _remedy: str
+
+    def __init__(self) -> None:
+        self._quantizer: Codebook | ResidualCodebook | None = None
+
+    def bind(self, tokenizer: nn.Module) -> None:
+        """Use the quantizer of this tokenizer. Comes before everything else.
+
+        Raises:
+            ValueError: The tokenizer has none, or another kind.
+        """
+        quantizer = getattr(tokenizer, "quantizer", None)
+        if not isinstance(quantizer, self._needs):
+            raise ValueError(
+                f"{type(self).__name__} needs a tokenizer with another quantizer than {type(tokenizer).__name__} has: "
+                f"take a {self._remedy}, or another pyramid"
+            )
+        self._quantizer = quantizer
+
+    @property
+    def quantizer(self) -> Codebook | ResidualCodebook:
+        """Of the tokenizer that the pyramid is bound to."""
+        assert self._quantizer is not None, "bind the pyramid to its tokenizer first"
+        return self._quantizer
+
+
+class CodePyramid(QuantizerPyramid):
+    """FlexVAR's pyramid: every scale is quantized on its own (ground-truth prediction, paper section 3.4).
+
+    The target of scale k are the codes of the latent, area-averaged to its size. The context of scale k are the
+    code vectors of scale k-1, resized bicubically to scale k (official `encode_var_wo_firstL`). No scale depends on
+    how many others there are, so any list of scales will do, also one that ends below the latent's size.
+    """
+
+    _needs, _remedy = Codebook, "VQTokenizer"
+
+    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
+        """latent_BChw -> codes and contexts of all scales.
+
+        Raises:
+            ValueError: A scale is larger than the latent.
+        """
+        height, width = latent.shape[-2:]
+        largest = schedule.sizes[-1]
+        if largest[0] > height or largest[1] > width:
+            raise ValueError(
+                f"scales {schedule} end at {schedule.names[-1]} tokens, but the latent has only {height}x{width}: "
+                "take larger images or shorter scales"
+            )
+        targets = [self.quantizer.codes(_area(latent.float(), size)) for size in schedule.sizes]
+        contexts = [_no_tokens(latent)]
+        contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
+        return Pyramid(schedule, targets, contexts)
+
+    def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
+        """Context (B, l_k, C) of scale k >= 1 from the codes, or weights of codes, of scales 0..k-1."""
+        coarse = self.quantizer.embed(scales[k - 1], schedule.sizes[k - 1])
+        return _tokens(F.interpolate(coarse, size=schedule.sizes[k], mode="bicubic", align_corners=False))
+
+    def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """The quantized latent_BChw that scales 0, 1 ... of the schedule stand for: the last of them."""
+        return self.quantizer.embed(scales[-1], schedule.sizes[len(scales) - 1])
+
+
+class ResidualPyramid(QuantizerPyramid):
+    """VAR's pyramid: every scale holds the codes of what the coarser ones left over (VAR section 3.2).
+
+    The context of scale k is the sum of scales 0..k-1 at full size, area-averaged to scale k.
+    """
+
+    _needs, _remedy = ResidualCodebook, "ResidualVQTokenizer"
+
+    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
+        """latent_BChw -> codes and contexts of all scales.
+
+        Raises:
+            ValueError: The schedule does not end at the latent's size.
+        """
+        schedule.require_final(tuple(latent.shape[-2:]))
+        targets = self.quantizer.encode(latent.float(), schedule)
+        sums = self._sums(targets, schedule)
+        contexts = [_no_tokens(latent)]
+        contexts += [_tokens(_area(f_hat, size)) for size, f_hat in zip(schedule.sizes[1:], sums, strict=False)]
+        return Pyramid(schedule, targets, contexts)
+
+    def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
+        """Context (B, l_k, C) of scale k >= 1 from the codes, or weights of codes, of scales 0..k-1."""
+        *_, f_hat = self._sums(scales[:k], schedule)
+        return _tokens(_area(f_hat, schedule.sizes[k]))
+
+    def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """The latent_BChw of full size that scales 0, 1 ... of the schedule sum up to."""
+        *_, f_hat = self._sums(scales, schedule)
+        return f_hat
+
+    def _sums(self, scales: list[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
+        """f_hat_BChw after each scale, in the same order of additions for training and sampling."""
+        f_hat = torch.zeros(len(scales[0]), self.quantizer.dim, *schedule.sizes[-1], device=scales[0].device)
+        for k, content in enumerate(scales):
+            f_hat = self.quantizer.add(f_hat, content, k, schedule)
+            yield f_hat
+
+
 def join(scales: list[Tensor]) -> Tensor:
     """Per-scale (B, l_k, C) to one (B, L, C)."""
     return torch.cat(scales, dim=1)
+
+
+def _area(latent_BChw: Tensor, size: tuple[int, int]) -> Tensor:
+    return latent_BChw if latent_BChw.shape[-2:] == size else F.adaptive_avg_pool2d(latent_BChw, size)
+
+
+def _tokens(latent_BChw: Tensor) -> Tensor:
+    return rearrange(latent_BChw, "B C h w -> B (h w) C").contiguous()
+
+
+def _no_tokens(latent_BChw: Tensor) -> Tensor:
+    return latent_BChw.new_zeros(len(latent_BChw), 0, latent_BChw.shape[1], dtype=torch.float32)

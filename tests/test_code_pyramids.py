@@ -1,0 +1,139 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scalear.pyramid import CodePyramid, LatentPyramid, ResidualPyramid
+from scalear.scales import ScaleSchedule
+
+CHANNELS = 4
+SCHEDULES = ["1,2,4", "1,3,5,8", "1x2,2x3,4x8", "1,4x2,6x4", "4", "1,2,3,4,5,6,7,8"]
+
+
+class Codes(nn.Module):
+    """Sixteen unit vectors, and a residual sum of them."""
+
+    num_codes, dim = 16, CHANNELS
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.vectors = F.normalize(torch.randn(self.num_codes, CHANNELS), dim=-1)
+        self.phi = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1).requires_grad_(False)
+
+    def codes(self, latent):
+        return (latent.flatten(2).mT @ self.vectors.T).argmax(-1)
+
+    def embed(self, content, size):
+        rows = content @ self.vectors if content.is_floating_point() else self.vectors[content]
+        return rows.mT.unflatten(-1, size)
+
+
+class ResidualCodes(Codes):
+    def encode(self, latent, schedule):
+        f_hat, codes = torch.zeros_like(latent), []
+        for k, size in enumerate(schedule.sizes):
+            codes.append(self.codes(F.adaptive_avg_pool2d(latent - f_hat, size)))
+            f_hat = self.add(f_hat, codes[-1], k, schedule)
+        return codes
+
+    def add(self, f_hat, content, k, schedule):
+        vectors = self.embed(content, schedule.sizes[k])
+        return f_hat + self.phi(F.interpolate(vectors, f_hat.shape[-2:], mode="bicubic"))
+
+
+class Tokenizer(nn.Module):
+    def __init__(self, quantizer):
+        super().__init__()
+        self.quantizer = quantizer
+
+
+def build(pyramid, quantizer, scales):
+    schedule = ScaleSchedule.parse(scales)
+    latent = torch.randn(3, CHANNELS, *schedule.sizes[-1], generator=torch.Generator().manual_seed(1))
+    pyramid.bind(Tokenizer(quantizer))
+    return latent, pyramid, pyramid.build(latent, schedule)
+
+
+def flexvar(scales):
+    return build(CodePyramid(), Codes(), scales)
+
+
+def var(scales):
+    return build(ResidualPyramid(), ResidualCodes(), scales)
+
+
+@pytest.mark.parametrize("make", [flexvar, var])
+@pytest.mark.parametrize("scales", SCHEDULES)
+def test_next_context_equals_the_training_context_exactly(make, scales):
+    _, pyramid, built = make(scales)
+    assert built.contexts[0].shape == (3, 0, CHANNELS)
+    for k, length in enumerate(built.schedule.lengths):
+        assert built.targets[k].shape == (3, length) and built.targets[k].dtype == torch.int64
+        if k:
+            assert torch.equal(pyramid.next_context(built.targets[:k], k, built.schedule), built.contexts[k])
+            assert built.contexts[k].shape == (3, length, CHANNELS) and built.contexts[k].dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [flexvar, var])
+def test_certain_weights_of_codes_are_codes(make):
+    _, pyramid, built = make("1,2x3,4x6")
+    weights = [F.one_hot(codes, 16).float() for codes in built.targets]
+    for k in (1, 2):
+        context = pyramid.next_context(weights[:k], k, built.schedule)
+        torch.testing.assert_close(context, built.contexts[k])
+    torch.testing.assert_close(
+        pyramid.latent(weights, built.schedule), pyramid.latent(built.targets, built.schedule)
+    )
+
+
+@pytest.mark.parametrize("scales", SCHEDULES)
+def test_flexvar_scales_are_codes_of_averages_and_do_not_know_of_each_other(scales):
+    latent, pyramid, built = flexvar(scales)
+    for k, size in enumerate(built.schedule.sizes):
+        codes = pyramid.quantizer.codes(F.interpolate(latent, size, mode="area"))
+        assert torch.equal(built.targets[k], codes)
+        assert torch.equal(built.targets[k], pyramid.build(latent, built.schedule.scale(k)).targets[0])
+        assert torch.equal(pyramid.latent(built.targets[: k + 1], built.schedule), pyramid.quantizer.embed(codes, size))
+
+
+def test_flexvar_contexts_are_the_vectors_of_the_coarser_scale_resized():
+    _, pyramid, built = flexvar("1,2x3,4x6")
+    coarse = pyramid.quantizer.vectors[built.targets[1]].mT.reshape(3, CHANNELS, 2, 3)
+    fine = F.interpolate(coarse, (4, 6), mode="bicubic")
+    torch.testing.assert_close(built.contexts[2], fine.flatten(2).mT)
+
+
+def test_a_flexvar_list_may_end_below_the_latent_but_not_above():
+    latent, pyramid, built = flexvar("1,4,8")
+    shorter = pyramid.build(latent, ScaleSchedule.parse("1,4,6"))
+    assert torch.equal(shorter.targets[1], built.targets[1]) and shorter.targets[2].shape == (3, 36)
+    with pytest.raises(ValueError, match="1,9 end at 9 tokens, but the latent has only 8x8"):
+        pyramid.build(latent, ScaleSchedule.parse("1,9"))
+
+
+@pytest.mark.parametrize("scales", SCHEDULES)
+def test_residual_scales_sum_to_f_hat(scales):
+    latent, pyramid, built = var(scales)
+    f_hat, size = torch.zeros_like(latent), latent.shape[-2:]
+    for k, codes in enumerate(built.targets):
+        vectors = pyramid.quantizer.embed(codes, built.schedule.sizes[k])
+        f_hat = f_hat + pyramid.quantizer.phi(F.interpolate(vectors, size, mode="bicubic"))
+        torch.testing.assert_close(pyramid.latent(built.targets[: k + 1], built.schedule), f_hat)
+        if k + 1 < built.schedule.num_scales:
+            context = F.interpolate(f_hat, built.schedule.sizes[k + 1], mode="area")
+            torch.testing.assert_close(built.contexts[k + 1], context.flatten(2).mT)
+
+
+def test_residual_scales_must_end_at_the_latent():
+    latent, pyramid, _ = var("1,2,4")
+    with pytest.raises(ValueError, match="scales 1,2 end at 2 tokens, but the latent has 4"):
+        pyramid.build(latent, ScaleSchedule.parse("1,2"))
+
+
+def test_a_pyramid_of_codes_needs_its_quantizer():
+    with pytest.raises(ValueError, match="CodePyramid needs .* than Linear has: take a VQTokenizer"):
+        CodePyramid().bind(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="ResidualPyramid needs .* than Tokenizer has: take a ResidualVQTokenizer"):
+        ResidualPyramid().bind(Tokenizer(Codes()))
+    LatentPyramid().bind(nn.Linear(1, 1))
