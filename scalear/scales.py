@@ -12,6 +12,22 @@ import torch
 from torch import Tensor
 
 
+STEP_TABLES: dict[str, tuple[int, ...]] = {
+    "256px-6": (1, 2, 4, 6, 10, 16),
+    "256px-7": (1, 2, 3, 5, 8, 11, 16),
+    "256px-8": (1, 2, 3, 4, 6, 10, 13, 16),
+    "256px-9": (1, 2, 3, 4, 5, 7, 10, 13, 16),
+    "256px-10": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    "256px-11": (1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 16),
+    "256px-12": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16),
+    "256px-13": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16),
+    "384px-11": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 24),
+    "512px-12": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 32),
+    "512px-15": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 23, 32),
+}
+"""FlexVAR's lists for inference by resolution and number of steps (appendix, table 7); pixels at stride 16."""
+
+
 @dataclass(frozen=True)
 class ScaleSchedule:
     """An immutable, hashable list of token-map sizes, coarse to fine.
@@ -37,13 +53,15 @@ class ScaleSchedule:
 
     @classmethod
     def parse(cls, scales: "str | Sequence[int | Sequence[int]] | ScaleSchedule") -> "ScaleSchedule":
-        """Read a schedule as users write it: `"1,2,4"`, `"1,2x4,4x8"`, `[1, 2, [4, 8]]`.
+        """Read a schedule as users write it: `"1,2,4"`, `"1,2x4,4x8"`, `[1, 2, [4, 8]]`, `"256px-10"` (`STEP_TABLES`).
 
         Raises:
-            ValueError: An entry is not a size; or the list is empty, shrinks or repeats itself.
+            ValueError: An entry is not a size or name; or the list is empty, shrinks or repeats itself.
         """
         if isinstance(scales, ScaleSchedule):
             return scales
+        if isinstance(scales, str):
+            scales = STEP_TABLES.get(scales.strip(), scales)
         entries = [part for part in scales.split(",") if part.strip()] if isinstance(scales, str) else scales
         return cls(tuple(_parse_size(entry) for entry in entries))
 
@@ -117,7 +135,8 @@ def _parse_size(entry: "str | int | Sequence[int]") -> tuple[int, int]:
         height, width = sides if len(sides) > 1 else sides * 2
         return height, width
     except (TypeError, ValueError):
-        raise ValueError(f"{entry!r} is not a scale: write a side such as 4, or a size such as 4x8") from None
+        names = f", or alone a list's name: {', '.join(STEP_TABLES)}" if "px" in str(entry) else ""
+        raise ValueError(f"{entry!r} is not a scale: write a side such as 4, or a size such as 4x8{names}") from None
 
 
 def _size_text(size: tuple[int, int]) -> str:

@@ -82,9 +82,7 @@ def test_certain_weights_of_codes_are_codes(make):
     for k in (1, 2):
         context = pyramid.next_context(weights[:k], k, built.schedule)
         torch.testing.assert_close(context, built.contexts[k])
-    torch.testing.assert_close(
-        pyramid.latent(weights, built.schedule), pyramid.latent(built.targets, built.schedule)
-    )
+    torch.testing.assert_close(pyramid.latent(weights, built.schedule), pyramid.latent(built.targets, built.schedule))
 
 
 @pytest.mark.parametrize("scales", SCHEDULES)

@@ -53,6 +53,7 @@ def test_every_way_to_write_a_schedule_is_the_same_schedule(written):
         ("1,two", "'two' is not a scale: write a side such as 4"),
         ("1,2x3x4", "'2x3x4' is not a scale"),
         ([1, [2, 3, 4]], r"\[2, 3, 4\] is not a scale"),
+        ("256px-5", "'256px-5' is not a scale: .* or alone a list's name: 256px-6, 256px-7"),
         ([1, None], "None is not a scale"),
         ([1, 2.5], "2.5 is not a scale"),
         ([1, [2.5, 4]], r"\[2.5, 4\] is not a scale"),
