@@ -11,7 +11,6 @@ from operator import index
 import torch
 from torch import Tensor
 
-
 STEP_TABLES: dict[str, tuple[int, ...]] = {
     "256px-6": (1, 2, 4, 6, 10, 16),
     "256px-7": (1, 2, 3, 5, 8, 11, 16),
