@@ -12,6 +12,7 @@ usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
   test       sample and measure (generator), or measure reconstructions (tokenizer)
   predict    sample chosen labels (generator), or cache latents (tokenizer)
   data       pack, verify and describe datasets of tar shards
+  benchmark  time training, sampling, encoding or loading of a config, and its memory
   demo       tokenizer, latents, generator, samples and numbers in one go, as `make demo` does
 
 Any option of a config can be typed instead, as in --trainer.max_steps 1000; --print_config shows them all.
@@ -50,6 +51,11 @@ def _run(command: str, args: list[str]) -> None:
         from scalear.cli import run_data
 
         run_data(args)
+    elif command == "benchmark":
+        from scalear.benchmark.command import run_benchmark
+        from scalear.cli import build_subject
+
+        run_benchmark(args, build_subject)
     elif command == "demo":
         from scalear.demo import run_demo
 

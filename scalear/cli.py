@@ -3,12 +3,14 @@
 import warnings
 from importlib.metadata import version
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from scalear.benchmark.subject import Subject
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
@@ -125,6 +127,23 @@ class ScalearCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """LightningCLI would let the checkpoint's hyperparameters override what was typed."""
+
+
+class _PartsOnly(ScalearCLI):
+    """Builds model and data of a config, and no trainer."""
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate_classes(self.config)
+
+    def after_instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def build_subject(args: list[str], device: torch.device) -> Subject:
+    """The parts of a config for `scalear benchmark`, with random weights."""
+    config = _PartsOnly(["fit", *args]).config_init["fit"]
+    return Subject(config.model, config.data, config.trainer.precision, device)
 
 
 _DATA_COMMANDS = (pack, verify, stats)

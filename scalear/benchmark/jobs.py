@@ -1,0 +1,148 @@
+"""What can be timed: a training step, sampling, encoding, loading. Each job is built once and run many times."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from scalear.benchmark.parts import part
+from scalear.benchmark.subject import Subject, fill_zeros
+from scalear.draws import SeededDraws
+
+_LOADED_BATCHES = {"images": 16, "latents": 256}  # of a run
+
+
+class Job(ABC):
+    """Something to time.
+
+    Attributes:
+        subject: The parts that do it.
+        images: Images that one run handles.
+    """
+
+    def __init__(self, subject: Subject, images: int) -> None:
+        self.subject = subject
+        self.images = images
+
+    @abstractmethod
+    def run(self) -> None:
+        """Do it once."""
+
+
+class TrainJob(Job):
+    """A step of training on latents: pyramid, forward, backward, AdamW. No average, no clipping.
+
+    Args:
+        subject: A generator's.
+        batch: Images of a step.
+        loader: Take the batches from the config's data, and so measure the waiting, too.
+    """
+
+    def __init__(self, subject: Subject, batch: int, loader: bool) -> None:
+        super().__init__(subject, batch)
+        module = _generator_module(subject, "train")
+        self._generator = module.generator.train()
+        fill_zeros(self._generator)
+        self._optimizer = module.optimizer.build(self._generator)["optimizer"]
+        self._inputs = self._loaded() if loader else self._random()
+        self._step = 0
+
+    def run(self) -> None:
+        with part("data"):
+            latent_BChw, label_B = next(self._inputs)
+        draws = SeededDraws([(0, self._step, row) for row in range(len(label_B))], latent_BChw.device)
+        self._step += 1
+        with self.subject.autocast():
+            pyramid = self._generator.pyramid.build(latent_BChw, self._generator.schedule)
+            total = self._generator.loss(pyramid, label_B, draws).total
+        total.backward()
+        with part("optimizer"):
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+    def _random(self) -> Iterator[tuple[Tensor, Tensor]]:
+        draws = SeededDraws([(1, row) for row in range(self.images)], self.subject.device)
+        latent_BChw = draws.normal("latent", *self.subject.latent_shape())
+        label_B = torch.arange(self.images, device=self.subject.device) % max(1, self._generator.num_classes)
+        while True:
+            yield latent_BChw, label_B
+
+    def _loaded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.subject.data.batch_size = self.images
+        for batch in self.subject.batches():
+            yield self.subject.latent(batch), batch.label.to(self.subject.device)
+
+
+class SampleJob(Job):
+    """Sampling with the config's own sampler and guidance.
+
+    Args:
+        subject: A generator's.
+        batch: Images at a time.
+        decoder: Go on to pixels.
+    """
+
+    def __init__(self, subject: Subject, batch: int, decoder: bool) -> None:
+        super().__init__(subject, batch)
+        self._module = _generator_module(subject, "sample").eval().requires_grad_(False)
+        fill_zeros(self._module.generator)
+        self._decoder = decoder
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        module, device = self._module, self.subject.device
+        label_B = torch.arange(self.images, device=device) % max(1, module.generator.num_classes)
+        draws = SeededDraws([(0, row) for row in range(self.images)], device)
+        with self.subject.autocast():
+            latent_BChw = module.generator.generate(label_B, draws, module.solver, module.guidance)
+            if self._decoder:
+                with part("decoder"):
+                    module.tokenizer.decode(latent_BChw)
+
+
+class EncodeJob(Job):
+    """Images to what latent shards hold.
+
+    Args:
+        subject: Any with a tokenizer.
+        batch: Images at a time.
+        size: (H, W) of the images.
+    """
+
+    def __init__(self, subject: Subject, batch: int, size: tuple[int, int]) -> None:
+        super().__init__(subject, batch)
+        subject.module.eval().requires_grad_(False)
+        shape = (batch, subject.tokenizer.image_channels, *size)
+        self._image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).to(subject.device)
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        with self.subject.autocast(), part("encoder"):
+            self.subject.tokenizer.moments(self._image)
+
+
+class LoadJob(Job):
+    """The training loader on its own.
+
+    Args:
+        subject: Any; its data must be there.
+        batch: Samples of a batch.
+    """
+
+    def __init__(self, subject: Subject, batch: int) -> None:
+        self._num_batches = _LOADED_BATCHES[subject.data.index.kind]
+        super().__init__(subject, self._num_batches * batch)
+        subject.data.batch_size = batch
+        self._batches = iter(subject.batches())
+
+    def run(self) -> None:
+        with part("data"):
+            for _ in range(self._num_batches):
+                next(self._batches)
+
+
+def _generator_module(subject: Subject, job: str) -> torch.nn.Module:
+    if not subject.is_generator:
+        raise ValueError(f"the config describes a tokenizer, `benchmark {job}` needs a generator: try `encode`")
+    return subject.module

@@ -1,0 +1,81 @@
+"""What is measured: the parts of one config, built by the command line and handed over."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalear.data.batch import Batch
+from scalear.tokenizers.base import Tokenizer
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass
+class Subject:
+    """The parts of a config.
+
+    Attributes:
+        module: The model of the config: a generator with its settings, or a tokenizer with its loss.
+        data: The datamodule of the config; read by the jobs that need data only.
+        precision: `trainer.precision`.
+        device: Where the work is done.
+    """
+
+    module: nn.Module
+    data: Any
+    precision: str
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.module.to(self.device)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.module.tokenizer
+
+    @property
+    def is_generator(self) -> bool:
+        return hasattr(self.module, "generator")
+
+    def autocast(self) -> torch.autocast:
+        """The trainer's mixed precision, or nothing."""
+        dtype = _AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def image_size(self) -> tuple[int, int]:
+        """Pixels (H, W) of a generator's images; those of the dataset for a tokenizer."""
+        if not self.is_generator:
+            return (self.data.random_crop or self.data.index.image_size,) * 2
+        return tuple(self.tokenizer.stride * side for side in self.latent_shape()[1:])
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents that the generator learns."""
+        generator = self.module.generator
+        height, width = generator.schedule.sizes[-1]
+        patch = getattr(generator.pyramid, "patch_size", 1)
+        return self.tokenizer.latent_channels, height * patch, width * patch
+
+    def batches(self) -> Iterable[Batch]:
+        """The training loader's batches without end."""
+        while True:
+            for batch in self.data.train_dataloader():
+                yield batch
+                self.data.position = batch.stream_end
+
+    def latent(self, batch: Batch) -> Tensor:
+        """Modes of a batch's latents."""
+        inputs = batch.inputs.to(self.device)
+        moments = inputs if batch.kind == "latents" else self.tokenizer.moments(inputs)
+        return self.tokenizer.latent(moments)
+
+
+def fill_zeros(module: nn.Module) -> None:
+    """Small random numbers where a fresh model has zeros: arithmetic on zeros may be quicker than on numbers."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator))

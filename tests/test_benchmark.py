@@ -1,0 +1,108 @@
+"""`scalear benchmark` on tiny models: what it reports, not how fast."""
+
+import json
+
+import pytest
+import torch
+from cli_fixtures import run
+from model_fixtures import make_generator, randomise
+
+from scalear.benchmark.parts import PARTS, part, shares
+from scalear.benchmark.plain import plain
+from scalear.benchmark.timing import interleave
+from scalear.benchmark.work import counted_work, official_work
+from scalear.draws import SeededDraws
+
+KEYS = ["job", "config", "batch", "threads", "seconds_per_image", "work_tflop", "work_source", "yardstick_tflops"]
+KEYS += ["fraction", "peak_rss_bytes", "parts"]
+CPU = torch.device("cpu")
+
+
+def benchmark(experiment, tmp_path, *args: str) -> list[dict]:
+    path = tmp_path / "report.json"
+    settings = [arg for arg in experiment.generator("benchmark") if "samples" not in arg]
+    assert run("benchmark", *args, *settings, "--repeats=1", f"--json={path}") == 0
+    results = json.loads(path.read_text())
+    assert all(list(result) == KEYS for result in results)
+    assert all(sum(result["parts"][name] for name in PARTS) == pytest.approx(1) for result in results)
+    return results
+
+
+def test_training_is_compared_with_the_plain_path_and_memory_is_of_a_fresh_process(experiment, tmp_path, capsys):
+    fast, slow = benchmark(experiment, tmp_path, "train", "--batch=3", "--baseline")
+    assert (fast["job"], fast["config"], fast["batch"]) == ("train", "flowar", 3)
+    assert slow["config"] == "flowar (plain)"
+    assert fast["work_tflop"] == slow["work_tflop"] and "plain path" in fast["work_source"]
+    assert fast["fraction"] > 0 and fast["peak_rss_bytes"] > 50e6
+    assert fast["parts"]["optimizer"] > 0 and fast["parts"]["head/mlp"] > 0
+    assert "x as fast as flowar (plain)" in capsys.readouterr().out
+
+
+def test_training_reads_the_configs_own_data(experiment, tmp_path):
+    (result,) = benchmark(experiment, tmp_path, "train", "--loader", "--batch=2", "--no-memory")
+    assert result["parts"]["data"] > 0 and result["peak_rss_bytes"] is None
+
+
+@pytest.mark.parametrize("job, part", [("encode", "encoder"), ("load", "data")])
+def test_tokenizers_and_loaders(experiment, tmp_path, job, part):
+    (result,) = benchmark(experiment, tmp_path, job, "--batch=2", "--no-memory")
+    assert result["parts"][part] > 0
+    assert (result["fraction"] is None) == (result["work_tflop"] is None) == (job == "load")
+
+
+def test_two_settings_are_compared_in_one_run(experiment, tmp_path):
+    more = "--against=--model.generator.head.depth=2 --decoder=out"
+    one, two = benchmark(experiment, tmp_path, "sample", "--batch=2", "--no-memory", more)
+    assert two["work_tflop"] < 2 * one["work_tflop"] and two["parts"]["decoder"] == 0 < one["parts"]["decoder"]
+
+
+def test_a_tokenizer_has_nothing_to_sample(experiment, capsys):
+    assert run("benchmark", "sample", *experiment.tokenizer(), "--no-memory") == 2
+    assert "needs a generator: try `encode`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_the_plain_path_gives_the_same_losses_gradients_and_samples(cross_attention):
+    generator = randomise(make_generator("1,2,4", cross_attention=cross_attention)).train()
+    latent, label = torch.randn(3, 4, 4, 4), torch.tensor([0, 1, 2])
+
+    def losses() -> list[torch.Tensor]:
+        pyramid = generator.pyramid.build(latent, generator.schedule)
+        total = generator.loss(pyramid, label, SeededDraws([(0, i) for i in range(3)])).total
+        return [total.detach(), *torch.autograd.grad(total, list(generator.parameters()))]
+
+    fast = losses()
+    with plain(generator):
+        slow = losses()
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+    assert not any("forward" in vars(module) for module in generator.modules())
+
+
+def test_interleaved_jobs_take_turns():
+    order = []
+    timings = interleave([lambda: order.append("a"), lambda: order.append("b")], warmup=1, repeats=2, device=CPU)
+    assert "".join(order) == "ababab"
+    assert all(len(timing.seconds) == len(timing.yardsticks) == 2 for timing in timings)
+    assert timings[0].fraction(1.0) > 0
+
+
+def test_work_counts_matrix_products_of_one_image():
+    a = torch.randn(10, 20)
+    assert counted_work(lambda: a @ a.T, images=5).tflop == pytest.approx(2 * 10 * 20 * 10 / 5 / 1e12)
+    assert official_work("train", "flowar-s", False).source == "official code"
+    assert official_work("train", "flowar-b", False) is None
+
+
+def test_time_in_backward_belongs_to_the_part_that_was_forward():
+    x = torch.randn(500, 500, requires_grad=True)
+
+    def run_once() -> None:
+        with part("mlp"):
+            y = x @ x
+        with part("optimizer"):
+            pass
+        y.sum().backward()
+
+    parts = shares(run_once, torch.nn.Linear(1, 1))
+    assert parts["mlp"] > 0.5
