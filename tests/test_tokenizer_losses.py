@@ -21,21 +21,25 @@ def image() -> torch.Tensor:
     return torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+def pair(image: torch.Tensor, decoded: torch.Tensor) -> list[Reconstruction]:
+    return [Reconstruction(decoded, image, {})]
+
+
 def test_terms_and_weights(image: torch.Tensor):
-    reconstruction = Reconstruction(torch.zeros_like(image), {"kl": torch.tensor([1.0, 2.0, 3.0, 6.0])})
+    reconstruction = Reconstruction(torch.zeros_like(image), image, {"kl": torch.tensor([1.0, 2.0, 3.0, 6.0])})
     loss = TokenizerLoss(l1_weight=0.5, l2_weight=2.0, penalty_weights={"kl": 0.1})
-    terms = loss(image, reconstruction, nn.Parameter(torch.zeros(1)), step=0)
+    terms = loss([reconstruction], nn.Parameter(torch.zeros(1)), step=0)
     expected = 0.5 * image.abs().mean() + 2.0 * image.square().mean() + 0.1 * 3.0
     torch.testing.assert_close(terms["loss"], expected)
     with pytest.raises(ValueError, match=r"set loss\.penalty_weights\.codebook"):
-        loss(image, Reconstruction(image, {"codebook": torch.zeros(4)}), nn.Parameter(torch.zeros(1)), step=0)
+        loss([Reconstruction(image, image, {"codebook": torch.zeros(4)})], nn.Parameter(torch.zeros(1)), step=0)
 
 
 def test_adversarial_gradients_equal_two_alternating_steps(decoder: nn.Conv2d, image: torch.Tensor):
     """One backward pass gives the generator's and the discriminator's gradients of separate passes."""
     adversarial = AdversarialLoss(image_channels=1, weight=0.7, start_step=0, adaptive=False, channels=8)
     judge = adversarial.discriminator
-    added, _ = adversarial(image, decoder(image), torch.zeros(()), decoder.weight, step=0)
+    added, _ = adversarial(pair(image, decoder(image)), torch.zeros(()), decoder.weight, step=0)
     added.backward()
 
     (generator,) = torch.autograd.grad(-0.7 * judge(decoder(image)).mean(), decoder.weight)
@@ -49,7 +53,7 @@ def test_adaptive_weight_balances_the_gradients_at_the_last_layer(decoder: nn.Co
     adversarial = AdversarialLoss(image_channels=1, weight=0.5, start_step=0, channels=8)
     reconstruction = decoder(image)
     other = (reconstruction - image).abs().mean()
-    _, terms = adversarial(image, reconstruction, other, decoder.weight, step=0)
+    _, terms = adversarial(pair(image, reconstruction), other, decoder.weight, step=0)
     (of_other,) = torch.autograd.grad(other, decoder.weight, retain_graph=True)
     (of_judge,) = torch.autograd.grad(-adversarial.discriminator(reconstruction).mean(), decoder.weight)
     expected = 0.5 * of_other.norm() / (of_judge.norm() + 1e-4)
@@ -58,7 +62,7 @@ def test_adaptive_weight_balances_the_gradients_at_the_last_layer(decoder: nn.Co
 
 def test_before_its_start_the_adversarial_loss_is_zero_with_a_gradient_everywhere(decoder, image):
     adversarial = AdversarialLoss(image_channels=1, start_step=5, channels=8)
-    added, terms = adversarial(image, decoder(image), torch.zeros(()), decoder.weight, step=4)
+    added, terms = adversarial(pair(image, decoder(image)), torch.zeros(()), decoder.weight, step=4)
     added.backward()
     assert added == 0 and not terms
     assert all(not parameter.grad.any() for parameter in adversarial.parameters())

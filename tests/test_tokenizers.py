@@ -2,10 +2,11 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 
+from scalear.draws import RecordedDraws
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL
 from scalear.tokenizers.files import load_tokenizer, save_tokenizer
 from scalear.tokenizers.kl import KLAutoencoder
-from scalear.tokenizers.trainable import Posterior
+from scalear.tokenizers.trainable import Posterior, TrainingRequest
 
 TINY = {"image_channels": 1, "latent_channels": 4, "channels": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1}
 TINY_KL = {
@@ -86,7 +87,8 @@ def test_posterior_agrees_with_torch_distributions():
 def test_bf16_autocast_keeps_moments_and_penalty_in_float32(tokenizer: KLAutoencoder):
     image = torch.rand(2, 1, 16, 16) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
-        reconstruction = tokenizer.reconstruct(image, torch.zeros(2, 4, 4, 4))
+        request = TrainingRequest(RecordedDraws({"posterior": torch.zeros(2, 4, 4, 4)}))
+        (reconstruction,) = tokenizer.reconstruct(image, request)
         moments = tokenizer.moments(image)
     exact = tokenizer.moments(image)
     assert moments.dtype == reconstruction.image_BCHW.dtype == reconstruction.penalties["kl"].dtype == torch.float32

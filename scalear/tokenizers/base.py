@@ -70,6 +70,10 @@ class Tokenizer(nn.Module, ABC):
         """image_BCHW -> latent_BChw, the mode."""
         return self.latent(self.moments(image))
 
+    def reconstruction(self, image: Tensor) -> Tensor:
+        """image_BCHW there and back as a user gets it: the posterior's mode, or through the codebook."""
+        return self.decode(self.encode(image))
+
     def latent_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Side lengths (h, w) of the latent of an (H, W) image.
 

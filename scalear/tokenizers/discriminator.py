@@ -1,8 +1,12 @@
 """PatchGAN discriminator (Isola et al. 2017) and the adversarial loss of VQGAN (Esser et al. 2021), both with hinge."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from scalear.tokenizers.trainable import Reconstruction
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -69,29 +73,36 @@ class AdversarialLoss(nn.Module):
         self.discriminator = PatchDiscriminator(image_channels, channels, num_layers)
 
     def forward(
-        self, image_BCHW: Tensor, reconstruction_BCHW: Tensor, other_loss: Tensor, last_layer: nn.Parameter, step: int
+        self, reconstructions: Sequence[Reconstruction], other_loss: Tensor, last_layer: nn.Parameter, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What to add to `other_loss`, and its parts for the log."""
+        """What to add to `other_loss`, and its parts for the log: means over the sizes that are large enough."""
         if step < self.start_step:
             # Zero, but with a gradient for every weight: DDP waits for all of them.
             return 0.0 * sum(p.sum() for p in self.discriminator.parameters()), {}
-        self.discriminator.check_size(image_BCHW.shape[-2:])
+        self.discriminator.check_size(reconstructions[0].target_BCHW.shape[-2:])  # the full size comes first
+        judged = [r for r in reconstructions if min(r.target_BCHW.shape[-2:]) >= self.discriminator.minimum_size]
         self.discriminator.requires_grad_(False)
-        generator_loss = -self.discriminator(reconstruction_BCHW).mean()
+        generator_loss = -_mean(self.discriminator(r.image_BCHW) for r in judged)
         self.discriminator.requires_grad_(True)
         weight = generator_loss.new_tensor(self.weight)
         if self.adaptive:
             weight = weight * _gradient_ratio(other_loss, generator_loss, last_layer)
-        real, fake = self.discriminator(image_BCHW), self.discriminator(reconstruction_BCHW.detach())
-        discriminator_loss = 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+        real = [self.discriminator(r.target_BCHW) for r in judged]
+        fake = [self.discriminator(r.image_BCHW.detach()) for r in judged]
+        discriminator_loss = 0.5 * (_mean(F.relu(1.0 - x) for x in real) + _mean(F.relu(1.0 + x) for x in fake))
         terms = {
             "generator": generator_loss,
             "discriminator": discriminator_loss,
             "adversarial_weight": weight,
-            "logit_real": real.mean(),
-            "logit_fake": fake.mean(),
+            "logit_real": _mean(real),
+            "logit_fake": _mean(fake),
         }
         return weight * generator_loss + discriminator_loss, {name: value.detach() for name, value in terms.items()}
+
+
+def _mean(logits: Iterable[Tensor]) -> Tensor:
+    """Mean over each batch of logits, then over the batches."""
+    return torch.stack([batch.mean() for batch in logits]).mean()
 
 
 def _gradient_ratio(numerator: Tensor, denominator: Tensor, parameter: nn.Parameter) -> Tensor:

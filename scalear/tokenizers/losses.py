@@ -4,6 +4,8 @@ Every term is a mean over the elements (C * H * W) of the images, so that weight
 and equal those of LDM: its sums per image, divided by the number of elements.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from scalear.tokenizers.discriminator import AdversarialLoss
@@ -18,7 +20,7 @@ class TokenizerLoss(nn.Module):
         l1_weight: Of the mean absolute error.
         l2_weight: Of the mean squared error.
         penalty_weights: Of each of the tokenizer's penalties, by name; default {"kl": 1e-6}. `kl` is in nats per
-            image element.
+            image element, `codebook`, `commitment` and `entropy` are means over vectors.
         perceptual: Distance between images in the features of a frozen network; None for none.
         perceptual_weight: Of that distance.
         adversarial: The discriminator and when it starts; None for none.
@@ -47,29 +49,41 @@ class TokenizerLoss(nn.Module):
             self.perceptual.load_weights()
 
     def forward(
-        self, image_BCHW: Tensor, reconstruction: Reconstruction, last_layer: nn.Parameter, step: int
+        self, reconstructions: Sequence[Reconstruction], last_layer: nn.Parameter, step: int
     ) -> dict[str, Tensor]:
         """Scalar terms by name; `loss` is their weighted sum, the only one to differentiate.
 
+        Every size counts the same, with all its terms; sizes below those that the perceptual distance or the
+        discriminator accept (a single cell decodes to few pixels) go without that one.
+
         Args:
-            image_BCHW: What was to be reconstructed.
-            reconstruction: What the tokenizer made of it.
+            reconstructions: What the tokenizer made of images, at one size or several.
             last_layer: The decoder's last weight, for the adaptive weight of the adversarial loss.
             step: Optimizer step.
         """
-        error_BCHW = reconstruction.image_BCHW - image_BCHW
-        terms = {"l1": error_BCHW.abs().mean(), "l2": error_BCHW.square().mean()}
-        loss = self.l1_weight * terms["l1"] + self.l2_weight * terms["l2"]
-        if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(reconstruction.image_BCHW, image_BCHW).mean()
-            loss = loss + self.perceptual_weight * terms["perceptual"]
-        for name, penalty_B in reconstruction.penalties.items():
-            terms[name] = penalty_B.mean()
-            loss = loss + self._penalty_weight(name) * terms[name]
+        loss, terms = 0.0, {}
+        for reconstruction in reconstructions:
+            loss_at_size, terms_at_size = self._without_adversary(reconstruction)
+            loss = loss + loss_at_size / len(reconstructions)
+            suffix = f"_scale_{reconstruction.scale}" if reconstruction.scale else ""
+            terms |= {name + suffix: term for name, term in terms_at_size.items()}
         if self.adversarial is not None:
-            added, parts = self.adversarial(image_BCHW, reconstruction.image_BCHW, loss, last_layer, step)
+            added, parts = self.adversarial(reconstructions, loss, last_layer, step)
             loss, terms = loss + added, terms | parts
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
+
+    def _without_adversary(self, reconstruction: Reconstruction) -> tuple[Tensor, dict[str, Tensor]]:
+        image_BCHW, target_BCHW = reconstruction.image_BCHW, reconstruction.target_BCHW
+        error_BCHW = image_BCHW - target_BCHW
+        terms = {"l1": error_BCHW.abs().mean(), "l2": error_BCHW.square().mean()}
+        loss = self.l1_weight * terms["l1"] + self.l2_weight * terms["l2"]
+        if self.perceptual is not None and min(target_BCHW.shape[-2:]) >= self.perceptual.minimum_size:
+            terms["perceptual"] = self.perceptual(image_BCHW, target_BCHW).mean()
+            loss = loss + self.perceptual_weight * terms["perceptual"]
+        for name, penalty in reconstruction.penalties.items():
+            terms[name] = penalty.mean()
+            loss = loss + self._penalty_weight(name) * terms[name]
+        return loss, terms
 
     def _penalty_weight(self, name: str) -> float:
         if name not in self.penalty_weights:

@@ -20,7 +20,15 @@ VGG_WIDTHS = (64, 128, 256, 512, 512)
 
 
 class PerceptualDistance(nn.Module, ABC):
-    """Contract of everything that `TokenizerLoss.perceptual` may be. Whoever trains with one keeps it frozen."""
+    """Contract of everything that `TokenizerLoss.perceptual` may be. Whoever trains with one keeps it frozen.
+
+    Args:
+        minimum_size: Smallest side in pixels for which the distance means something; below, losses go without it.
+    """
+
+    def __init__(self, minimum_size: int) -> None:
+        super().__init__()
+        self.minimum_size = minimum_size
 
     def load_weights(self) -> None:  # noqa: B027
         """Read the weights that the constructor's arguments name; nothing to do for a network passed in."""
@@ -36,10 +44,11 @@ class FeatureDistance(PerceptualDistance):
     Args:
         network: Takes image_BCHW in [-1, 1]; must be traceable by `torch.fx`, as plain feed-forward networks are.
         layers: Names of the submodules whose outputs are compared, such as `stages.2`.
+        minimum_size: Smallest side in pixels that it is for.
     """
 
-    def __init__(self, network: nn.Module, layers: list[str]) -> None:
-        super().__init__()
+    def __init__(self, network: nn.Module, layers: list[str], minimum_size: int = 1) -> None:
+        super().__init__(minimum_size)
         self.network = create_feature_extractor(network.eval(), layers)
         self.requires_grad_(False)
 
@@ -49,14 +58,16 @@ class FeatureDistance(PerceptualDistance):
 
 
 class LPIPS(PerceptualDistance):
-    """Learned perceptual similarity (Zhang et al. 2018), version 0.1 on VGG-16.
+    """Learned perceptual similarity (Zhang et al. 2018), version 0.1 on VGG-16, for images from 32x32.
+
+    Four poolings leave 2x2 features of those; of 16x16 pixels they would leave a single one.
 
     Args:
         backbone: Path of torchvision's ImageNet weights of VGG-16 (`vgg16-397923af.pth`). Nothing is ever downloaded.
     """
 
     def __init__(self, backbone: str) -> None:
-        super().__init__()
+        super().__init__(minimum_size=32)
         self.backbone = backbone
         self.features = make_layers(cfgs["D"], batch_norm=False)[: int(VGG_LAYERS[-1]) + 1]
         for module in self.features:

@@ -1,12 +1,15 @@
 """What a tokenizer adds to the contract of `scalear.tokenizers.base` when it can be trained here."""
 
 from abc import abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from scalear.draws import Draws
 from scalear.tokenizers.base import Tokenizer
+from scalear.tokenizers.quantizer import Quantized
 
 
 @dataclass
@@ -33,24 +36,45 @@ class Posterior:
 
 
 @dataclass
-class Reconstruction:
-    """One training pass of a tokenizer.
+class TrainingRequest:
+    """What a training pass needs beside the images.
 
     Attributes:
-        image_BCHW: The decoder's output, not clamped.
-        penalties: What the bottleneck costs, by name; each (B,).
+        draws: Source of random numbers for the batch.
+        sizes: Latent sizes (h, w) to reconstruct at, besides the full one; for tokenizers that scale.
+        penalties: Names of those that have a weight; costly ones are left out if nobody asks for them.
+    """
+
+    draws: Draws
+    sizes: Sequence[tuple[int, int]] = ()
+    penalties: Collection[str] = ()
+
+
+@dataclass
+class Reconstruction:
+    """One training pass of a tokenizer at one size.
+
+    Attributes:
+        image_BCHW: The decoder's output.
+        target_BCHW: The image that it is held to.
+        penalties: What the bottleneck costs, by name; each (B,) or a mean over the batch.
+        quantized: What went through the codebook, if there is one.
+        scale: Name of the latent's size, such as "4"; empty for the full size.
     """
 
     image_BCHW: Tensor
+    target_BCHW: Tensor
     penalties: dict[str, Tensor]
+    quantized: Quantized | None = None
+    scale: str = ""
 
 
 class TrainableTokenizer(Tokenizer):
     """A tokenizer whose encoder and decoder are learned by `scalear.training.tokenizer_module`."""
 
     @abstractmethod
-    def reconstruct(self, image: Tensor, noise: Tensor) -> Reconstruction:
-        """image_BCHW there and back, differentiable; `noise` (B, C, h, w) is standard normal."""
+    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
+        """image_BCHW there and back, differentiable: at full size, then at each of the request's sizes."""
 
     @property
     @abstractmethod

@@ -19,6 +19,7 @@ from scalear.evaluation.images import make_grid, to_uint8
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.trainable import TrainingRequest
 from scalear.training.frozen import freeze
 from scalear.training.latent_statistics import measure_latents, store_statistics
 from scalear.training.losses import mean_losses
@@ -99,17 +100,17 @@ class TokenizerModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         draws = SeededDraws([(self.seed, int(position)) for position in batch.position], self.device)
-        latent_shape = self.tokenizer.latent_channels, *self.tokenizer.latent_size(batch.inputs.shape[-2:])
-        reconstruction = self.tokenizer.reconstruct(batch.inputs, draws.normal("posterior", *latent_shape))
-        terms = self.loss(batch.inputs, reconstruction, self.tokenizer.last_layer, self.global_step)
+        request = TrainingRequest(draws, penalties=self.loss.penalty_weights)
+        reconstructions = self.tokenizer.reconstruct(batch.inputs, request)
+        terms = self.loss(reconstructions, self.tokenizer.last_layer, self.global_step)
         for name, value in mean_losses(self.trainer, terms, batch).items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return terms["loss"]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Images against reconstructions from the posterior's mode, both rounded to 8 bits."""
+        """Images against reconstructions, both rounded to 8 bits."""
         original = to_uint8(batch.inputs)
-        reconstructed = to_uint8(self.tokenizer.decode(self.tokenizer.encode(batch.inputs)))
+        reconstructed = to_uint8(self.tokenizer.reconstruction(batch.inputs))
         self.psnr.update(reconstructed / 255, original / 255)
         self.ssim.update(reconstructed / 255, original / 255)
         if self.rfid is not None:

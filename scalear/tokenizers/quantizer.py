@@ -1,0 +1,151 @@
+"""Vector quantisation: latents to codes of a learned codebook and back (van den Oord et al. 2017).
+
+Shapes: B batch, C latent channels, h w token map, l = h * w tokens, V codes, n vectors.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_CHUNK = 2**20  # distances held at a time: 4 MiB, which stay in a CPU's cache
+
+
+@dataclass
+class Quantized:
+    """A latent that went through a codebook, in training.
+
+    Attributes:
+        latent_BChw: Of codebook vectors; its gradient goes to the latent before quantisation (straight through).
+        penalties: `codebook` pulls codes to latents, `commitment` latents to codes, `entropy` if it was asked for.
+        codes: int64 (B, l) of each scale.
+        vectors: What these codes replaced, (B, l, C) float32 of each scale, detached.
+    """
+
+    latent_BChw: Tensor
+    penalties: dict[str, Tensor]
+    codes: list[Tensor]
+    vectors: list[Tensor]
+
+
+class Codebook(nn.Module):
+    """V vectors of C numbers, the search among them and the way back. All of it in float32, also under autocast.
+
+    Args:
+        num_codes: V.
+        dim: C.
+        normalise: Compare directions only: vectors and codes are scaled to unit length first.
+    """
+
+    def __init__(self, num_codes: int, dim: int, normalise: bool) -> None:
+        super().__init__()
+        if num_codes < 2 or dim < 1:
+            raise ValueError(f"a codebook needs num_codes >= 2 and latent_channels >= 1, got {num_codes}, {dim}")
+        self.num_codes = num_codes
+        self.dim = dim
+        self.normalise = normalise
+        initial = torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes)
+        self.codebook = nn.Parameter(F.normalize(initial, dim=1) if normalise else initial)
+        self.codebook.no_weight_decay = True
+
+    @property
+    def vectors(self) -> Tensor:
+        """The codes as they are used, (V, C) float32."""
+        return self.scaled(self.codebook)
+
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., C) as they are compared: float32, of unit length if `normalise`."""
+        return F.normalize(vectors.float(), dim=-1) if self.normalise else vectors.float()
+
+    @torch.no_grad()
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Index of the nearest code of each vector: (..., C) -> (...) int64.
+
+        Exact in float32, whatever autocast or the precision of matrix products is set to. Distances are held for a
+        chunk of vectors at a time: memory does not grow with their number.
+        """
+        codes_VC, flat_nC = self.vectors, self.scaled(vectors).reshape(-1, self.dim)
+        half_square_V = 0.5 * codes_VC.square().sum(1)
+        chunks = flat_nC.split(max(1, _CHUNK // self.num_codes))
+        with _float32_products(flat_nC.device.type):
+            # |v - c|^2 / 2 without |v|^2 / 2, which is the same for all codes
+            nearest = [torch.addmm(half_square_V, chunk, codes_VC.T, alpha=-1).argmin(1) for chunk in chunks]
+        return torch.cat(nearest).reshape(vectors.shape[:-1])
+
+    def codes(self, latent_BChw: Tensor) -> Tensor:
+        """Nearest codes of every cell, (B, h*w) int64, row by row."""
+        return self.nearest(rearrange(latent_BChw, "B C h w -> B (h w) C"))
+
+    def embed(self, content: Tensor, size: tuple[int, int]) -> Tensor:
+        """Token map to latent_BChw, float32.
+
+        Args:
+            content: Codes (B, h*w) int64, or weights over all codes (B, h*w, V) float, which are averaged with.
+            size: (h, w).
+        """
+        with torch.autocast(content.device.type, enabled=False):
+            vectors_BlC = content.float() @ self.vectors if content.is_floating_point() else self.vectors[content]
+        return rearrange(vectors_BlC, "B (h w) C -> B C h w", h=size[0], w=size[1])
+
+
+class VectorQuantizer(Codebook):
+    """Every cell becomes its nearest code (LlamaGen's and FlexVAR's quantizer; paper section 3.3, eq. 4).
+
+    Args:
+        num_codes: V.
+        dim: Channels of the latent.
+        normalise: Compare directions only, as the official code does; the paper says Euclidean distance (False).
+    """
+
+    def __init__(self, num_codes: int, dim: int, normalise: bool = True) -> None:
+        super().__init__(num_codes, dim, normalise)
+
+    def forward(self, latent_BChw: Tensor, entropy: bool = False) -> Quantized:
+        """Quantise for training.
+
+        Args:
+            latent_BChw: Of any size.
+            entropy: Also compute the penalty `entropy`, whose (n, V) probabilities take time and memory.
+        """
+        size = tuple(latent_BChw.shape[-2:])
+        with torch.autocast(latent_BChw.device.type, enabled=False):
+            vectors_BlC = self.scaled(rearrange(latent_BChw, "B C h w -> B (h w) C"))
+            latent_BChw = rearrange(vectors_BlC, "B (h w) C -> B C h w", h=size[0])
+            codes_Bl = self.nearest(vectors_BlC)
+            quantized_BChw = self.embed(codes_Bl, size)
+            penalties = {
+                "codebook": (quantized_BChw - latent_BChw.detach()).square().mean(),
+                "commitment": (quantized_BChw.detach() - latent_BChw).square().mean(),
+            }
+            if entropy:
+                penalties["entropy"] = assignment_entropy(vectors_BlC.flatten(0, 1), self.vectors)
+        straight_BChw = latent_BChw + (quantized_BChw - latent_BChw).detach()
+        return Quantized(straight_BChw, penalties, [codes_Bl], [vectors_BlC.detach()])
+
+
+def assignment_entropy(vectors_nC: Tensor, codes_VC: Tensor, temperature: float = 0.01) -> Tensor:
+    """Mean entropy of each vector's soft assignment less the entropy of the mean assignment (MaskGIT, LlamaGen).
+
+    Low when every vector is sure of its code and all codes are used alike. The small constants are LlamaGen's.
+    """
+    affinity_nV = -torch.cdist(vectors_nC, codes_VC, compute_mode="use_mm_for_euclid_dist").square() / temperature
+    probability_nV, logarithm_nV = affinity_nV.softmax(1), (affinity_nV + 1e-5).log_softmax(1)
+    mean_V = probability_nV.mean(0)
+    of_each = -(probability_nV * logarithm_nV).sum(1).mean()
+    return of_each + (mean_V * (mean_V + 1e-5).log()).sum()
+
+
+@contextmanager
+def _float32_products(device_type: str) -> Iterator[None]:
+    """Matrix products in full float32: no autocast, no TF32, no bfloat16 passes."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

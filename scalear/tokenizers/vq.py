@@ -1,0 +1,169 @@
+"""Tokenizers with a codebook: LlamaGen's and FlexVAR's VQ-16, VAR's residual VQVAE, and laptop-size variants.
+
+Shapes as in `scalear.tokenizers.base`. Moments are the latent before quantisation, statistics the identity.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scalear.scales import ScaleSchedule
+from scalear.tokenizers.autoencoder import ConvTokenizer
+from scalear.tokenizers.quantizer import Codebook, VectorQuantizer
+from scalear.tokenizers.residual import ResidualQuantizer
+from scalear.tokenizers.trainable import Reconstruction, TrainingRequest
+
+
+class CodeTokenizer(ConvTokenizer):
+    """What tokenizers with a codebook share. `encode` gives the latent before quantisation, `decode` takes any."""
+
+    quantizer: Codebook
+
+    @abstractmethod
+    def quantize(self, latent: Tensor) -> Tensor:
+        """latent_BChw -> the latent_BChw that its codes stand for."""
+
+    def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        return moments.float()
+
+    def reconstruction(self, image: Tensor) -> Tensor:
+        return self.decode(self.quantize(self.encode(image)))
+
+
+class VQTokenizer(CodeTokenizer):
+    """Autoencoder with one code per cell (FlexVAR section 3.3). The defaults are FlexVAR's VQ-16, 72.0M parameters.
+
+    Latents of any size can be quantised and decoded; only training at several sizes (`sizes` of `TokenizerModule`)
+    makes them decode well.
+
+    Args:
+        image_channels: 1 (grey) or 3 (RGB).
+        latent_channels: Channels of latent and codes.
+        num_codes: Size of the codebook.
+        normalise_codes: Compare latents and codes by direction only (official code); False for Euclidean (paper).
+        channels: Width of the finest level, a multiple of 32.
+        channel_multipliers: Width of each level over `channels`, fine to coarse; one halving between levels, so that
+            3, 4 or 5 of them give stride 4, 8 or 16.
+        num_res_blocks: Residual blocks per level; the decoder has one more.
+        feature_channels: Channels between the encoder or decoder and the 1x1 convolutions around the codebook.
+        patch_size: As in `ConvTokenizer`, what makes it fast on a CPU.
+        patch_shortcut: As in `ConvTokenizer`, what makes training short.
+        weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        latent_channels: int = 32,
+        num_codes: int = 8912,
+        normalise_codes: bool = True,
+        channels: int = 128,
+        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        feature_channels: int = 256,
+        patch_size: int = 1,
+        patch_shortcut: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__(
+            image_channels,
+            latent_channels,
+            channels,
+            channel_multipliers,
+            num_res_blocks,
+            patch_size,
+            patch_shortcut,
+            weights,
+            moments_channels=latent_channels,
+            feature_channels=(feature_channels, feature_channels),
+            conv_size=1,
+            coarse_attention=(True, True),
+            moments_dtype=torch.float32,
+        )
+        self.num_codes = num_codes
+        self.normalise_codes = normalise_codes
+        self.feature_channels = feature_channels
+        self.quantizer = VectorQuantizer(num_codes, latent_channels, normalise_codes)
+
+    def quantize(self, latent: Tensor) -> Tensor:
+        return self.quantizer.embed(self.quantizer.codes(latent), latent.shape[-2:])
+
+    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
+        latent = self.moments(image)
+        reconstructions = []
+        for size in (tuple(latent.shape[-2:]), *request.sizes):
+            # Latent and target, both averaged to the size (FlexVAR section 3.3)
+            quantized = self.quantizer(F.adaptive_avg_pool2d(latent, size), "entropy" in request.penalties)
+            decoded = self.decode_for_loss(quantized.latent_BChw)
+            target = F.adaptive_avg_pool2d(image, decoded.shape[-2:])
+            name = str(ScaleSchedule((size,))) if reconstructions else ""
+            reconstructions.append(Reconstruction(decoded, target, quantized.penalties, quantized, name))
+        return reconstructions
+
+
+class ResidualVQTokenizer(CodeTokenizer):
+    """Autoencoder with VAR's multi-scale residual codes. The defaults are VAR's, 108.9M parameters.
+
+    Args:
+        image_channels: 1 (grey) or 3 (RGB).
+        latent_channels: Channels of latent and codes.
+        num_codes: Size of the codebook, which all scales share.
+        scales: Sides or sizes of the token maps, coarse to fine; the last is the latent's.
+        num_phis: Convolutions of the quantizer: 1 shared, one per scale, or a number between (partially shared).
+        phi_ratio: Their weight; 0 for none.
+        channels: Width of the finest level, a multiple of 32.
+        channel_multipliers: Width of each level over `channels`, fine to coarse; one halving between levels.
+        num_res_blocks: Residual blocks per level; the decoder has one more.
+        conv_size: Kernel size of the convolutions around the quantizer, 1 or 3.
+        patch_size: As in `ConvTokenizer`, what makes it fast on a CPU.
+        patch_shortcut: As in `ConvTokenizer`, what makes training short.
+        weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        latent_channels: int = 32,
+        num_codes: int = 4096,
+        scales: str | list[int | list[int]] = "1,2,3,4,5,6,8,10,13,16",
+        num_phis: int = 4,
+        phi_ratio: float = 0.5,
+        channels: int = 160,
+        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        conv_size: int = 3,
+        patch_size: int = 1,
+        patch_shortcut: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__(
+            image_channels,
+            latent_channels,
+            channels,
+            channel_multipliers,
+            num_res_blocks,
+            patch_size,
+            patch_shortcut,
+            weights,
+            moments_channels=latent_channels,
+            feature_channels=(latent_channels, latent_channels),
+            conv_size=conv_size,
+            coarse_attention=(True, True),
+            moments_dtype=torch.float32,
+        )
+        self.num_codes = num_codes
+        self.schedule = ScaleSchedule.parse(scales)
+        self.scales = str(self.schedule)
+        self.num_phis = num_phis
+        self.phi_ratio = phi_ratio
+        self.conv_size = conv_size
+        self.quantizer = ResidualQuantizer(num_codes, latent_channels, num_phis, phi_ratio)
+
+    def quantize(self, latent: Tensor) -> Tensor:
+        return self.quantizer.quantize(latent, self.schedule)
+
+    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
+        quantized = self.quantizer(self.moments(image), self.schedule)
+        return [Reconstruction(self.decode_for_loss(quantized.latent_BChw), image, quantized.penalties, quantized)]

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from scalear.draws import RecordedDraws
+from scalear.tokenizers.files import load_tokenizer, save_tokenizer
+from scalear.tokenizers.trainable import TrainingRequest
+from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
+
+TINY = {"image_channels": 1, "latent_channels": 4, "num_codes": 32, "channels": 32, "num_res_blocks": 1}
+
+
+def make_vq(**changes) -> VQTokenizer:
+    torch.manual_seed(0)
+    return VQTokenizer(**TINY | {"channel_multipliers": (1, 2), "feature_channels": 8} | changes)
+
+
+def make_residual(**changes) -> ResidualVQTokenizer:
+    torch.manual_seed(0)
+    return ResidualVQTokenizer(**TINY | {"channel_multipliers": (1, 2), "scales": "1,2,4", "num_phis": 3} | changes)
+
+
+@pytest.mark.parametrize(
+    "build, parameters",
+    [
+        (VQTokenizer, 72_049_827),  # FlexVAR
+        (lambda: VQTokenizer(latent_channels=8, num_codes=16384), 71_883_403),  # LlamaGen
+        (ResidualVQTokenizer, 108_948_355),  # VAR
+    ],
+)
+def test_full_sizes_have_the_official_parameters(build, parameters: int):
+    with torch.device("meta"):
+        tokenizer = build()
+    assert sum(parameter.numel() for parameter in tokenizer.parameters()) == parameters
+    assert tokenizer.stride == 16
+
+
+@pytest.mark.parametrize("tokenizer", [make_vq(), make_vq(normalise_codes=False, patch_shortcut=True), make_residual()])
+def test_latents_are_float32_and_reconstructions_go_through_codes(tokenizer: CodeTokenizer):
+    image = torch.rand(2, 1, 8, 8) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        latent = tokenizer.encode(image)
+    assert latent.dtype == tokenizer.moments_dtype == torch.float32
+    latent = tokenizer.encode(image)
+    assert torch.equal(tokenizer.latent(tokenizer.moments(image)), latent)
+    expected = tokenizer.decode_raw(tokenizer.quantize(latent)).clamp(-1, 1)
+    torch.testing.assert_close(tokenizer.reconstruction(image), expected)
+
+
+@pytest.mark.parametrize("levels", [3, 4, 5])
+def test_strides(levels: int):
+    assert make_vq(channel_multipliers=(1,) * levels).stride == 2 ** (levels - 1)
+
+
+def test_scalable_training_holds_every_size_to_the_resized_image():
+    tokenizer = make_vq()
+    image = torch.rand(2, 1, 8, 8) * 2 - 1
+    request = TrainingRequest(RecordedDraws({}), sizes=[(1, 1), (2, 3)])
+    full, single, wide = tokenizer.reconstruct(image, request)
+    assert [r.scale for r in (full, single, wide)] == ["", "1", "2x3"]
+    assert torch.equal(full.target_BCHW, image)
+    torch.testing.assert_close(wide.target_BCHW, F.adaptive_avg_pool2d(image, (4, 6)))
+    latent = F.adaptive_avg_pool2d(tokenizer.encode(image), (2, 3))
+    torch.testing.assert_close(wide.image_BCHW, tokenizer.decode_raw(tokenizer.quantize(latent)).clamp(-1, 1))
+    assert single.image_BCHW.shape == single.target_BCHW.shape == (2, 1, 2, 2)
+    assert full.penalties.keys() == {"codebook", "commitment"}
+    (asked,) = tokenizer.reconstruct(image, TrainingRequest(RecordedDraws({}), penalties=["entropy"]))
+    assert "entropy" in asked.penalties
+
+
+@pytest.mark.parametrize("make", [make_vq, make_residual])
+def test_everything_that_is_trained_gets_a_gradient(make):
+    tokenizer = make()
+    image = torch.rand(2, 1, 8, 8) * 2 - 1
+    (reconstruction,) = tokenizer.reconstruct(image, TrainingRequest(RecordedDraws({})))
+    error = (reconstruction.image_BCHW - reconstruction.target_BCHW).abs().mean()
+    (error + sum(reconstruction.penalties.values())).backward()
+    assert all(parameter.grad is not None for parameter in tokenizer.parameters())
+
+
+@pytest.mark.parametrize("make", [make_vq, make_residual])
+def test_file_round_trip(make, tmp_path):
+    tokenizer = make()
+    save_tokenizer(tokenizer, tmp_path / "t.safetensors")
+    other = make(weights=str(tmp_path / "t.safetensors"))
+    torch.nn.init.zeros_(other.quantizer.codebook)
+    other.load_weights()
+    assert other.fingerprint() == tokenizer.fingerprint()
+    with pytest.raises(ValueError, match="num_codes is 32 in the file, 16 in the config"):
+        load_tokenizer(make(num_codes=16), tmp_path / "t.safetensors")
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="num_codes >= 2"):
+        make_vq(num_codes=1)
+    with pytest.raises(ValueError, match="num_phis >= 1"):
+        make_residual(num_phis=0)
+    with pytest.raises(ValueError, match="scale 2 follows 4"):
+        make_residual(scales="1,4,2")
+    with pytest.raises(ValueError, match="end at 4 tokens, but the latent has 8"):
+        make_residual().reconstruction(torch.zeros(1, 1, 16, 16))
