@@ -70,11 +70,17 @@ class Codebook(nn.Module):
         """
         codes_VC, flat_nC = self.vectors, self.scaled(vectors).reshape(-1, self.dim)
         half_square_V = 0.5 * codes_VC.square().sum(1)
-        chunks = flat_nC.split(max(1, _CHUNK // self.num_codes))
+        rows = max(1, _CHUNK // self.num_codes)
+        # One buffer for all chunks: small results between large ones that come and go would tear the heap apart.
+        distance_nV = half_square_V.new_empty(min(rows, len(flat_nC)), self.num_codes)
+        nearest_n = torch.empty(len(flat_nC), dtype=torch.int64, device=flat_nC.device)
         with _float32_products(flat_nC.device.type):
-            # |v - c|^2 / 2 without |v|^2 / 2, which is the same for all codes
-            nearest = [torch.addmm(half_square_V, chunk, codes_VC.T, alpha=-1).argmin(1) for chunk in chunks]
-        return torch.cat(nearest).reshape(vectors.shape[:-1])
+            for chunk_nC, out_n in zip(flat_nC.split(rows), nearest_n.split(rows), strict=True):
+                # |v - c|^2 / 2 without |v|^2 / 2, which is the same for all codes
+                out_nV = distance_nV[: len(chunk_nC)]
+                torch.addmm(half_square_V, chunk_nC, codes_VC.T, alpha=-1, out=out_nV)
+                torch.argmin(out_nV, dim=1, out=out_n)
+        return nearest_n.reshape(vectors.shape[:-1])
 
     def codes(self, latent_BChw: Tensor) -> Tensor:
         """Nearest codes of every cell, (B, h*w) int64, row by row."""
