@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers import quantizer as quantizer_file
-from scalear.tokenizers.quantizer import Codebook, VectorQuantizer, assignment_entropy
+from scalear.tokenizers.quantizer import Quantizer, VectorQuantizer, assignment_entropy
 from scalear.tokenizers.residual import ResidualQuantizer
 
 SCHEDULE = ScaleSchedule.parse("1,2,3x4,6")
@@ -14,9 +14,9 @@ def brute_force(vectors_nC: torch.Tensor, codes_VC: torch.Tensor) -> torch.Tenso
     return (vectors_nC[:, None].double() - codes_VC[None].double()).square().sum(-1).argmin(1)
 
 
-def codebook(normalise: bool) -> Codebook:
+def make_quantizer(normalise: bool) -> Quantizer:
     torch.manual_seed(0)
-    quantizer = Codebook(200, 5, normalise)
+    quantizer = Quantizer(200, 5, normalise)
     torch.nn.init.normal_(quantizer.codebook)
     return quantizer
 
@@ -31,7 +31,7 @@ def residual() -> ResidualQuantizer:
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_nearest_equals_brute_force_in_chunks_and_under_autocast(normalise: bool, monkeypatch):
-    quantizer, vectors = codebook(normalise), torch.randn(3, 111, 5)
+    quantizer, vectors = make_quantizer(normalise), torch.randn(3, 111, 5)
     compared = F.normalize(vectors, dim=-1) if normalise else vectors
     expected = brute_force(compared.reshape(-1, 5), quantizer.vectors)
     monkeypatch.setattr(quantizer_file, "_CHUNK", 2000)
@@ -46,7 +46,7 @@ def test_nearest_equals_brute_force_in_chunks_and_under_autocast(normalise: bool
 
 
 def test_codes_and_embedding_go_row_by_row():
-    quantizer, latent = codebook(False), torch.randn(2, 5, 3, 4)
+    quantizer, latent = make_quantizer(False), torch.randn(2, 5, 3, 4)
     codes = quantizer.codes(latent)
     assert codes.shape == (2, 12) and codes.dtype == torch.int64
     assert codes[1, 6] == quantizer.nearest(latent[1, :, 1, 2])

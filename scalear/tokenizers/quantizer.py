@@ -32,7 +32,7 @@ class Quantized:
     vectors: list[Tensor]
 
 
-class Codebook(nn.Module):
+class Quantizer(nn.Module):
     """V vectors of C numbers, the search among them and the way back. All of it in float32, also under autocast.
 
     Args:
@@ -98,7 +98,7 @@ class Codebook(nn.Module):
         return rearrange(vectors_BlC, "B (h w) C -> B C h w", h=size[0], w=size[1])
 
 
-class VectorQuantizer(Codebook):
+class VectorQuantizer(Quantizer):
     """Every cell becomes its nearest code (LlamaGen's and FlexVAR's quantizer; paper section 3.3, eq. 4).
 
     Args:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.quantizer import Codebook, Quantized
+from scalear.tokenizers.quantizer import Quantizer, Quantized
 
 
-class ResidualQuantizer(Codebook):
+class ResidualQuantizer(Quantizer):
     """Sums token maps of growing size; each is enlarged and passed through a convolution phi first.
 
     f_hat, the sum so far, starts at 0; scale k quantises the area average of latent - f_hat by Euclidean distance.

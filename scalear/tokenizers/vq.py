@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.autoencoder import ConvTokenizer
-from scalear.tokenizers.quantizer import Codebook, VectorQuantizer
+from scalear.tokenizers.quantizer import Quantizer, VectorQuantizer
 from scalear.tokenizers.residual import ResidualQuantizer
 from scalear.tokenizers.trainable import Reconstruction, TrainingRequest
 
@@ -19,7 +19,7 @@ from scalear.tokenizers.trainable import Reconstruction, TrainingRequest
 class CodeTokenizer(ConvTokenizer):
     """What tokenizers with a codebook share. `encode` gives the latent before quantisation, `decode` takes any."""
 
-    quantizer: Codebook
+    quantizer: Quantizer
 
     @abstractmethod
     def quantize(self, latent: Tensor) -> Tensor:
