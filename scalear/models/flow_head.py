@@ -44,12 +44,16 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Times of any shape, float64 -> (..., dim)."""
-        noise_level = 1000.0 * (1.0 - t).float()
-        if self.quantise:
-            noise_level = noise_level.trunc()
-        frequencies = torch.exp(-math.log(10000.0) * torch.arange(128, device=t.device) / 128)
-        angles = noise_level[..., None] * frequencies
+        # Rounded once: exp differs in the last bit between CPUs, which times 1000 would be seen.
+        exponent = -math.log(10000.0) * torch.arange(128, device=t.device) / 128
+        frequencies = exponent.double().exp().float()
+        angles = self.noise_level(t)[..., None] * frequencies
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        """Thousandths of noise at times of any shape, float32."""
+        noise_level = 1000.0 * (1.0 - t).float()
+        return noise_level.trunc() if self.quantise else noise_level
 
 
 class CrossAttentionBlock(nn.Module):
@@ -60,25 +64,28 @@ class CrossAttentionBlock(nn.Module):
 
     Args:
         dim: E.
+        hidden_dim: D, width of the semantics.
         num_heads: Heads of both attentions.
         rotary: Positions of both.
     """
 
-    def __init__(self, dim: int, num_heads: int, rotary: Rotary) -> None:
+    def __init__(self, dim: int, hidden_dim: int, num_heads: int, rotary: Rotary) -> None:
         super().__init__()
         self.norm = rms_norm(dim, affine=False)
         self.attention = Attention(dim, num_heads, rotary, causal=False, qkv_bias=False)
         self.attention_modulation = zero_linear(dim, 3 * dim)
         self.query_norm = rms_norm(dim, affine=True)
-        self.key_norm = rms_norm(dim, affine=True)
-        self.cross_attention = CrossAttention(dim, num_heads, rotary)
+        self.key_norm = rms_norm(hidden_dim, affine=True)
+        self.cross_attention = CrossAttention(dim, hidden_dim, num_heads, rotary)
         self.mlp = gated_mlp(dim)
         self.mlp_modulation = zero_linear(dim, 3 * dim)
 
-    def forward(self, x_BLE: Tensor, cond_BLE: Tensor, time_BLE: Tensor, schedule: ScaleSchedule) -> Tensor:
+    def forward(
+        self, x_BLE: Tensor, cond_BLE: Tensor, time_BLE: Tensor, hidden_BLD: Tensor, schedule: ScaleSchedule
+    ) -> Tensor:
         gate, scale, shift = self.attention_modulation(F.silu(time_BLE)).chunk(3, dim=-1)
         x_BLE = x_BLE + gate * self.attention(modulate(self.norm(x_BLE), shift, scale), schedule)
-        x_BLE = x_BLE + self.cross_attention(self.query_norm(x_BLE), self.key_norm(cond_BLE), schedule)
+        x_BLE = x_BLE + self.cross_attention(self.query_norm(x_BLE), self.key_norm(hidden_BLD), schedule)
         gate, scale, shift = self.mlp_modulation(F.silu(cond_BLE + time_BLE)).chunk(3, dim=-1)
         return x_BLE + gate * self.mlp(modulate(self.norm(x_BLE), shift, scale))
 
@@ -124,7 +131,7 @@ class FlowHead(nn.Module):
 
         def block() -> nn.Module:
             if cross_attention:
-                return CrossAttentionBlock(dim, num_heads, rotary)
+                return CrossAttentionBlock(dim, cond_dim, num_heads, rotary)
             attention = Attention(dim, num_heads, rotary, causal=False, qkv_bias=False)
             return AdaLNBlock(dim, dim, attention, gated_mlp(dim))
 
@@ -152,7 +159,7 @@ class FlowHead(nn.Module):
         x_BLE = self.input_proj(x_BLC)
         for block in self.blocks:
             if self.cross_attention:
-                x_BLE = block(x_BLE, cond_BLE, time_BLE, schedule)
+                x_BLE = block(x_BLE, cond_BLE, time_BLE, hidden_BLD, schedule)
             else:
                 x_BLE = block(x_BLE, both_BLE, schedule)
         shift, scale = self.final_modulation(both_BLE).chunk(2, dim=-1)

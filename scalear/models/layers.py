@@ -125,17 +125,18 @@ class CrossAttention(nn.Module):
     """Attention from the tokens of each scale to as many condition tokens of the same scale (no biases but the last).
 
     Args:
-        dim: D, of tokens and condition alike.
+        dim: D.
+        cond_dim: Width of the condition.
         num_heads: N.
         rotary: Positions of queries and keys.
     """
 
-    def __init__(self, dim: int, num_heads: int, rotary: Rotary) -> None:
+    def __init__(self, dim: int, cond_dim: int, num_heads: int, rotary: Rotary) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.rotary = rotary
         self.q = linear(dim, dim, bias=False)
-        self.kv = linear(dim, 2 * dim, bias=False)
+        self.kv = linear(cond_dim, 2 * dim, bias=False)
         self.proj = linear(dim, dim)
 
     def forward(self, x_BLD: Tensor, cond_BLD: Tensor, schedule: ScaleSchedule) -> Tensor:

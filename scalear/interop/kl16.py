@@ -1,0 +1,47 @@
+"""The KL-16 autoencoder of MAR, which FlowAR uses."""
+
+import torch
+from torch import Tensor
+
+from scalear.interop.conv_tables import LDM, decoder_rows, encoder_rows, layout
+from scalear.interop.family import Arguments, Family, State, node
+from scalear.interop.tables import Row, affine, prefixed
+from scalear.tokenizers.kl import KLAutoencoder
+
+# MAR and FlowAR multiply latents by this number; it goes into the statistics of the converted tokenizer.
+_LATENT_SCALE = 0.2325
+
+
+class KL16(Family):
+    """`AutoencoderKL` of MAR's `models/vae.py`, any width and number of levels."""
+
+    name = "kl16"
+    sizes = {66_456_019: "KL-16"}
+    arguments = frozenset(
+        "embed_dim ch_mult ch num_res_blocks resolution use_variational ckpt_path double_z z_channels in_channels "
+        "out_ch attn_resolutions dropout resamp_with_conv".split()
+    )
+
+    def recognises(self, state: State) -> bool:
+        return "encoder.mid.attn_1.q.weight" in state and "quantize.embedding.weight" not in state
+
+    def config(self, state: State, arguments: Arguments) -> dict:
+        ours = layout(state, LDM)
+        for theirs, name in (("ch", "channels"), ("ch_mult", "channel_multipliers"), ("num_res_blocks",) * 2):
+            arguments.agree(theirs, ours[name])
+        latent_channels = state["post_quant_conv.weight"].shape[1]
+        for name in ("embed_dim", "z_channels"):
+            arguments.agree(name, latent_channels)
+        return node(KLAutoencoder, latent_channels=latent_channels, **ours)
+
+    def rows(self, model: KLAutoencoder) -> list[Row]:
+        return [
+            *prefixed(encoder_rows(model.encoder, LDM), "encoder.", "encoder."),
+            *prefixed(decoder_rows(model.decoder, LDM), "decoder.", "decoder."),
+            *affine("quant_conv", "quant_conv"),
+            *affine("post_quant_conv", "post_quant_conv"),
+        ]
+
+    def extra(self, model: KLAutoencoder) -> dict[str, Tensor]:
+        channels = model.latent_channels
+        return {"latent_mean": torch.zeros(channels), "latent_std": torch.full((channels,), 1.0 / _LATENT_SCALE)}

@@ -1,0 +1,85 @@
+"""Parts as JSON: `{"class_path": ..., "init_args": ...}`, the form they have in a config, and back."""
+
+import dataclasses
+import importlib
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser
+
+T = TypeVar("T")
+Part = dict[str, Any]
+
+
+def build(base: type[T], part: Part) -> T:
+    """Make the object that `part` describes, by the rules of a config.
+
+    Args:
+        base: What it must be an instance of.
+        part: `class_path` and `init_args`; the arguments may hold further parts.
+
+    Raises:
+        ValueError: A class is unknown, of another kind or of a package that is not imported; an argument is wrong.
+    """
+    found = _find(part["class_path"])
+    if not issubclass(found, base):
+        raise ValueError(f"{part['class_path']} is not a {base.__name__}")
+    return _make(found, part)
+
+
+def build_settings(part: Part) -> Any:
+    """As `build`, for a dataclass such as a solver, whose kind only those who use it know."""
+    found = _find(part["class_path"])
+    if not dataclasses.is_dataclass(found):
+        raise ValueError(f"{part['class_path']} is not a dataclass of settings")
+    return _make(found, part)
+
+
+def describe(settings: object) -> Part:
+    """The part that `build_settings` makes this dataclass instance from."""
+    path = f"{type(settings).__module__}.{type(settings).__qualname__}"
+    return {"class_path": path, "init_args": dataclasses.asdict(settings)}
+
+
+def _find(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    _check_trusted(path)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"there is no class {path} in this version of scalear: {error}") from error
+    if not isinstance(found, type):
+        raise ValueError(f"{path} is not a class")
+    return found
+
+
+def _make(found: type[T], part: Part) -> T:
+    for path in _class_paths(part["init_args"]):
+        _check_trusted(path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(found, "part")
+    try:
+        config = parser.parse_object({"part": part["init_args"]})
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(f"cannot build {part['class_path']}: {error}") from error
+    return parser.instantiate_classes(config).part
+
+
+def _class_paths(value: object) -> Iterator[str]:
+    """Every class that is named inside."""
+    if isinstance(value, dict):
+        if isinstance(value.get("class_path"), str):
+            yield value["class_path"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            yield from _class_paths(entry)
+
+
+def _check_trusted(path: str) -> None:
+    """Let a downloaded config import nothing but scalear: to import a module is to run its code."""
+    module = path.rpartition(".")[0]
+    if not module.startswith("scalear.") and module not in sys.modules:
+        raise ValueError(f"{path} is not a part of scalear: if you trust it, import {module} first")
