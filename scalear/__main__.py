@@ -11,6 +11,7 @@ usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
   validate   its validation losses or reconstruction metrics
   test       sample and measure (generator), or measure reconstructions (tokenizer)
   predict    sample chosen labels (generator), or cache latents (tokenizer)
+  export     take a trained generator out of its run, as a folder to share:  docs/interop.md
   data       pack, verify and describe datasets of tar shards
   benchmark  time training, sampling, encoding or loading of a config, and its memory
   demo       tokenizer, latents, generator, samples and numbers in one go, as `make demo` does
@@ -47,6 +48,10 @@ def _run(command: str, args: list[str]) -> None:
         from scalear.cli import ScalearCLI
 
         ScalearCLI([command, *args])
+    elif command == "export":
+        from scalear.cli import run_export
+
+        run_export(args)
     elif command == "data":
         from scalear.cli import run_data
 

@@ -1,7 +1,9 @@
 """The commands behind `scalear`: LightningCLI for runs, plain functions for datasets."""
 
 import warnings
+from argparse import SUPPRESS
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser
@@ -14,6 +16,7 @@ from scalear.benchmark.subject import Subject
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
+from scalear.interop.export import export_run
 from scalear.training.callbacks import Performance, SaveOnInterrupt
 from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint
 from scalear.training.generator_module import GeneratorModule
@@ -57,7 +60,7 @@ class ScalearCLI(LightningCLI):
     What the user typed wins: nothing but weights and training state is read from a checkpoint.
     """
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], run: bool = True, prog: str = "scalear") -> None:
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -80,7 +83,8 @@ class ScalearCLI(LightningCLI):
                 ],
             },
             args=args,
-            parser_kwargs={"prog": "scalear", "exit_on_error": False},
+            run=run,
+            parser_kwargs={"prog": prog, "exit_on_error": False},
         )
 
     def init_parser(self, **kwargs: object) -> LightningArgumentParser:
@@ -144,6 +148,42 @@ def build_subject(args: list[str], device: torch.device) -> Subject:
     """The parts of a config for `scalear benchmark`, with random weights."""
     config = _PartsOnly(["fit", *args]).config_init["fit"]
     return Subject(config.model, config.data, config.trainer.precision, device)
+
+
+class ExportCLI(_PartsOnly):
+    """`scalear export`: reads the config of a run as `predict` does."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(args, run=False, prog="scalear export")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of the run.")
+        parser.add_argument("--output_dir", type=str, required=True, help="Folder to make.")
+        parser.add_argument("--force", type=bool, default=False, help="Replace a model that is there.")
+        for name in ("weights_only", "return_predictions", "verbose"):  # as fit.yaml, predict.yaml and test.yaml have
+            parser.add_argument(f"--{name}", type=bool | None, default=None, help=SUPPRESS)
+
+    def export(self) -> None:
+        """Write the folder."""
+        config = self.config_init
+        if not isinstance(config.model, GeneratorModule):
+            raise ValueError(
+                f"scalear export takes generators; a {type(config.model).__name__} leaves its own weights file"
+            )
+        check_checkpoint(config.ckpt_path, config.model)
+        class_names = config.data.index.class_names if Path(config.data.data_dir).is_dir() else None
+        if not class_names:
+            print(f"No class names: {config.data.data_dir} has none, or is not here")
+        self._dump_config()
+        export_run(
+            config.model, self.config_dump, config.ckpt_path, config.output_dir, class_names or None, config.force
+        )
+        print(f"Wrote {config.output_dir}")
+
+
+def run_export(args: list[str]) -> None:
+    """Carry out `scalear export ...`."""
+    ExportCLI(args).export()
 
 
 _DATA_COMMANDS = (pack, verify, stats)

@@ -1,0 +1,74 @@
+"""A trained generator, taken out of its run: `scalear export`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scalear.interop.folder import check_free
+from scalear.interop.parts import describe
+from scalear.interop.pretrained import HalfPrecision, ScaleARModel
+from scalear.training.generator_module import GeneratorModule
+
+_AUTOCAST: dict[str, HalfPrecision | None] = {
+    "32-true": None,
+    "32": None,
+    "bf16-mixed": "bfloat16",
+    "16-mixed": "float16",
+}
+_WEIGHT_SOURCES = ("weights", "source", "subfolder")  # arguments of tokenizers that the exported weights replace
+
+
+def export_run(
+    module: GeneratorModule,
+    config: dict[str, Any],
+    ckpt_path: str,
+    output_dir: str,
+    class_names: list[str] | None,
+    force: bool,
+) -> None:
+    """Write the model that `scalear predict` would sample from, and how it would.
+
+    Args:
+        module: Built from `config`; gets the weights of the checkpoint, averages where the run kept them.
+        config: The resolved config, `model` and `trainer.precision` of it.
+        ckpt_path: Checkpoint of the run.
+        output_dir: Folder to make.
+        class_names: Name of each label.
+        force: Replace a model that is there.
+
+    Raises:
+        ValueError: The checkpoint is sharded or of another tokenizer, or the precision cannot be recorded.
+    """
+    check_free(output_dir, force)
+    precision = str(config["trainer"]["precision"] or "32-true")
+    if precision not in _AUTOCAST:
+        raise ValueError(f"cannot export precision {precision}; type --trainer.precision with one of {list(_AUTOCAST)}")
+    _load(module, ckpt_path)
+    parts = config["model"]["init_args"]
+    kept = {name: value for name, value in parts["tokenizer"]["init_args"].items() if name not in _WEIGHT_SOURCES}
+    # Built on the meta device, and then given the modules that hold the weights already.
+    with torch.device("meta"):
+        model = ScaleARModel(
+            generator=parts["generator"],
+            tokenizer={"class_path": parts["tokenizer"]["class_path"], "init_args": kept},
+            sampling=describe(getattr(module, "sampling", None) or module.solver),
+            guidance=describe(module.guidance),
+            class_names=class_names,
+            autocast=_AUTOCAST[precision],
+        )
+    model.generator, model.tokenizer = module.generator, module.tokenizer
+    model.save_pretrained(output_dir, force=force)
+
+
+def _load(module: GeneratorModule, ckpt_path: str) -> None:
+    """What the Trainer does before it predicts."""
+    if Path(ckpt_path).is_dir():
+        raise ValueError(
+            f"{ckpt_path} is a sharded checkpoint: make one file of it first with "
+            "`python -m lightning.pytorch.utilities.consolidate_checkpoint`"
+        )
+    module.setup("export")
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])

@@ -1,0 +1,172 @@
+"""Models as folders: what `scalear predict` samples, without a Trainer."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_fixtures import NUM_CLASSES, Experiment, run
+
+from scalear.evaluation.images import load_samples
+from scalear.interop.parts import build
+from scalear.interop.pretrained import ScaleARModel
+from scalear.models.generator import Generator
+
+
+def export(experiment: Experiment, folder: str, *overrides: str) -> int:
+    return run(
+        "export",
+        *experiment.generator("flowar"),
+        f"--ckpt_path={experiment.checkpoint('flowar')}",
+        f"--output_dir={experiment.root / folder}",
+        *overrides,
+    )
+
+
+def predict(experiment: Experiment, *overrides: str) -> tuple[np.ndarray, np.ndarray]:
+    checkpoint = f"--ckpt_path={experiment.checkpoint('flowar')}"
+    assert run("predict", *experiment.generator("for_export"), checkpoint, *overrides) == 0
+    return load_samples(experiment.root / "for_export" / "samples.npz")
+
+
+@pytest.fixture(scope="module")
+def exported(experiment) -> Path:
+    assert export(experiment, "exported") == 0
+    return experiment.root / "exported"
+
+
+def test_an_exported_model_samples_what_predict_does(experiment, exported):
+    images, labels = predict(experiment, "--model.samples.batch_size=12")
+    model = ScaleARModel.from_pretrained(exported)
+    assert np.array_equal(model.generate(labels.tolist(), output_type="np"), images)
+    other = predict(experiment, "--model.samples.batch_size=12", "--model.samples.seed=5")[0][[7, 3]]
+    one = model.generate(labels[[7, 3]].tolist(), seeds=[(5, 7), (5, 3)], output_type="np")
+    assert np.abs(one.astype(int) - other).max() <= 1  # a level, where rounding decides
+    picture = model.generate([2], seeds=[8])[0]
+    assert picture.size == (32, 32) and np.abs(np.asarray(picture)[..., None].astype(int) - images[8]).max() <= 1
+
+
+def test_mixed_precision_and_guidance_of_the_run_are_kept(experiment):
+    changes = ("--trainer.precision=bf16-mixed", "--model.guidance.weight=2.5")
+    assert export(experiment, "mixed", *changes) == 0
+    images, labels = predict(experiment, "--model.samples.batch_size=12", *changes)
+    model = ScaleARModel.from_pretrained(experiment.root / "mixed")
+    assert np.array_equal(model.generate(labels.tolist(), output_type="np"), images)
+    assert not np.array_equal(model.generate(labels.tolist(), guidance=1.0, output_type="np"), images)
+
+
+def test_the_folder_says_what_it_holds(experiment, exported):
+    assert {path.name for path in exported.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    config = json.loads((exported / "config.json").read_text())
+    assert config["scales"] == "1,2,4" and config["scalear_version"] and config["autocast"] is None
+    assert config["class_names"] == [f"class{label}" for label in range(NUM_CLASSES)]
+    assert "weights" not in config["tokenizer"]["init_args"] and str(experiment.root) not in json.dumps(config)
+    model = ScaleARModel.from_pretrained(exported)
+    by_name = model.generate(["class1"], seeds=[4], output_type="np")
+    assert np.array_equal(by_name, model.generate([1], seeds=[4], output_type="np"))
+
+
+def test_the_config_beside_a_run_exports_it(experiment, exported):
+    output = experiment.root / "from_fit"
+    config = ("-c", experiment.root / "flowar" / "fit.yaml", f"--ckpt_path={experiment.checkpoint('flowar')}")
+    assert run("export", *config, f"--output_dir={output}") == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (output / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_a_model_saved_again_is_the_same(exported, tmp_path):
+    ScaleARModel.from_pretrained(exported).save_pretrained(tmp_path / "again")
+    for path in exported.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_no_lightning_is_needed(exported):
+    program = (
+        "import sys; from scalear.interop.pretrained import ScaleARModel;"
+        f"ScaleARModel.from_pretrained({str(exported)!r}).generate([0]); assert 'lightning' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["--ckpt_path=absent.ckpt"], "absent.ckpt does not exist"),
+        (["--model.generator.head.depth=2"], "checkpoint of another model"),
+        (["--trainer.precision=bf16-true"], "cannot export precision bf16-true"),
+        (["--output_dir={images}"], "is not empty; choose another folder"),
+        (["--output_dir={images}", "--force=true"], "also holds"),
+    ],
+)
+def test_what_cannot_be_exported_leaves_no_trace(experiment, capsys, overrides, message):
+    before = sorted(experiment.root.rglob("*"))
+    overrides = [override.format(images=experiment.images) for override in overrides]
+    assert export(experiment, "refused", *overrides) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(experiment.root.rglob("*")) == before
+
+
+def test_tokenizers_are_not_exported(experiment, capsys):
+    places = (f"--ckpt_path={experiment.checkpoint('kl')}", f"--output_dir={experiment.root / 'refused'}")
+    assert run("export", *experiment.tokenizer(), *places) == 2
+    assert "scalear export takes generators" in capsys.readouterr().err
+
+
+def test_an_exported_model_is_replaced_only_by_force(experiment, exported, tmp_path):
+    model = ScaleARModel.from_pretrained(exported)
+    folder = shutil.copytree(exported, tmp_path / "model")
+    with pytest.raises(ValueError, match="is not empty"):
+        model.save_pretrained(folder)
+    (folder / "config.json").write_text("old")
+    model.save_pretrained(folder, force=True)
+    assert (folder / "config.json").read_bytes() == (exported / "config.json").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_damaged_and_absent_models_are_named(exported, tmp_path, monkeypatch):
+    def broken(name: str, content: bytes) -> Path:
+        folder = shutil.copytree(exported, tmp_path / str(len(list(tmp_path.iterdir()))))
+        (folder / name).write_bytes(content)
+        return folder
+
+    weights = (exported / "model.safetensors").read_bytes()
+    config = json.loads((exported / "config.json").read_text())
+    cases = {
+        broken("model.safetensors", weights[:1000]): "is damaged, or not what config.json",
+        broken("config.json", b"{"): "is not JSON",
+        broken("config.json", b'{"architectures": ["Bert"]}'): "not one of scalear: it has no generator",
+        tmp_path: "holds no config.json",
+        "some/folder/that/is/absent": "neither a folder nor",
+    }
+    config["generator"]["init_args"]["head"]["init_args"]["depth"] = 3
+    cases[broken("config.json", json.dumps(config).encode())] = "is damaged, or not what config.json"
+    config["generator"]["init_args"]["head"]["class_path"] = "scalear.models.later.Head"
+    cases[broken("config.json", json.dumps(config).encode())] = "scalear.models.later"
+    for folder, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            ScaleARModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match="nobody/nothing is neither a folder nor .* from the Hub"):
+        ScaleARModel.from_pretrained("nobody/nothing", local_files_only=True, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels, seeds, message",
+    [([3, 9], None, "label 9 is out of range"), ([], None, "no labels"), ([0], [1, 2], "2 seeds for 1 labels")],
+)
+def test_impossible_requests_are_refused(exported, labels, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        ScaleARModel.from_pretrained(exported).generate(labels, seeds)
+
+
+def test_a_config_imports_nothing_but_scalear():
+    sys.modules.pop("this", None)
+    for path, message in (("this.Zen", "not a part of scalear"), ("subprocess.Popen", "is not a Generator")):
+        with pytest.raises(ValueError, match=message):
+            build(Generator, {"class_path": path, "init_args": {}})
+    head = {"head": {"class_path": "this.Zen", "init_args": {}}}
+    with pytest.raises(ValueError, match="not a part of scalear"):
+        build(Generator, {"class_path": "scalear.models.generator.Generator", "init_args": head})
+    assert "this" not in sys.modules
