@@ -1,12 +1,14 @@
 """The commands behind `scalear`: LightningCLI for runs, plain functions for datasets."""
 
+import re
 import warnings
 from argparse import SUPPRESS
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -54,6 +56,24 @@ class SaveStageConfig(SaveConfigCallback):
                 logger.experiment.add_text(f"config/{trainer.state.fn.value}", f"```\n{text}\n```")
 
 
+class TypedNull:
+    """Of a parser: a typed `null` stays one, however deep its option lies.
+
+    jsonargparse hands options down to the classes they belong to as text, in which null has become `None`.
+    """
+
+    def parse_args(self, args: Sequence[str], **kwargs: object) -> Namespace:
+        return super().parse_args([re.sub(r"^(--[\w.]+=)None$", r"\1null", arg) for arg in args], **kwargs)
+
+
+class RunParser(TypedNull, LightningArgumentParser):
+    """Options of `scalear {fit,validate,test,predict}`."""
+
+
+class DataParser(TypedNull, ArgumentParser):
+    """Options of `scalear data`."""
+
+
 class ScalearCLI(LightningCLI):
     """LightningCLI with one folder per run, `trainer.default_root_dir`: checkpoints/, events, configs, results.
 
@@ -84,6 +104,7 @@ class ScalearCLI(LightningCLI):
             },
             args=args,
             run=run,
+            parser_class=RunParser,
             parser_kwargs={"prog": prog, "exit_on_error": False},
         )
 
@@ -189,13 +210,13 @@ def run_export(args: list[str]) -> None:
 _DATA_COMMANDS = (pack, verify, stats)
 
 
-def data_parser() -> ArgumentParser:
+def data_parser() -> DataParser:
     """`scalear data {pack,verify,stats}`: the functions' signatures and docstrings as options and help."""
     description = "Make, check and describe datasets of tar shards."
-    parser = ArgumentParser(prog="scalear data", description=description, exit_on_error=False)
+    parser = DataParser(prog="scalear data", description=description, exit_on_error=False)
     commands = parser.add_subcommands()
     for function in _DATA_COMMANDS:
-        command = ArgumentParser(description=function.__doc__.split("\n\n")[0])
+        command = DataParser(description=function.__doc__.split("\n\n")[0])
         command.add_argument("--config", action="config", help="YAML file with the arguments below.")
         positional = function is not pack
         command.add_function_arguments(function, as_positional=positional)

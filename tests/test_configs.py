@@ -86,6 +86,18 @@ def test_overlays_fit_every_generator_that_they_are_for(path, overlay):
     Parsed(["fit", "-c", str(path), "-c", f"configs/{overlay}.yaml"])
 
 
+def test_null_can_be_typed_at_any_depth():
+    names = ("data.cache_dir", "model.tokenizer.weights", "model.samples.label_file", "model.report")
+    typed = [f"--{name}=null" for name in names] + ["--model.seed=3"]
+    config = Parsed(["fit", "-c", "configs/fashion/flowar.yaml", *typed]).config.fit
+    model = config.model.init_args
+    assert model.tokenizer.init_args.weights is None and model.samples.label_file is None and model.report is None
+    assert config.data.init_args.cache_dir is None and model.seed == 3
+    source = ["--source", "ImageFolder", "--source.root=x", "--source.val_root", "null"]
+    packed = data_parser().parse_args(["pack", *source, "--output_dir=y", "--image_size=8"])
+    assert packed.pack.source.init_args.val_root is None
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_commands_in_comments_can_be_typed(path):
     found = commands(path)

@@ -226,3 +226,22 @@ def test_prediction_through_lightning_reads_all_splits(images: Path, tmp_path: P
     assert data.predict_splits == ["train", "val"]
     assert [n for idx, part in parts if idx == 0 for n in part] == list(range(22))
     assert [n for idx, part in parts if idx == 1 for n in part] == list(range(100, 107))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_are_pinned_where_there_is_a_gpu(images):
+    loader = ShardDataModule(str(images), 4).train_dataloader()
+    for batch in loader:
+        assert all(tensor.is_pinned() for tensor in (batch.inputs, batch.label, batch.position))
+        assert len(batch.keys) == len(batch) == 4 and batch.kind == "images"
+
+
+def test_pinning_a_batch_keeps_what_is_in_it(images, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # page-locked memory needs a GPU
+    batch = next(iter(ShardDataModule(str(images), 4).train_dataloader()))
+    pinned = torch.utils.data._utils.pin_memory.pin_memory(batch)
+    for name in ("inputs", "label", "position"):
+        assert torch.equal(getattr(pinned, name), getattr(batch, name))
+        assert getattr(pinned, name) is not getattr(batch, name)
+    assert (pinned.keys, pinned.stream_end, pinned.kind) == (batch.keys, batch.stream_end, batch.kind)

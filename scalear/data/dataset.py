@@ -125,6 +125,7 @@ class ShardLoader(DataLoader):
             batch_sampler=dataset.batches,
             collate_fn=_as_is,
             num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0 and isinstance(dataset.batches, TrainBatches),
             generator=torch.Generator(),  # else each pass would draw from the global one
         )
