@@ -8,6 +8,7 @@ import torch
 from data_fixtures import write_images
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 from model_fixtures import make_generator
 
 from scalear.data.datamodule import ShardDataModule
@@ -206,6 +207,43 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_step(dataset, tmp_path, 
     fit(dataset, tmp_path / "resumed", 6, path, callbacks=[EMA(DECAY)], **settings)
     straight, resumed = (load(tmp_path / name / "end.ckpt") for name in ("straight", "resumed"))
     assert_equal_states(straight["current_model_state"], resumed["current_model_state"])
+
+
+class SpoilGradient(Callback):
+    """Makes a gradient of one step NaN or infinite after a loss that was finite."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.step = step
+        self.value = value
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if trainer.global_step == self.step:
+            pl_module.generator.head.cond_proj.weight.grad[0, 0] = self.value
+
+
+@pytest.mark.parametrize("settings", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_never_stepped(dataset, tmp_path, settings, value):
+    fit(dataset, tmp_path / "good", 3, callbacks=[EMA(DECAY)], **settings)
+    pattern = r"gradient is not finite at step 3, .* 1 parameters: generator.head.cond_proj.weight; .*keys: \['image0"
+    with pytest.raises(NonFiniteLossError, match=pattern) as caught:
+        fit(
+            dataset, tmp_path / "bad", 6, callbacks=[EMA(DECAY), SpoilGradient(3, value), SaveOnInterrupt()], **settings
+        )
+    assert str(caught.value).count("image0") == 4 * settings.get("accumulate_grad_batches", 1)
+    path = tmp_path / "bad" / "last_good.ckpt"
+    bad, good = load(path), load(tmp_path / "good" / "end.ckpt")
+    for part in ("state_dict", "current_model_state"):
+        assert_equal_states(bad[part], good[part])
+
+
+def test_loss_scaling_leaves_out_steps_itself(dataset, tmp_path):
+    watch = Watch()
+    scaled = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=128.0))]
+    fit(dataset, tmp_path, 4, callbacks=[SpoilGradient(2, float("inf")), watch], plugins=scaled, gradient_clip_val=1.0)
+    assert_equal_states(watch.raw[2], watch.raw[1])
+    name = "generator.head.cond_proj.weight"
+    assert not torch.equal(watch.raw[3][name], watch.raw[2][name])
 
 
 def test_a_loss_that_is_not_finite_names_its_scales(dataset, tmp_path):

@@ -32,6 +32,6 @@ class Batch:
         return len(self.keys)
 
     def pin_memory(self) -> "Batch":
-        """The same in page-locked memory; what a DataLoader with `pin_memory` calls, to copy to the GPU at full speed."""
+        """The same in page-locked memory, from where copies to a GPU are fast; DataLoader calls it."""
         pinned = {name: getattr(self, name).pin_memory() for name in ("inputs", "label", "position")}
         return replace(self, **pinned)

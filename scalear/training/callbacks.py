@@ -1,4 +1,4 @@
-"""Callbacks of every run: speed and gradient norm, sample grids, and Ctrl-C that loses nothing."""
+"""Callbacks of every run: speed, sample grids, and Ctrl-C that loses nothing."""
 
 import signal
 import time
@@ -13,7 +13,7 @@ from scalear.training.losses import NonFiniteLossError
 
 
 class Performance(Callback):
-    """Logs `perf/images_per_second` over all ranks, `train/grad_norm` before clipping, and the parameter count."""
+    """Logs `perf/images_per_second` over all ranks and the parameter count."""
 
     def __init__(self) -> None:
         self._images = 0
@@ -27,16 +27,6 @@ class Performance(Callback):
 
     def on_train_start(self, trainer, pl_module) -> None:
         self._images, self._since = 0, time.perf_counter()
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
-            gradients = [
-                parameter.grad
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-                if parameter.grad is not None
-            ]
-            pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._images += len(batch) * trainer.world_size
@@ -91,7 +81,7 @@ _PATIENCE = 10.0  # seconds in which a repeated signal is still the first
 class SaveOnInterrupt(Checkpoint):
     """Ctrl-C (SIGINT) and SIGTERM finish the step at hand, save a checkpoint, and end the run with exit code 130.
 
-    A loss that is not finite leaves a checkpoint of the last good step.
+    A loss or gradient that is not finite leaves a checkpoint of the last good step.
 
     It is a `Checkpoint` so that Lightning runs it after all other callbacks: the loader's position and the
     average are those of the finished step.

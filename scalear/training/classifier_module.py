@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 
-import lightning
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
@@ -12,10 +11,11 @@ from torchmetrics.classification import MulticlassAccuracy
 import scalear
 from scalear.data.batch import Batch
 from scalear.evaluation.classifier import ImageClassifier, load_classifier, save_classifier
+from scalear.training.gradients import GuardedModule
 from scalear.training.optim import OptimizerSettings
 
 
-class ClassifierModule(lightning.LightningModule):
+class ClassifierModule(GuardedModule):
     """Cross-entropy training, accuracy in validation and test, and a safetensors file at the end of `fit`.
 
     `test` measures that file unless it is given a checkpoint.

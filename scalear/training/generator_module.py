@@ -1,7 +1,6 @@
 """Training, sampling and measuring a generator."""
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -13,6 +12,7 @@ from scalear.guidance import Guidance
 from scalear.models.generator import Generator, Loss
 from scalear.tokenizers.base import Tokenizer
 from scalear.training.frozen import freeze
+from scalear.training.gradients import GuardedModule
 from scalear.training.losses import mean_losses
 from scalear.training.optim import OptimizerSettings
 from scalear.training.report import SampleReport
@@ -21,7 +21,7 @@ from scalear.training.sampling import SampleRequest, SampleStore
 _VALIDATION, _DROPOUT = -1, -2  # keep random numbers for different ends apart; part of their names
 
 
-class GeneratorModule(LightningModule):
+class GeneratorModule(GuardedModule):
     """A generator on top of a frozen tokenizer.
 
     `fit` learns from images or cached latents; `predict` samples the requested labels into `samples.npz` and

@@ -4,11 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -21,6 +19,7 @@ from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.tokenizers.trainable import TrainingRequest
 from scalear.training.frozen import freeze
+from scalear.training.gradients import GuardedModule
 from scalear.training.latent_statistics import measure_latents, store_statistics
 from scalear.training.losses import mean_losses
 from scalear.training.optim import OptimizerSettings
@@ -30,7 +29,7 @@ from scalear.training.tokenizer_checks import check_data, check_training
 EXPORT_NAME = "tokenizer.safetensors"
 
 
-class TokenizerModule(LightningModule):
+class TokenizerModule(GuardedModule):
     """Trains a tokenizer on images; when training ends, measures its latents and exports it.
 
     Args:
@@ -84,19 +83,9 @@ class TokenizerModule(LightningModule):
     def configure_optimizers(self) -> dict:
         return self.optimizer.build([self.tokenizer, self.loss])
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if self.loss.adversarial is None or not gradient_clip_val:
-            return self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        # One optimizer, two players: neither may shorten the other's gradient.
-        clip_value = torch.nn.utils.clip_grad_value_
-        clip = clip_value if gradient_clip_algorithm == "value" else torch.nn.utils.clip_grad_norm_
-        for player in (self.tokenizer, self.loss):
-            clip(player.parameters(), gradient_clip_val)
+    def clipped_parts(self) -> list[nn.Module]:
+        """One optimizer, two players with an adversarial loss: neither may shorten the other's gradient."""
+        return [self] if self.loss.adversarial is None else [self.tokenizer, self.loss]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         draws = SeededDraws([(self.seed, int(position)) for position in batch.position], self.device)
