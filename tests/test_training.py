@@ -221,15 +221,15 @@ class SpoilGradient(Callback):
             pl_module.generator.head.cond_proj.weight.grad[0, 0] = self.value
 
 
-@pytest.mark.parametrize("settings", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "settings, value", [({"gradient_clip_val": 1.0}, float("nan")), ({"accumulate_grad_batches": 2}, float("inf"))]
+)
 def test_a_gradient_that_is_not_finite_is_never_stepped(dataset, tmp_path, settings, value):
     fit(dataset, tmp_path / "good", 3, callbacks=[EMA(DECAY)], **settings)
-    pattern = r"gradient is not finite at step 3, .* 1 parameters: generator.head.cond_proj.weight; .*keys: \['image0"
+    pattern = r"gradient is not finite at step 3, .* in generator.head.cond_proj.weight; .*keys: \['image0"
     with pytest.raises(NonFiniteLossError, match=pattern) as caught:
-        fit(
-            dataset, tmp_path / "bad", 6, callbacks=[EMA(DECAY), SpoilGradient(3, value), SaveOnInterrupt()], **settings
-        )
+        callbacks = [EMA(DECAY), SpoilGradient(3, value), SaveOnInterrupt()]
+        fit(dataset, tmp_path / "bad", 6, callbacks=callbacks, **settings)
     assert str(caught.value).count("image0") == 4 * settings.get("accumulate_grad_batches", 1)
     path = tmp_path / "bad" / "last_good.ckpt"
     bad, good = load(path), load(tmp_path / "good" / "end.ckpt")

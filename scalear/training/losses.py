@@ -8,7 +8,7 @@ from scalear.data.batch import Batch
 
 
 class NonFiniteLossError(ValueError):
-    """A loss or its gradient is NaN or infinite. All ranks raise it at once, so that the last good step can be saved."""
+    """A loss or its gradient is NaN or infinite. All ranks raise it at once, so that the last step can be saved."""
 
 
 def mean_losses(trainer: Trainer, terms: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
