@@ -1,8 +1,15 @@
 """Every random number of training and sampling, drawn per sample or replayed from a record.
 
-A sample owns a stream that is named by integers: `(seed, i)` for generated image `i`,
-`(seed, optimizer step, position in the global batch)` in training. What a sample draws therefore never
-depends on the batch it happens to share, on the number of ranks, or on the device.
+A sample owns a stream that is named by integers:
+
+    (seed, i)                      generated image i
+    (seed, TRAINING, position)     training sample at a place of the endless stream of batches (`Batch.position`),
+                                   which says the optimizer step and the row of the global batch
+    (seed, VALIDATION, index)      validation sample
+    (seed, SCHEDULES, step)        what all samples of a step share
+
+What a sample draws therefore never depends on the batch it happens to share, on the number of ranks, or on the
+device; and no two streams are the same, for hashes of their names start them.
 """
 
 import hashlib
@@ -11,6 +18,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+# What a stream is for. Images have no such part, and their numbers are never negative.
+VALIDATION, DROPOUT, SCHEDULES, TRAINING = -1, -2, -3, -4
 
 
 class Draws(Protocol):
@@ -30,7 +40,7 @@ class SeededDraws:
     """Draws from one CPU generator per sample, moved to `device`.
 
     Args:
-        streams: One name per sample, a tuple of integers such as `(seed, index)`.
+        streams: One name per sample, a tuple of integers such as `(seed, i)`.
         device: Where the numbers are needed. They are drawn on the CPU, so a GPU gives the same images.
     """
 

@@ -6,10 +6,8 @@ The paper's own lists have names, such as 256px-10: see `scalear.scales.STEP_TAB
 import random
 from abc import ABC, abstractmethod
 
-from scalear.draws import stream_seed
+from scalear.draws import SCHEDULES, stream_seed
 from scalear.scales import ScaleSchedule
-
-_SCHEDULES = -3  # keeps these random numbers apart from those of samples; part of their names
 
 
 def make_schedule(size: tuple[int, int], num_steps: int) -> ScaleSchedule:
@@ -157,7 +155,7 @@ class OfficialSchedules(ScheduleSampler):
 
 
 def _generator(seed: int, step: int) -> random.Random:
-    return random.Random(stream_seed((seed, _SCHEDULES, step)))
+    return random.Random(stream_seed((seed, SCHEDULES, step)))
 
 
 def _tokens(sides: list[int]) -> int:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scalear.draws import RecordedDraws, SeededDraws
+from scalear.draws import DROPOUT, SCHEDULES, TRAINING, VALIDATION, RecordedDraws, SeededDraws
 
 
 def test_a_row_depends_on_its_stream_alone():
@@ -17,7 +17,8 @@ def test_a_row_depends_on_its_stream_alone():
 
 
 def test_streams_differ_from_their_neighbours():
-    streams = [(0, 0), (0, 1), (1, 0), (0, 0, 1), (0, -1, 0), (10, 0)]
+    ends = [(0, end, 0) for end in (DROPOUT, SCHEDULES, TRAINING, VALIDATION)]
+    streams = [(0, 0), (0, 1), (1, 0), (0, 0, 1), (10, 0), *ends]
     rows = SeededDraws(streams).normal("noise_0", 1000)
     correlations = torch.corrcoef(rows) - torch.eye(len(streams))
     assert correlations.abs().max() < 0.15

@@ -9,9 +9,10 @@ from data_fixtures import write_images
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from model_fixtures import make_generator
+from model_fixtures import NUM_CLASSES, make_generator
 
 from scalear.data.datamodule import ShardDataModule
+from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.tokenizers.kl import KLAutoencoder
@@ -244,6 +245,18 @@ def test_loss_scaling_leaves_out_steps_itself(dataset, tmp_path):
     assert_equal_states(watch.raw[2], watch.raw[1])
     name = "generator.head.cond_proj.weight"
     assert not torch.equal(watch.raw[3][name], watch.raw[2][name])
+
+
+def test_training_validation_and_sampling_never_share_random_numbers(dataset, tmp_path, monkeypatch):
+    named = []
+    begin = SeededDraws.__init__
+    monkeypatch.setattr(SeededDraws, "__init__", lambda self, *args: (named.append(args[0]), begin(self, *args))[1])
+    module = fit(dataset, tmp_path, 3)
+    data = ShardDataModule(str(dataset), batch_size=4)
+    make_trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+    make_trainer(tmp_path).test(module, verbose=False)
+    streams = [stream for batch in named for stream in batch]
+    assert len(set(streams)) == len(streams) == 3 * 4 + 7 + 2 * NUM_CLASSES
 
 
 def test_a_loss_that_is_not_finite_names_its_scales(dataset, tmp_path):

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalear.data.batch import Batch
-from scalear.draws import SeededDraws, stream_seed
+from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
 from scalear.evaluation.images import to_uint8
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
@@ -17,8 +17,6 @@ from scalear.training.losses import mean_losses
 from scalear.training.optim import OptimizerSettings
 from scalear.training.report import SampleReport
 from scalear.training.sampling import SampleRequest, SampleStore
-
-_VALIDATION, _DROPOUT = -1, -2  # keep random numbers for different ends apart; part of their names
 
 
 class GeneratorModule(GuardedModule):
@@ -96,14 +94,14 @@ class GeneratorModule(GuardedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout alone draws from the global generator; a resumed run drops what the uninterrupted one would have.
-        torch.manual_seed(stream_seed((self.seed, _DROPOUT, int(batch.position[0]))))
-        loss = self._loss(batch, [(self.seed, position) for position in batch.position.tolist()])
+        torch.manual_seed(stream_seed((self.seed, DROPOUT, int(batch.position[0]))))
+        loss = self._loss(batch, [(self.seed, TRAINING, position) for position in batch.position.tolist()])
         for name, value in mean_losses(self.trainer, self._terms(loss), batch).items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        draws = [(self.seed, _VALIDATION, position) for position in batch.position.tolist()]
+        draws = [(self.seed, VALIDATION, position) for position in batch.position.tolist()]
         for name, value in self._terms(self._loss(batch, draws)).items():
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=True, batch_size=len(batch))
 

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from scalear.data.batch import Batch
-from scalear.draws import SeededDraws
+from scalear.draws import TRAINING, SeededDraws
 from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.tokenizers.base import Tokenizer
@@ -88,7 +88,7 @@ class TokenizerModule(GuardedModule):
         return [self] if self.loss.adversarial is None else [self.tokenizer, self.loss]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        draws = SeededDraws([(self.seed, int(position)) for position in batch.position], self.device)
+        draws = SeededDraws([(self.seed, TRAINING, position) for position in batch.position.tolist()], self.device)
         request = TrainingRequest(draws, penalties=self.loss.penalty_weights)
         reconstructions = self.tokenizer.reconstruct(batch.inputs, request)
         terms = self.loss(reconstructions, self.tokenizer.last_layer, self.global_step)
