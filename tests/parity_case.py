@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -117,6 +118,15 @@ def numbered(prefix: str, modules: nn.ModuleList | list[nn.Module]) -> dict[str,
 def per_scale(inputs: dict[str, Tensor], prefix: str) -> dict[int, Tensor]:
     """Tensors of scales 0, 1 ... named prefix and number."""
     return {int(key): tensor for key, tensor in _below(inputs, prefix).items()}
+
+
+def compare_gradients(case: Case, prefix: str, gradients: dict[str, Tensor]) -> None:
+    """Their norm over all weights, and the recorded ones, by official key."""
+    norm = torch.stack([gradient.double().square().sum() for gradient in gradients.values()]).sum().sqrt()
+    case.maybe(f"{prefix}.grad_norm", lambda: norm)
+    for key in case.names(f"{prefix}.grad."):
+        if key in gradients:
+            case.compare(f"{prefix}.grad.{key}", gradients[key])
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Replays of the official FlowAR, its flow network and MAR's KL-16 in our classes."""
+"""Replays of the official FlowAR and its flow network in our classes."""
 
 import torch
-from parity_case import Case, numbered, per_scale, watching
+from parity_case import Case, compare_gradients, numbered, per_scale, watching
 
 from scalear.draws import RecordedDraws
 from scalear.flow import FlowSolver, interpolate
@@ -85,28 +85,3 @@ def replay_flow_head(case: Case) -> None:
         case.maybe(f"mid.cond_embed.{side}", lambda calls=calls: calls["cond"][0][1])
         for index in range(len(head.blocks)):
             case.maybe(f"mid.block{index}_out.{side}", lambda i=index, calls=calls: calls[f"block{i}"][0][1])
-
-
-def replay_kl16(case: Case) -> None:
-    arguments = case.constructor["kwargs"] | case.constructor.get("override", {})
-    model = convert_state(case.state(), "kl16", arguments).model()
-    image = case.inputs["img"]
-    with torch.no_grad(), watching(encoder=model.encoder) as calls:
-        case.compare("out.moments", model.moments(image))
-        posterior = model.posterior(image)
-        case.compare("out.decode_mean", model.decode_raw(posterior.mean_BChw))
-    case.maybe("mid.encoder_out", lambda: calls["encoder"][0][1])
-    case.compare("out.mean", posterior.mean_BChw)
-    case.compare("out.logvar", posterior.logvar_BChw)
-    case.compare("out.std", torch.exp(0.5 * posterior.logvar_BChw))
-    case.compare("out.sample", posterior.sample(case.inputs["eps"]))
-    case.compare("out.kl", posterior.kl())
-
-
-def compare_gradients(case: Case, prefix: str, gradients: dict[str, torch.Tensor]) -> None:
-    """Their norm over all weights, and the recorded ones, by official key."""
-    norm = torch.stack([gradient.double().square().sum() for gradient in gradients.values()]).sum().sqrt()
-    case.maybe(f"{prefix}.grad_norm", lambda: norm)
-    for key in case.names(f"{prefix}.grad."):
-        if key in gradients:
-            case.compare(f"{prefix}.grad.{key}", gradients[key])

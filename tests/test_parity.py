@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import parity_flowar
+import parity_tokenizers
 import pytest
 from parity_case import Case
 
@@ -15,7 +16,9 @@ FILES = sorted(FOLDER.glob("*.safetensors"))
 REPLAYS = {
     "models.flowar.FlowAR": parity_flowar.replay_flowar,
     "models.flowmodel.SimpleTransformerAdaLN": parity_flowar.replay_flow_head,
-    "models.vae.AutoencoderKL": parity_flowar.replay_kl16,
+    "models.vae.AutoencoderKL": parity_tokenizers.replay_kl16,
+    "models.vq_llama.VQModel": parity_tokenizers.replay_vq16,
+    "models.vqvae.VQVAE": parity_tokenizers.replay_var_vqvae,
 }
 
 

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from scalear.interop.family import State, count
 from scalear.interop.tables import Row, affine, prefixed, stacked
+from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.conv import AttentionBlock, Decoder, Encoder, Level
 
 
@@ -31,8 +35,23 @@ VAR = Naming("down.{level}", "up.{fine}", "block", ("mid.block_1", "mid.attn_1",
 LLAMAGEN = Naming("conv_blocks.{level}", "conv_blocks.{level}", "res", ("mid.0", "mid.1", "mid.2"), fused_qkv=False)
 
 
-def encoder_rows(encoder: Encoder, naming: Naming) -> list[Row]:
-    """Key table of an encoder, without prefix."""
+def tokenizer_rows(model: ConvTokenizer, naming: Naming) -> list[Row]:
+    """Key table of everything but the bottleneck."""
+    return [
+        *prefixed(_encoder_rows(model.encoder, naming), "encoder.", "encoder."),
+        *prefixed(_decoder_rows(model.decoder, naming), "decoder.", "decoder."),
+        *affine("quant_conv", "quant_conv"),
+        *affine("post_quant_conv", "post_quant_conv"),
+    ]
+
+
+def latent_statistics(model: ConvTokenizer, std: float) -> dict[str, Tensor]:
+    """Statistics of our tokenizers, which official files do not hold: zero mean, one standard deviation for all."""
+    channels = model.latent_channels
+    return {"latent_mean": torch.zeros(channels), "latent_std": torch.full((channels,), std)}
+
+
+def _encoder_rows(encoder: Encoder, naming: Naming) -> list[Row]:
     rows = _ends_and_middle(naming)
     for level, module in enumerate(encoder.levels):
         theirs = naming.encoder_level.format(level=level)
@@ -42,8 +61,7 @@ def encoder_rows(encoder: Encoder, naming: Naming) -> list[Row]:
     return rows
 
 
-def decoder_rows(decoder: Decoder, naming: Naming) -> list[Row]:
-    """Key table of a decoder, without prefix."""
+def _decoder_rows(decoder: Decoder, naming: Naming) -> list[Row]:
     rows = _ends_and_middle(naming)
     for level, module in enumerate(decoder.levels):
         theirs = naming.decoder_level.format(level=level, fine=len(decoder.levels) - 1 - level)

@@ -94,7 +94,7 @@ def convert_state(
         except KeyError as error:
             raise ValueError(f"the file looks like {chosen.name}, but lacks {error}") from error
     model = _empty(config)
-    translation = to_ours(chosen.rows(model), chosen.constants(model), state)
+    translation = to_ours(chosen.rows(model, state), chosen.constants(model), state)
     translation.tensors.update(chosen.extra(model))
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     _check(
@@ -132,7 +132,7 @@ def revert_state(conversion: Conversion) -> dict[str, Tensor]:
     model = _empty(conversion.config)
     statistics = family.extra(model).keys()
     ours = {key: tensor for key, tensor in conversion.tensors.items() if key not in statistics}
-    translation = to_official(family.rows(model), family.constants(model), ours)
+    translation = to_official(family.rows(model, conversion.official_keys), family.constants(model), ours)
     official = translation.tensors | conversion.carried
     _check(
         family,
@@ -148,7 +148,7 @@ def revert_state(conversion: Conversion) -> dict[str, Tensor]:
 
 def official_names(conversion: Conversion, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors shaped as our parameters, such as gradients, by official key and in the official layout."""
-    rows = family_named(conversion.family).rows(_empty(conversion.config))
+    rows = family_named(conversion.family).rows(_empty(conversion.config), conversion.official_keys)
     return to_official(rows, [], tensors).tensors
 
 

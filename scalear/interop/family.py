@@ -1,7 +1,7 @@
 """What a family of official checkpoints must say about itself to be converted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,20 +44,21 @@ class Arguments:
         """The given argument, or the default of the released models."""
         return self._given.get(name, default)
 
-    def need(self, name: str, found: object | None) -> object:
-        """What the file or the recognised size says, or else what is given.
+    def need(self, name: str, found: object | None, released: object | None = None) -> object:
+        """What the file says, or else what is given, or else what the recognised size was released with.
 
         Raises:
-            ValueError: Neither says anything.
+            ValueError: None of them says anything.
         """
         if found is not None:
             return self.agree(name, found)
-        if name not in self._given:
+        value = self._given.get(name, released)
+        if value is None:
             raise ValueError(
                 f"the shapes in the file do not tell {name}, and the size is not a released one: "
                 f"give it with --config FILE, a YAML file with the official argument `{name}: ...`"
             )
-        return self._given[name]
+        return value
 
 
 class Family(ABC):
@@ -87,8 +88,8 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def rows(self, model: nn.Module) -> list[Row]:
-        """The key table of our model."""
+    def rows(self, model: nn.Module, official_keys: Collection[str]) -> list[Row]:
+        """The key table of our model; the official keys at hand choose between spellings of the same model."""
 
     def constants(self, model: nn.Module) -> list[Constant]:
         """Buffers of official files that are no weights."""

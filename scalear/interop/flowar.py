@@ -3,6 +3,8 @@
 Keys and constructor arguments are those of `models/flowar.py` and `models/flowmodel.py` of the release.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ class FlowAR(Family):
         for name in ("patch_size", "buffer_size"):
             if arguments.choose(name, {"patch_size": 1, "buffer_size": 0}[name]) not in (0, 1):
                 raise ValueError(f"{name} {arguments.choose(name, None)} was never released and cannot be converted")
-        scales = arguments.need("scale", _scales(state, num_tokens))
+        scales = arguments.need("scale", _scales(state), _RELEASED_SCALES.get(num_tokens))
         attention_dropout, dropout = (arguments.choose(f"{part}_dropout", 0.1) for part in ("attn", "proj"))
         if attention_dropout != dropout:
             raise ValueError(f"attn_dropout {attention_dropout} and proj_dropout {dropout} must be equal here")
@@ -77,7 +79,7 @@ class FlowAR(Family):
             label_drop_prob=arguments.choose("label_drop_prob", 0.1),
         )
 
-    def rows(self, model: Generator) -> list[Row]:
+    def rows(self, model: Generator, official_keys: Collection[str]) -> list[Row]:
         rows = [
             Row("transformer.class_embedding.weight", ("class_emb.weight",)),
             *affine("transformer.context_proj", "z_proj"),
@@ -127,7 +129,7 @@ class FlowARHead(Family):
             arguments.agree(theirs, ours[name])
         return config
 
-    def rows(self, model: FlowHead) -> list[Row]:
+    def rows(self, model: FlowHead, official_keys: Collection[str]) -> list[Row]:
         return flow_head_rows(model)
 
     def constants(self, model: FlowHead) -> list[Constant]:
@@ -208,13 +210,16 @@ def _attention_and_mlp() -> list[Row]:
 
 def _num_heads(state: State, dim: int, arguments: Arguments) -> int:
     frequencies = state.get("encoder_blocks.0.attn.rope.freqs")
-    found = _RELEASED_HEADS.get(dim) if frequencies is None else dim // (4 * len(frequencies))
-    return [arguments.need(f"{stack}_num_heads", found) for stack in ("decoder", "encoder")][-1]
+    found = None if frequencies is None else dim // (4 * len(frequencies))
+    heads = [arguments.need(f"{stack}_num_heads", found, _RELEASED_HEADS.get(dim)) for stack in ("encoder", "decoder")]
+    if heads[0] != heads[1]:
+        raise ValueError(f"encoder_num_heads {heads[0]} and decoder_num_heads {heads[1]} must be equal here")
+    return heads[0]
 
 
-def _scales(state: State, num_tokens: int) -> list[int] | None:
+def _scales(state: State) -> list[int] | None:
     if "mask" not in state:
-        return _RELEASED_SCALES.get(num_tokens)
+        return None
     # A token sees everything up to the end of its own scale.
     ends = (state["mask"][0, 0] == 0).sum(dim=1)
     return scales_of_levels(torch.unique(ends, return_inverse=True)[1])

@@ -1,11 +1,12 @@
 """The KL-16 autoencoder of MAR, which FlowAR uses."""
 
-import torch
+from collections.abc import Collection
+
 from torch import Tensor
 
-from scalear.interop.conv_tables import LDM, decoder_rows, encoder_rows, layout
+from scalear.interop.conv_tables import LDM, latent_statistics, layout, tokenizer_rows
 from scalear.interop.family import Arguments, Family, State, node
-from scalear.interop.tables import Row, affine, prefixed
+from scalear.interop.tables import Row
 from scalear.tokenizers.kl import KLAutoencoder
 
 # MAR and FlowAR multiply latents by this number; it goes into the statistics of the converted tokenizer.
@@ -34,14 +35,8 @@ class KL16(Family):
             arguments.agree(name, latent_channels)
         return node(KLAutoencoder, latent_channels=latent_channels, **ours)
 
-    def rows(self, model: KLAutoencoder) -> list[Row]:
-        return [
-            *prefixed(encoder_rows(model.encoder, LDM), "encoder.", "encoder."),
-            *prefixed(decoder_rows(model.decoder, LDM), "decoder.", "decoder."),
-            *affine("quant_conv", "quant_conv"),
-            *affine("post_quant_conv", "post_quant_conv"),
-        ]
+    def rows(self, model: KLAutoencoder, official_keys: Collection[str]) -> list[Row]:
+        return tokenizer_rows(model, LDM)
 
     def extra(self, model: KLAutoencoder) -> dict[str, Tensor]:
-        channels = model.latent_channels
-        return {"latent_mean": torch.zeros(channels), "latent_std": torch.full((channels,), 1.0 / _LATENT_SCALE)}
+        return latent_statistics(model, 1.0 / _LATENT_SCALE)

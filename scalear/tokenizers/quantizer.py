@@ -68,7 +68,7 @@ class Quantizer(nn.Module):
         Exact in float32, whatever autocast or the precision of matrix products is set to. Distances are held for a
         chunk of vectors at a time: memory does not grow with their number.
         """
-        codes_VC, flat_nC = self.vectors, self.scaled(vectors).reshape(-1, self.dim)
+        codes_VC, flat_nC = self.scaled(self.codebook), self.scaled(vectors).reshape(-1, self.dim)
         half_square_V = 0.5 * codes_VC.square().sum(1)
         rows = max(1, _CHUNK // self.num_codes)
         # One buffer for all chunks: small results between large ones that come and go would tear the heap apart.

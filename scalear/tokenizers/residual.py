@@ -17,7 +17,7 @@ from scalear.tokenizers.quantizer import Quantizer, Quantized
 class ResidualQuantizer(Quantizer):
     """Sums token maps of growing size; each is enlarged and passed through a convolution phi first.
 
-    f_hat, the sum so far, starts at 0; scale k quantises the area average of latent - f_hat by Euclidean distance.
+    f_hat, the sum so far, starts at 0; scale k quantises the area average of latent - f_hat.
 
     Args:
         num_codes: V, shared by all scales.
@@ -25,16 +25,23 @@ class ResidualQuantizer(Quantizer):
         num_phis: Convolutions: 1 is shared by all scales, as many as scales gives each its own, numbers between are
             partially shared (VAR: 4 for 10 scales).
         phi_ratio: Weight of the convolution in phi(h) = (1 - ratio) h + ratio conv(h); 0 for none.
+        normalise: Search by direction only; what is summed is the code as it is (VAR's `using_znorm`).
     """
 
-    def __init__(self, num_codes: int, dim: int, num_phis: int = 4, phi_ratio: float = 0.5) -> None:
-        super().__init__(num_codes, dim, normalise=False)
+    def __init__(
+        self, num_codes: int, dim: int, num_phis: int = 4, phi_ratio: float = 0.5, normalise: bool = False
+    ) -> None:
+        super().__init__(num_codes, dim, normalise)
         if num_phis < 1 or not 0 <= phi_ratio <= 1:
             raise ValueError(f"need num_phis >= 1 and phi_ratio in [0, 1], got {num_phis} and {phi_ratio}")
         self.num_phis = num_phis
         self.phi_ratio = phi_ratio
         count = num_phis if phi_ratio else 0
         self.phis = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(count))
+
+    @property
+    def vectors(self) -> Tensor:
+        return self.codebook.float()
 
     def phi(self, k: int, num_scales: int, latent_BChw: Tensor) -> Tensor:
         """Convolution phi of scale k of `num_scales`, applied to latent_BChw at full size."""

@@ -113,6 +113,7 @@ class ResidualVQTokenizer(CodeTokenizer):
         scales: Sides or sizes of the token maps, coarse to fine; the last is the latent's.
         num_phis: Convolutions of the quantizer: 1 shared, one per scale, or a number between (partially shared).
         phi_ratio: Their weight; 0 for none.
+        normalise_codes: Compare latents and codes by direction only; False for Euclidean (as released).
         channels: Width of the finest level, a multiple of 32.
         channel_multipliers: Width of each level over `channels`, fine to coarse; one halving between levels.
         num_res_blocks: Residual blocks per level; the decoder has one more.
@@ -130,6 +131,7 @@ class ResidualVQTokenizer(CodeTokenizer):
         scales: str | list[int | list[int]] = "1,2,3,4,5,6,8,10,13,16",
         num_phis: int = 4,
         phi_ratio: float = 0.5,
+        normalise_codes: bool = False,
         channels: int = 160,
         channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         num_res_blocks: int = 2,
@@ -158,8 +160,9 @@ class ResidualVQTokenizer(CodeTokenizer):
         self.scales = str(self.schedule)
         self.num_phis = num_phis
         self.phi_ratio = phi_ratio
+        self.normalise_codes = normalise_codes
         self.conv_size = conv_size
-        self.quantizer = ResidualQuantizer(num_codes, latent_channels, num_phis, phi_ratio)
+        self.quantizer = ResidualQuantizer(num_codes, latent_channels, num_phis, phi_ratio, normalise_codes)
 
     def quantize(self, latent: Tensor) -> Tensor:
         return self.quantizer.quantize(latent, self.schedule)
