@@ -1,6 +1,6 @@
 # Every target makes the virtual environment first if there is none; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
+.PHONY: help setup data demo demo-flexvar demo-var test test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +25,16 @@ data: $(READY) ## check the embedded Fashion-MNIST shards
 demo: $(READY) ## tokenizer, latents, FlowAR, samples and numbers from nothing, into runs/demo
 	rm -rf runs/demo
 	$(BIN)/scalear demo
+
+demo-flexvar: $(READY) ## the same for FlexVAR, into runs/demo-flexvar, with pictures of other sizes and of edits
+	rm -rf runs/demo-flexvar
+	$(BIN)/scalear demo --tokenizer configs/fashion/vq.yaml --generator configs/fashion/flexvar.yaml \
+		--output_dir runs/demo-flexvar --generator_name flexvar --pictures true
+
+demo-var: $(READY) ## the same for VAR, into runs/demo-var
+	rm -rf runs/demo-var
+	$(BIN)/scalear demo --tokenizer configs/fashion/rvq.yaml --generator configs/fashion/var.yaml \
+		--output_dir runs/demo-var --generator_name var
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest

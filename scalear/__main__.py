@@ -12,6 +12,8 @@ usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
   test       sample and measure (generator), or measure reconstructions (tokenizer)
   predict    sample chosen labels (generator), or cache latents (tokenizer)
   export     take a trained generator out of its run, as a folder to share:  docs/interop.md
+  edit       in-paint, out-paint, refine or extend an image:  scalear edit inpaint --help
+  pictures   draw what a generator of any scale can do: flexible.png and editing.png
   data       pack, verify and describe datasets of tar shards
   benchmark  time training, sampling, encoding or loading of a config, and its memory
   demo       tokenizer, latents, generator, samples and numbers in one go, as `make demo` does
@@ -52,6 +54,14 @@ def _run(command: str, args: list[str]) -> None:
         from scalear.cli import run_export
 
         run_export(args)
+    elif command == "edit":
+        from scalear.cli import run_edit
+
+        run_edit(args)
+    elif command == "pictures":
+        from scalear.cli import run_pictures
+
+        run_pictures(args)
     elif command == "data":
         from scalear.cli import run_data
 

@@ -4,11 +4,13 @@ import re
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -19,12 +21,18 @@ from scalear.data import sources  # noqa: F401  (lets users write `--source Imag
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
 from scalear.interop.export import export_run
+from scalear.tasks.command import EDITS, edit_file
+from scalear.tasks.editing import Editor
+from scalear.tasks.showcase import PictureRequest, draw_pictures
 from scalear.training.callbacks import Performance, SaveOnInterrupt
-from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint
+from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint, load_weights
 from scalear.training.generator_module import GeneratorModule
 from scalear.training.tokenizer_module import TokenizerModule
 
 _VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
+
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of dataclass fields
 
 
 # What Lightning says of things that are as they should be here.
@@ -191,7 +199,6 @@ class ExportCLI(_PartsOnly):
             raise ValueError(
                 f"scalear export takes generators; a {type(config.model).__name__} leaves its own weights file"
             )
-        check_checkpoint(config.ckpt_path, config.model)
         class_names = config.data.index.class_names if Path(config.data.data_dir).is_dir() else None
         if not class_names:
             print(f"No class names: {config.data.data_dir} has none, or is not here")
@@ -205,6 +212,61 @@ class ExportCLI(_PartsOnly):
 def run_export(args: list[str]) -> None:
     """Carry out `scalear export ...`."""
     ExportCLI(args).export()
+
+
+def edit_parser() -> ArgumentParser:
+    """`scalear edit {inpaint,outpaint,refine,extend}`."""
+    parser = ArgumentParser(prog="scalear edit", description="Edit an image with FlexVAR.", exit_on_error=False)
+    commands = parser.add_subcommands()
+    for name, request_type in EDITS.items():
+        command = _with_generator(ArgumentParser(description=request_type.__doc__), request_type)
+        commands.add_subcommand(name, command, help=request_type.__doc__)
+    return parser
+
+
+def run_edit(args: list[str]) -> None:
+    """Carry out `scalear edit ...`."""
+    parser = edit_parser()
+    config = parser.instantiate_classes(parser.parse_args(args))
+    options = config[config.subcommand]
+    request = _request(EDITS[config.subcommand], options)
+    edit_file(request, _editor(options, request.threshold))
+
+
+def run_pictures(args: list[str]) -> None:
+    """Carry out `scalear pictures ...`."""
+    parser = ArgumentParser(prog="scalear pictures", description=PictureRequest.__doc__, exit_on_error=False)
+    options = parser.instantiate_classes(_with_generator(parser, PictureRequest).parse_args(args))
+    draw_pictures(_request(PictureRequest, options), _editor(options))
+
+
+def _with_generator(parser: ArgumentParser, request_type: type) -> ArgumentParser:
+    """Add the options of a request, and a config of `scalear fit`, of which the model alone is built."""
+    switch = {"paste"} & {field.name for field in fields(request_type)}
+    parser.add_class_arguments(request_type, skip=switch)
+    if switch:
+        parser.add_argument("--paste", action="store_true", help="Put the known pixels themselves into the result.")
+    parser.add_argument("-c", "--config", action="config", help="Config of the run, or fit.yaml in its folder.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of the run.")
+    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    for name in ("data", "trainer", "seed_everything", "weights_only", "verbose", "return_predictions"):
+        parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
+    return parser
+
+
+def _request(request_type: type, options: Namespace) -> Any:
+    return request_type(**{field.name: options[field.name] for field in fields(request_type)})
+
+
+def _editor(options: Namespace, threshold: float = 0.5) -> Editor:
+    """The generator of a run with its trained weights, on a GPU if there is one."""
+    module = options.model
+    if not isinstance(module, GeneratorModule):
+        raise ValueError(f"a {type(module).__name__} generates nothing: take the config of a generator")
+    editor = Editor(module.generator, module.tokenizer, module.sampling, module.guidance, threshold)
+    load_weights(module, options.ckpt_path)
+    module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return editor
 
 
 _DATA_COMMANDS = (pack, verify, stats)

@@ -18,6 +18,7 @@ def demo(
     generator: str = "configs/fashion/flowar.yaml",
     output_dir: str = "runs/demo",
     generator_name: str = "flowar",
+    pictures: bool = False,
     fast: bool = False,
 ) -> None:
     """Train a tokenizer and a generator on the embedded data, sample and measure.
@@ -27,6 +28,7 @@ def demo(
         generator: Config of the generator.
         output_dir: Gets one folder per model and metrics.json.
         generator_name: Name of the generator's folder.
+        pictures: Also draw flexible.png and editing.png; for generators of any scale (FlexVAR).
         fast: A few steps and images only, to see that everything runs; the pictures are noise.
 
     Raises:
@@ -53,6 +55,9 @@ def demo(
         f"train {generator_name}": ["fit", *in_generator, *shorten],
         "sample and measure": ["test", *in_generator, *few, f"--ckpt_path={generator_dir / last}"],
     }
+    if pictures:
+        drawn = [f"--output_dir={folder}", "--image_dir=data/fashion-mnist", f"--ckpt_path={generator_dir / last}"]
+        stages["draw pictures"] = ["pictures", *in_generator, *drawn]
     seconds = {}
     for number, (stage, args) in enumerate(stages.items(), start=1):
         print(f"\n[{number}/{len(stages)}] {stage}: scalear {' '.join(args)}", flush=True)

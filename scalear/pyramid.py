@@ -93,7 +93,7 @@ class LatentPyramid:
 
 
 @runtime_checkable
-class Codebook(Protocol):
+class CodeQuantizer(Protocol):
     """What FlexVAR's pyramid needs of a quantizer; see `scalear.tokenizers.quantizer`."""
 
     num_codes: int
@@ -106,7 +106,7 @@ class Codebook(Protocol):
 
 
 @runtime_checkable
-class ResidualCodebook(Protocol):
+class SumQuantizer(Protocol):
     """What VAR's pyramid needs of a quantizer; see `scalear.tokenizers.residual`."""
 
     num_codes: int
@@ -127,7 +127,7 @@ class QuantizerPyramid:
     _remedy: str
 
     def __init__(self) -> None:
-        self._quantizer: Codebook | ResidualCodebook | None = None
+        self._quantizer: CodeQuantizer | SumQuantizer | None = None
 
     def bind(self, tokenizer: nn.Module) -> None:
         """Use the quantizer of this tokenizer. Comes before everything else.
@@ -144,7 +144,7 @@ class QuantizerPyramid:
         self._quantizer = quantizer
 
     @property
-    def quantizer(self) -> Codebook | ResidualCodebook:
+    def quantizer(self) -> CodeQuantizer | SumQuantizer:
         """Of the tokenizer that the pyramid is bound to."""
         assert self._quantizer is not None, "bind the pyramid to its tokenizer first"
         return self._quantizer
@@ -158,7 +158,7 @@ class CodePyramid(QuantizerPyramid):
     how many others there are, so any list of scales will do, also one that ends below the latent's size.
     """
 
-    _needs, _remedy = Codebook, "VQTokenizer"
+    _needs, _remedy = CodeQuantizer, "VQTokenizer"
 
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
         """latent_BChw -> codes and contexts of all scales.
@@ -194,7 +194,7 @@ class ResidualPyramid(QuantizerPyramid):
     The context of scale k is the sum of scales 0..k-1 at full size, area-averaged to scale k.
     """
 
-    _needs, _remedy = ResidualCodebook, "ResidualVQTokenizer"
+    _needs, _remedy = SumQuantizer, "ResidualVQTokenizer"
 
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
         """latent_BChw -> codes and contexts of all scales.

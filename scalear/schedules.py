@@ -3,6 +3,7 @@
 The paper's own lists have names, such as 256px-10: see `scalear.scales.STEP_TABLES`.
 """
 
+import math
 import random
 from abc import ABC, abstractmethod
 
@@ -37,6 +38,22 @@ def make_schedule(size: tuple[int, int], num_steps: int) -> ScaleSchedule:
     return ScaleSchedule(
         tuple(tuple(max(1, (2 * side * part + longest) // (2 * longest)) for part in size) for side in sides)
     )
+
+
+def continue_schedule(schedule: ScaleSchedule, size: tuple[int, int]) -> ScaleSchedule:
+    """A list that goes on to a finer `size` (h, w), by factors of at most 1.5, as FlexVAR's for 384 and 512 px do.
+
+    Raises:
+        ValueError: `size` is smaller than the last scale in a side.
+    """
+    coarse = schedule.sizes[-1]
+    steps = math.ceil(math.log(max(size[0] / coarse[0], size[1] / coarse[1]), 1.5) - 1e-9)
+    between = [
+        tuple(round(start * (end / start) ** (step / steps)) for start, end in zip(coarse, size, strict=True))
+        for step in range(1, steps)
+    ]
+    finer = [scale for scale in [*between, size] if scale != coarse]
+    return ScaleSchedule((*schedule.sizes, *dict.fromkeys(finer)))
 
 
 class ScheduleSampler(ABC):

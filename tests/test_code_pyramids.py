@@ -5,47 +5,17 @@ from torch import nn
 
 from scalear.pyramid import CodePyramid, LatentPyramid, ResidualPyramid
 from scalear.scales import ScaleSchedule
+from scalear.tokenizers.quantizer import VectorQuantizer
+from scalear.tokenizers.residual import ResidualQuantizer
 
-CHANNELS = 4
+CHANNELS, NUM_CODES = 4, 16
 SCHEDULES = ["1,2,4", "1,3,5,8", "1x2,2x3,4x8", "1,4x2,6x4", "4", "1,2,3,4,5,6,7,8"]
-
-
-class Codes(nn.Module):
-    """Sixteen unit vectors, and a residual sum of them."""
-
-    num_codes, dim = 16, CHANNELS
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.vectors = F.normalize(torch.randn(self.num_codes, CHANNELS), dim=-1)
-        self.phi = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1).requires_grad_(False)
-
-    def codes(self, latent):
-        return (latent.flatten(2).mT @ self.vectors.T).argmax(-1)
-
-    def embed(self, content, size):
-        rows = content @ self.vectors if content.is_floating_point() else self.vectors[content]
-        return rows.mT.unflatten(-1, size)
-
-
-class ResidualCodes(Codes):
-    def encode(self, latent, schedule):
-        f_hat, codes = torch.zeros_like(latent), []
-        for k, size in enumerate(schedule.sizes):
-            codes.append(self.codes(F.adaptive_avg_pool2d(latent - f_hat, size)))
-            f_hat = self.add(f_hat, codes[-1], k, schedule)
-        return codes
-
-    def add(self, f_hat, content, k, schedule):
-        vectors = self.embed(content, schedule.sizes[k])
-        return f_hat + self.phi(F.interpolate(vectors, f_hat.shape[-2:], mode="bicubic"))
 
 
 class Tokenizer(nn.Module):
     def __init__(self, quantizer):
         super().__init__()
-        self.quantizer = quantizer
+        self.quantizer = quantizer.requires_grad_(False)
 
 
 def build(pyramid, quantizer, scales):
@@ -56,11 +26,15 @@ def build(pyramid, quantizer, scales):
 
 
 def flexvar(scales):
-    return build(CodePyramid(), Codes(), scales)
+    torch.manual_seed(0)
+    return build(CodePyramid(), VectorQuantizer(NUM_CODES, CHANNELS), scales)
 
 
 def var(scales):
-    return build(ResidualPyramid(), ResidualCodes(), scales)
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(NUM_CODES, CHANNELS, num_phis=2)
+    torch.nn.init.normal_(quantizer.codebook, std=0.5)
+    return build(ResidualPyramid(), quantizer, scales)
 
 
 @pytest.mark.parametrize("make", [flexvar, var])
@@ -78,7 +52,7 @@ def test_next_context_equals_the_training_context_exactly(make, scales):
 @pytest.mark.parametrize("make", [flexvar, var])
 def test_certain_weights_of_codes_are_codes(make):
     _, pyramid, built = make("1,2x3,4x6")
-    weights = [F.one_hot(codes, 16).float() for codes in built.targets]
+    weights = [F.one_hot(codes, NUM_CODES).float() for codes in built.targets]
     for k in (1, 2):
         context = pyramid.next_context(weights[:k], k, built.schedule)
         torch.testing.assert_close(context, built.contexts[k])
@@ -116,15 +90,19 @@ def test_residual_scales_sum_to_f_hat(scales):
     f_hat, size = torch.zeros_like(latent), latent.shape[-2:]
     for k, codes in enumerate(built.targets):
         vectors = pyramid.quantizer.embed(codes, built.schedule.sizes[k])
-        f_hat = f_hat + pyramid.quantizer.phi(F.interpolate(vectors, size, mode="bicubic"))
+        enlarged = F.interpolate(vectors, size, mode="bicubic")
+        f_hat = f_hat + pyramid.quantizer.phi(k, built.schedule.num_scales, enlarged)
         torch.testing.assert_close(pyramid.latent(built.targets[: k + 1], built.schedule), f_hat)
         if k + 1 < built.schedule.num_scales:
             context = F.interpolate(f_hat, built.schedule.sizes[k + 1], mode="area")
             torch.testing.assert_close(built.contexts[k + 1], context.flatten(2).mT)
 
 
-def test_residual_scales_must_end_at_the_latent():
-    latent, pyramid, _ = var("1,2,4")
+def test_residual_scales_end_at_the_latent_as_the_quantizer_has_it():
+    latent, pyramid, built = var("1,2,4")
+    assert torch.equal(
+        pyramid.latent(built.targets, built.schedule), pyramid.quantizer.quantize(latent, built.schedule)
+    )
     with pytest.raises(ValueError, match="scales 1,2 end at 2 tokens, but the latent has 4"):
         pyramid.build(latent, ScaleSchedule.parse("1,2"))
 
@@ -133,5 +111,5 @@ def test_a_pyramid_of_codes_needs_its_quantizer():
     with pytest.raises(ValueError, match="CodePyramid needs .* than Linear has: take a VQTokenizer"):
         CodePyramid().bind(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="ResidualPyramid needs .* than Tokenizer has: take a ResidualVQTokenizer"):
-        ResidualPyramid().bind(Tokenizer(Codes()))
+        ResidualPyramid().bind(Tokenizer(VectorQuantizer(NUM_CODES, CHANNELS)))
     LatentPyramid().bind(nn.Linear(1, 1))

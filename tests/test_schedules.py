@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from scalear.scales import STEP_TABLES, ScaleSchedule
-from scalear.schedules import FixedSchedule, OfficialSchedules, PaperSchedules, make_schedule
+from scalear.schedules import FixedSchedule, OfficialSchedules, PaperSchedules, continue_schedule, make_schedule
 
 DRAWS = 10_000
 
@@ -48,6 +48,27 @@ def test_made_schedules_of_other_shapes():
     assert str(make_schedule((8, 8), 5)) == "1,2,3,5,8"
     assert str(make_schedule((4, 8), 4)) == "1,1x2,2x4,4x8"
     assert str(make_schedule((1, 1), 1)) == "1"
+
+
+@pytest.mark.parametrize(
+    "coarse, size, scales",
+    [
+        ("256px-10", (24, 24), "384px-11"),
+        ("256px-10", (32, 32), "512px-12"),
+        ("256px-13", (32, 32), "512px-15"),
+        ("1,2,4", (8, 16), "1,2,4,5x6,6x8,7x11,8x16"),
+        ("1,2", (3, 2), "1,2,3x2"),
+        ("1", (2, 2), "1,2"),
+        ("1,4", (4, 4), "1,4"),
+    ],
+)
+def test_schedules_go_on_to_finer_scales_as_the_papers_do(coarse, size, scales):
+    assert continue_schedule(ScaleSchedule.parse(coarse), size) == ScaleSchedule.parse(scales)
+
+
+def test_schedules_do_not_go_on_to_coarser_scales():
+    with pytest.raises(ValueError, match="scale 3x6 follows 4 in 1,4,3x6,2x8"):
+        continue_schedule(ScaleSchedule.parse("1,4"), (2, 8))
 
 
 @pytest.mark.parametrize("size, steps", [((8, 8), 1), ((8, 8), 9), ((4, 8), 9), ((0, 8), 3), ((1, 1), 2)])

@@ -1,6 +1,5 @@
 """A trained generator, taken out of its run: `scalear export`."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from scalear.interop.folder import check_free
 from scalear.interop.parts import describe
 from scalear.interop.pretrained import HalfPrecision, ScaleARModel
+from scalear.training.checkpoints import load_weights
 from scalear.training.generator_module import GeneratorModule
 
 _AUTOCAST: dict[str, HalfPrecision | None] = {
@@ -44,7 +44,7 @@ def export_run(
     precision = str(config["trainer"]["precision"] or "32-true")
     if precision not in _AUTOCAST:
         raise ValueError(f"cannot export precision {precision}; type --trainer.precision with one of {list(_AUTOCAST)}")
-    _load(module, ckpt_path)
+    load_weights(module, ckpt_path)
     parts = config["model"]["init_args"]
     kept = {name: value for name, value in parts["tokenizer"]["init_args"].items() if name not in _WEIGHT_SOURCES}
     # Built on the meta device, and then given the modules that hold the weights already.
@@ -59,16 +59,3 @@ def export_run(
         )
     model.generator, model.tokenizer = module.generator, module.tokenizer
     model.save_pretrained(output_dir, force=force)
-
-
-def _load(module: GeneratorModule, ckpt_path: str) -> None:
-    """What the Trainer does before it predicts."""
-    if Path(ckpt_path).is_dir():
-        raise ValueError(
-            f"{ckpt_path} is a sharded checkpoint: make one file of it first with "
-            "`python -m lightning.pytorch.utilities.consolidate_checkpoint`"
-        )
-    module.setup("export")
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.quantizer import Quantizer, Quantized
+from scalear.tokenizers.quantizer import Quantized, Quantizer
 
 
 class ResidualQuantizer(Quantizer):

@@ -97,3 +97,21 @@ def check_checkpoint(path: str | Path, module: LightningModule) -> None:
             f"{path} is a checkpoint of another model than this config describes: {'; '.join(parts)}. "
             "Use the config that it was trained with (fit.yaml in its run's folder)"
         )
+
+
+def load_weights(module: LightningModule, path: str | Path) -> None:
+    """Give a module the weights that the Trainer would predict with: averages, where the run kept them.
+
+    Raises:
+        ValueError: The checkpoint is sharded, not one of this module, or of another tokenizer.
+    """
+    check_checkpoint(path, module)
+    if Path(path).is_dir():
+        raise ValueError(
+            f"{path} is a sharded checkpoint: make one file of it first with "
+            "`python -m lightning.pytorch.utilities.consolidate_checkpoint`"
+        )
+    module.setup("weights")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
