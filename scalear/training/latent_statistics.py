@@ -1,6 +1,5 @@
 """Per-channel mean and standard deviation of a trained tokenizer's latents."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from scalear.data.batch import Batch
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
+from scalear.training.checkpoints import AtomicCheckpointIO
 
 STATISTICS = ("latent_mean", "latent_std")
 
@@ -75,6 +75,4 @@ def store_statistics(tokenizer: Tokenizer, prefix: str, trainer: Trainer) -> Non
             for name in STATISTICS:
                 if state in checkpoint:
                     checkpoint[state][prefix + name] = getattr(tokenizer, name).cpu()
-        partial = path.with_name(f".{path.name}.partial")
-        torch.save(checkpoint, partial)
-        os.replace(partial, path)
+        AtomicCheckpointIO().save_checkpoint(checkpoint, path)

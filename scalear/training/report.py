@@ -38,7 +38,8 @@ class SampleReport:
 
     def measure(self, images: NDArray[np.uint8], labels: NDArray[np.int64], module: LightningModule) -> None:
         """Evaluate samples (N, H, W, C) and report. Runs on one rank."""
-        samples = ImageSet(images, labels, "samples.npz")
+        has_class = labels < module.generator.num_classes  # what follows is the null class
+        samples = ImageSet(images, np.where(has_class, labels, -1), "samples.npz")
         reference = ImageSet.from_shards(self.data_dir, self.reference_split)
         floor = ImageSet.from_shards(self.data_dir, self.floor_split, len(samples))
         scores = evaluate_samples(samples, reference, floor, self.extractor, device=module.device)
