@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from scalear.scales import ScaleSchedule
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -30,11 +32,11 @@ class Guidance:
         """Whether any scale needs the unconditional branch."""
         return self.weight != 1.0
 
-    def at_scale(self, k: int, num_scales: int) -> float:
-        """Weight at scale k of K."""
-        if self.ramp == "constant" or num_scales == 1:
+    def at_scale(self, k: int, schedule: ScaleSchedule) -> float:
+        """Weight at scale k of a schedule."""
+        if self.ramp == "constant" or schedule.num_scales == 1:
             return self.weight
-        return 1.0 + (self.weight - 1.0) * k / (num_scales - 1)
+        return 1.0 + (self.weight - 1.0) * k / (schedule.num_scales - 1)
 
     def at_time(self, t: float) -> bool:
         """Whether a flow step at time t is guided; the boundary is, up to rounding of t."""

@@ -1,10 +1,15 @@
 """Tiny generators whose every weight counts: fresh ones return zero."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
+from scalear.models.blocks import FlowARBlock
 from scalear.models.flow_head import FlowHead
 from scalear.models.generator import Generator
+from scalear.models.norms import PlainNorm
+from scalear.models.positions import TokenPositions
 from scalear.models.transformer import ScaleTransformer
 from scalear.pyramid import LatentPyramid
 
@@ -12,8 +17,11 @@ NUM_CLASSES = 3
 
 
 def make_transformer(scales: str = "1,2,4", context_dim: int = 4, **changes) -> ScaleTransformer:
-    arguments = {"dim": 24, "num_heads": 2, "depths": (1, 2), "num_classes": NUM_CLASSES, "scales": scales}
-    return ScaleTransformer(context_dim, **arguments | changes)
+    block = partial(FlowARBlock, num_heads=2, dropout=changes.pop("dropout", 0.0))
+    parts = {"positions": TokenPositions, "block": block, "norm": PlainNorm}
+    arguments = {"dim": 24, "depths": (1, 2), "num_classes": NUM_CLASSES, "scales": scales}
+    arguments |= {"input_norm": True, "output_positions": True}
+    return ScaleTransformer(context_dim, **parts | arguments | changes)
 
 
 def make_head(token_dim: int = 4, cond_dim: int = 24, **changes) -> FlowHead:

@@ -33,7 +33,7 @@ def _train(case: Case, model: Generator) -> None:
     ((x_t_BLC, t_BK, *_), velocity_BLC), (_, hidden_BLD) = calls["head"][0], calls["transformer"][0]
     case.maybe("mid.train.x_input", lambda: torch.cat(pyramid.contexts[1:], dim=1))
     case.compare("out.train.z", hidden_BLD)
-    case.compare("out.train.loss_per_scale", loss.per_scale)
+    case.compare("out.train.loss_per_scale", loss.per_scale["loss"])
     case.compare("out.train.loss", loss.total)
     # Our time runs the other way, from noise to data, and so does the velocity.
     for k, (x_t, velocity) in enumerate(zip(schedule.split(x_t_BLC), schedule.split(velocity_BLC), strict=True)):

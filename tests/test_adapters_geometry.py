@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from model_fixtures import make_head, make_transformer
 
 from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
-from scalear.models.flow_head import FlowHead
 from scalear.models.generator import Generator
-from scalear.models.transformer import ScaleTransformer
 from scalear.pyramid import LatentPyramid
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL
 
@@ -47,8 +46,7 @@ def dc_ae() -> DiffusersDC:
 
 
 def make_generator(token_dim: int, patch_size: int, scales: str) -> Generator:
-    transformer = ScaleTransformer(token_dim, dim=24, num_heads=2, depths=(1, 1), num_classes=3, scales=scales)
-    head = FlowHead(token_dim, cond_dim=24, dim=32, depth=1, num_heads=2, rotary_side=4)
+    transformer, head = make_transformer(scales, token_dim), make_head(token_dim, depth=1)
     return Generator(transformer, head, LatentPyramid(patch_size))
 
 
@@ -77,7 +75,7 @@ def test_trains_on_and_generates_the_latents_of_a_diffusers_autoencoder(make_tok
 
     loss = generator.loss(pyramid, torch.tensor([0, 2]), draws)
     loss.total.backward()
-    assert loss.per_scale.shape == (generator.schedule.num_scales,)
+    assert loss.per_scale["loss"].shape == (generator.schedule.num_scales,)
     assert generator.head.output_proj.weight.grad.abs().sum() > 0
 
     labels, solver = torch.tensor([1, 2]), FlowSolver(num_steps=2)

@@ -117,9 +117,9 @@ def test_every_token_weighs_the_same_in_the_loss(scales):
     generator = randomise(make_generator(scales))
     loss = generator.loss(make_pyramid(generator), torch.tensor([0, 1, 2, 0]), SeededDraws(streams(4)))
     sides = [int(side) for side in scales.split(",")]
-    assert loss.per_scale.shape == (len(sides),) and not loss.per_scale.requires_grad
+    assert loss.per_scale["loss"].shape == (len(sides),) and not loss.per_scale["loss"].requires_grad
     weights = torch.tensor([side**2 / sides[-1] ** 2 for side in sides])
-    torch.testing.assert_close(loss.total.detach(), (loss.per_scale * weights).sum())
+    torch.testing.assert_close(loss.total.detach(), (loss.per_scale["loss"] * weights).sum())
 
 
 def test_the_loss_of_a_fresh_generator_is_the_power_of_the_velocity():
@@ -127,7 +127,7 @@ def test_the_loss_of_a_fresh_generator_is_the_power_of_the_velocity():
     pyramid, draws = make_pyramid(generator), Recorder(streams(4))
     loss = generator.loss(pyramid, torch.tensor([0, 1, 2, 0]), draws)
     for k, target in enumerate(pyramid.targets):
-        torch.testing.assert_close(loss.per_scale[k], (target - draws.record[f"noise_{k}"]).square().mean())
+        torch.testing.assert_close(loss.per_scale["loss"][k], (target - draws.record[f"noise_{k}"]).square().mean())
 
 
 def test_recorded_draws_replay_the_same_loss_and_the_same_samples():
@@ -136,7 +136,7 @@ def test_recorded_draws_replay_the_same_loss_and_the_same_samples():
     loss = generator.loss(pyramid, label, draws)
     assert draws.record.keys() == {"label_drop", *(f"{kind}_{k}" for kind in ("t", "noise") for k in range(3))}
     replayed = generator.loss(pyramid, label, RecordedDraws(draws.record))
-    assert torch.equal(replayed.total, loss.total) and torch.equal(replayed.per_scale, loss.per_scale)
+    assert torch.equal(replayed.total, loss.total) and torch.equal(replayed.per_scale["loss"], loss.per_scale["loss"])
 
     draws = Recorder(streams(4))
     samples = generator.generate(label, draws, SOLVER, Guidance(2.0))

@@ -2,24 +2,27 @@ import pytest
 
 from scalear.flow import flowar_times
 from scalear.guidance import Guidance
+from scalear.scales import ScaleSchedule
+
+DOUBLING = ScaleSchedule.parse("1,2,4,8,16")
 
 
 @pytest.mark.parametrize(
     "weight, official", [(2.4, [1.0, 1.35, 1.7, 2.05, 2.4]), (4.3, [1.0, 1.825, 2.65, 3.475, 4.3])]
 )
 def test_linear_ramp_is_the_official_one(weight, official):
-    assert [Guidance(weight).at_scale(k, 5) for k in range(5)] == pytest.approx(official)
+    assert [Guidance(weight).at_scale(k, DOUBLING) for k in range(5)] == pytest.approx(official)
 
 
 def test_constant_ramp_and_a_single_scale_have_the_full_weight():
-    assert [Guidance(3.0, ramp="constant").at_scale(k, 3) for k in range(3)] == [3.0, 3.0, 3.0]
-    assert Guidance(3.0).at_scale(0, 1) == 3.0
+    assert [Guidance(3.0, ramp="constant").at_scale(k, DOUBLING) for k in range(5)] == [3.0] * 5
+    assert Guidance(3.0).at_scale(0, DOUBLING.scale(0)) == 3.0
 
 
 def test_one_is_off():
     assert not Guidance(1.0).active
     assert Guidance(1.5).active and Guidance(0.0).active
-    assert [Guidance(1.0).at_scale(k, 4) for k in range(4)] == [1.0] * 4
+    assert [Guidance(1.0).at_scale(k, DOUBLING) for k in range(5)] == [1.0] * 5
 
 
 # How many steps the official code guides: "guidance" 0.9 and 0.7 are start times 0.1 and 0.3.

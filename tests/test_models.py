@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from model_fixtures import make_head, make_transformer, randomise
 
 from scalear.attention import attend
-from scalear.models.layers import AdaLNBlock, Attention, Rotary, attend_by_scale, gated_mlp
+from scalear.models.blocks import AdaLNBlock
+from scalear.models.layers import Attention, Rotary, attend_by_scale, gated_mlp, zero_linear
+from scalear.models.norms import rms_norm
 from scalear.scales import ScaleSchedule
 
 SCHEDULES = ["1,2,4", "1,4", "1,1x2,2x3,3x5", "3"]
@@ -80,13 +82,13 @@ def test_a_scale_changes_nothing_before_it(changed):
     transformer = randomise(make_transformer("1,2,4"))
     schedule = transformer.schedule
     context, cond = transformer_inputs(schedule)
-    before = transformer(context, cond)
+    before = transformer(context, cond, schedule)
     if changed == 0:
         cond = cond + 1.0
     else:
         start, end = (offset - schedule.lengths[0] for offset in schedule.offsets[changed : changed + 2])
         context[:, start:end] += 1.0
-    after = transformer(context, cond)
+    after = transformer(context, cond, schedule)
     for k, (one, other) in enumerate(zip(schedule.split(before), schedule.split(after), strict=True)):
         if k < changed:
             assert torch.equal(one, other)
@@ -101,8 +103,8 @@ def test_cached_steps_equal_the_masked_forward(scales, dtype, tolerance):
     transformer = randomise(make_transformer(scales)).to(dtype)
     schedule = transformer.schedule
     context, cond = transformer_inputs(schedule, dtype)
-    whole = transformer(context, cond)
-    cache = transformer.make_cache(2, cond.device, dtype)
+    whole = transformer(context, cond, schedule)
+    cache = transformer.make_cache(2, schedule, cond.device, dtype)
     contexts = [context[:, :0], *context.split(schedule.lengths[1:], dim=1)]
     steps = torch.cat([transformer.step(part, cond, cache) for part in contexts], dim=1)
     torch.testing.assert_close(steps, whole, rtol=0, atol=tolerance)
@@ -110,7 +112,7 @@ def test_cached_steps_equal_the_masked_forward(scales, dtype, tolerance):
 
 def test_a_fresh_block_is_the_identity():
     schedule = ScaleSchedule.parse("1,2")
-    block = AdaLNBlock(16, 12, Attention(16, 2, Rotary(8), causal=True), gated_mlp(16))
+    block = AdaLNBlock(rms_norm(16, False), Attention(16, 2, Rotary(8), True), gated_mlp(16), zero_linear(12, 96))
     x_BLD = tokens(schedule, 2, 16)
     for cond in (torch.randn(2, 1, 12), torch.randn(2, schedule.num_tokens, 12)):
         assert torch.equal(block(x_BLD, cond, schedule), x_BLD)
@@ -139,12 +141,13 @@ def test_a_head_over_joined_scales_equals_one_scale_at_a_time(cross_attention):
 
 @pytest.mark.parametrize("cross_attention", [False, True])
 def test_checkpointed_blocks_give_the_same_loss_and_gradients(cross_attention):
-    context, cond = transformer_inputs(ScaleSchedule.parse("1,2,4"))
+    schedule = ScaleSchedule.parse("1,2,4")
+    context, cond = transformer_inputs(schedule)
 
     def gradients(checkpoint_blocks: bool) -> list[torch.Tensor]:
         transformer = randomise(make_transformer(checkpoint_blocks=checkpoint_blocks, dropout=0.2)).train()
         torch.manual_seed(5)
-        out = transformer(context, cond)
+        out = transformer(context, cond, schedule)
         return [out.detach(), *torch.autograd.grad(out.square().mean(), transformer.stacks.parameters())]
 
     for one, other in zip(gradients(True), gradients(False), strict=True):

@@ -38,7 +38,7 @@ def make_module(dropout: float = 0.1, **settings) -> GeneratorModule:
     torch.manual_seed(0)
     tokenizer = KLAutoencoder(1, 2, channels=32, channel_multipliers=(1,), num_res_blocks=1, patch_size=4)
     generator = make_generator("1,2", channels=2, dropout=dropout)
-    parts = {"optimizer": OptimizerSettings(lr=1e-2), "solver": FlowSolver(num_steps=2), "guidance": Guidance(2.0)}
+    parts = {"optimizer": OptimizerSettings(lr=1e-2), "sampling": FlowSolver(num_steps=2), "guidance": Guidance(2.0)}
     return GeneratorModule(generator, tokenizer, samples=SampleRequest(num_per_class=2), **parts | settings)
 
 

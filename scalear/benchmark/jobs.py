@@ -95,7 +95,7 @@ class SampleJob(Job):
         label_B = torch.arange(self.images, device=device) % max(1, module.generator.num_classes)
         draws = SeededDraws([(0, row) for row in range(self.images)], device)
         with self.subject.autocast():
-            latent_BChw = module.generator.generate(label_B, draws, module.solver, module.guidance)
+            latent_BChw = module.generator.generate(label_B, draws, module.sampling, module.guidance)
             if self._decoder:
                 with part("decoder"):
                     module.tokenizer.decode(latent_BChw)

@@ -13,14 +13,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from scalear.models.layers import AdaLNBlock, Attention, CrossAttention, LayerCache, Rotary
+from scalear.models.blocks import AdaLNBlock
+from scalear.models.cache import LayerCache
+from scalear.models.layers import Attention, CrossAttention, Rotary
 from scalear.scales import ScaleSchedule
 
 
 @contextlib.contextmanager
 def plain(model: nn.Module) -> Iterator[None]:
     """Lets the layers inside `model` take the plain way."""
-    changed = [(module, _FORWARDS[type(module)]) for module in model.modules() if type(module) in _FORWARDS]
+    changed = [
+        (module, forward)
+        for module in model.modules()
+        for kind, forward in _FORWARDS.items()
+        if isinstance(module, kind)
+    ]
     for module, forward in changed:
         module.forward = types.MethodType(forward, module)
     try:

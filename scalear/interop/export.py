@@ -52,7 +52,7 @@ def export_run(
         model = ScaleARModel(
             generator=parts["generator"],
             tokenizer={"class_path": parts["tokenizer"]["class_path"], "init_args": kept},
-            sampling=describe(getattr(module, "sampling", None) or module.solver),
+            sampling=describe(module.sampling),
             guidance=describe(module.guidance),
             class_names=class_names,
             autocast=_AUTOCAST[precision],

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from scalear.interop.family import Arguments, Family, State, attention_mask, count, node, scales_of_levels
 from scalear.interop.tables import BATCHED, NEGATED, Constant, Row, affine, prefixed, stacked, weight
+from scalear.models.blocks import FlowARBlock
 from scalear.models.flow_head import FlowHead
 from scalear.models.generator import Generator
+from scalear.models.norms import PlainNorm
+from scalear.models.positions import TokenPositions
 from scalear.models.transformer import ScaleTransformer
 from scalear.pyramid import LatentPyramid
 
@@ -65,11 +68,14 @@ class FlowAR(Family):
             ScaleTransformer,
             context_dim=token_dim,
             dim=dim,
-            num_heads=_num_heads(state, dim, arguments),
             depths=depths,
             num_classes=num_classes,
             scales=scales,
-            dropout=dropout,
+            positions=node(TokenPositions),
+            block=node(FlowARBlock, num_heads=_num_heads(state, dim, arguments), dropout=dropout),
+            norm=node(PlainNorm),
+            input_norm=True,
+            output_positions=True,
         )
         return node(
             Generator,
@@ -84,7 +90,7 @@ class FlowAR(Family):
             Row("transformer.class_embedding.weight", ("class_emb.weight",)),
             *affine("transformer.context_proj", "z_proj"),
             *weight("transformer.input_norm", "z_proj_ln"),
-            *affine("transformer.between", "decoder_embed"),
+            *affine("transformer.between.0", "decoder_embed"),
         ]
         for index, name in enumerate(("encoder", "decoder", "diffusion")):
             rows.append(Row(f"transformer.positions.{index}.table_LD", (f"{name}_pos_embed_learned",), BATCHED))
@@ -100,7 +106,7 @@ class FlowAR(Family):
 
     def constants(self, model: Generator) -> list[Constant]:
         transformer = model.transformer
-        frequencies = rotary_frequencies(transformer.dim // transformer.num_heads)
+        frequencies = rotary_frequencies(transformer.stacks[0][0].attention.head_dim)
         blocks = [
             Constant(f"{name}_blocks.{block}.attn.rope.freqs", frequencies)
             for name, stack in zip(("encoder", "decoder"), transformer.stacks, strict=True)

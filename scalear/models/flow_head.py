@@ -12,17 +12,10 @@ from torch import Tensor, nn
 from scalear.draws import Draws
 from scalear.flow import FlowSolver, interpolate
 from scalear.guidance import Guidance
-from scalear.models.layers import (
-    AdaLNBlock,
-    Attention,
-    CrossAttention,
-    Rotary,
-    gated_mlp,
-    linear,
-    modulate,
-    rms_norm,
-    zero_linear,
-)
+from scalear.models.blocks import AdaLNBlock, require_heads
+from scalear.models.head import Head
+from scalear.models.layers import Attention, CrossAttention, Rotary, gated_mlp, linear, zero_linear
+from scalear.models.norms import modulate, rms_norm
 from scalear.scales import ScaleSchedule
 
 
@@ -90,7 +83,7 @@ class CrossAttentionBlock(nn.Module):
         return x_BLE + gate * self.mlp(modulate(self.norm(x_BLE), shift, scale))
 
 
-class FlowHead(nn.Module):
+class FlowHead(Head):
     """Velocity network over the tokens of each scale (paper section 3.2, eq. 7 to 10).
 
     Scales do not see each other here: what a scale knows of the coarser ones reaches it through the semantics.
@@ -107,6 +100,8 @@ class FlowHead(nn.Module):
         quantise_time: As in `TimeEmbedding`.
     """
 
+    sampling_type = FlowSolver
+
     def __init__(
         self,
         token_dim: int,
@@ -119,8 +114,7 @@ class FlowHead(nn.Module):
         quantise_time: bool = False,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        require_heads(dim, num_heads)
         self.token_dim = token_dim
         self.cond_dim = cond_dim
         self.cross_attention = cross_attention
@@ -133,7 +127,7 @@ class FlowHead(nn.Module):
             if cross_attention:
                 return CrossAttentionBlock(dim, cond_dim, num_heads, rotary)
             attention = Attention(dim, num_heads, rotary, causal=False, qkv_bias=False)
-            return AdaLNBlock(dim, dim, attention, gated_mlp(dim))
+            return AdaLNBlock(rms_norm(dim, affine=False), attention, gated_mlp(dim), zero_linear(dim, 6 * dim))
 
         self.blocks = nn.ModuleList([block() for _ in range(depth)])
         self.final_norm = rms_norm(dim, affine=False)
@@ -165,8 +159,10 @@ class FlowHead(nn.Module):
         shift, scale = self.final_modulation(both_BLE).chunk(2, dim=-1)
         return self.output_proj(modulate(self.final_norm(x_BLE), shift, scale))
 
-    def loss(self, hidden_BLD: Tensor, targets: list[Tensor], schedule: ScaleSchedule, draws: Draws) -> Tensor:
-        """Flow-matching loss of each scale (eq. 9, mean instead of sum over tokens and channels), (K,) float32.
+    def loss(
+        self, hidden_BLD: Tensor, targets: list[Tensor], schedule: ScaleSchedule, draws: Draws
+    ) -> dict[str, Tensor]:
+        """Flow-matching loss of each scale (eq. 9, mean instead of sum over tokens and channels).
 
         One time per sample and scale; draws `t_k` (a noise level, 1 - t) and `noise_k`.
         """
@@ -179,49 +175,42 @@ class FlowHead(nn.Module):
         x_BLC = torch.cat([sample.x_t for sample in samples], dim=1)
         velocity_BLC = self(x_BLC, torch.stack(times, dim=1), hidden_BLD, schedule).float()
         errors = schedule.split(velocity_BLC - torch.cat([sample.velocity for sample in samples], dim=1))
-        return torch.stack([error_BlC.square().mean() for error_BlC in errors])
+        return {"loss": torch.stack([error_BlC.square().mean() for error_BlC in errors])}
+
+    def scale_weights(self, schedule: ScaleSchedule) -> list[float]:
+        """Every token weighs the same, one of the last scale 1 / n_K^2 (official code)."""
+        return [length / schedule.lengths[-1] for length in schedule.lengths]
 
     def sample(
         self,
         hidden_BlD: Tensor,
         hidden_uncond_BlD: Tensor | None,
-        noise_BlC: Tensor,
+        k: int,
         schedule: ScaleSchedule,
-        times: list[float],
-        solver: FlowSolver,
-        weight: float,
+        draws: Draws,
+        sampling: FlowSolver,
         guidance: Guidance,
     ) -> Tensor:
-        """Carry noise to the tokens of one scale.
+        """Carry noise to the tokens of scale k, (B, l, C) float32; draws `noise_k`.
 
         The unconditional branch is evaluated only in steps that are guided; where it is, both branches read
         the conditional sample (official code).
-
-        Args:
-            hidden_BlD: Semantics of the scale.
-            hidden_uncond_BlD: Semantics of the null class, or None where guidance is off altogether.
-            noise_BlC: Start of the flow.
-            schedule: The one scale.
-            times: From 0 to 1.
-            solver: Integrates the velocity.
-            weight: Guidance weight at this scale.
-            guidance: Says which times are guided.
-
-        Returns:
-            (B, l, C), dtype of the noise.
         """
+        weight = guidance.at_scale(k, schedule)
         guided = hidden_uncond_BlD is not None and weight != 1.0
         hidden_both = torch.cat([hidden_BlD, hidden_uncond_BlD]) if guided else None
+        noise_BlC = draws.normal(f"noise_{k}", schedule.lengths[k], self.token_dim)
+        scale = schedule.scale(k)
 
         def velocity(x_BlC: Tensor, t: float) -> Tensor:
             x_BlC = x_BlC.to(noise_BlC.dtype)
             if not (guided and guidance.at_time(t)):
-                return self(x_BlC, _times(t, x_BlC), hidden_BlD, schedule).double()
+                return self(x_BlC, _times(t, x_BlC), hidden_BlD, scale).double()
             x_both = torch.cat([x_BlC, x_BlC])
-            cond, uncond = self(x_both, _times(t, x_both), hidden_both, schedule).double().chunk(2)
+            cond, uncond = self(x_both, _times(t, x_both), hidden_both, scale).double().chunk(2)
             return uncond + weight * (cond - uncond)
 
-        return solver.solve(velocity, noise_BlC, times)
+        return sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales))
 
 
 def _times(t: float, x: Tensor) -> Tensor:

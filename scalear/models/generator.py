@@ -1,18 +1,21 @@
 """A generator: pyramid, transformer and head put together. It sees latents and labels, never an image."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from scalear.draws import Draws
-from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.models.flow_head import FlowHead
+from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
 from scalear.pyramid import LatentPyramid, Pyramid, join
 from scalear.scales import ScaleSchedule
+
+Forced = Sequence[tuple[Tensor, Tensor] | None]
+"""Per scale None, or its content where that is known, and where it is: (B, l) bool."""
 
 
 @dataclass
@@ -21,11 +24,15 @@ class Loss:
 
     Attributes:
         total: The scalar to minimise.
-        per_scale: Mean loss of each scale, (K,), detached.
+        schedule: The K scales.
+        per_scale: "loss" and what else the head measures: the mean over each scale, (K,), detached.
+        overall: The same, over all scales as weighted in the total.
     """
 
     total: Tensor
-    per_scale: Tensor
+    schedule: ScaleSchedule
+    per_scale: dict[str, Tensor]
+    overall: dict[str, Tensor]
 
 
 class Generator(nn.Module):
@@ -41,14 +48,14 @@ class Generator(nn.Module):
     def __init__(
         self,
         transformer: ScaleTransformer,
-        head: FlowHead,
+        head: Head,
         pyramid: LatentPyramid,
         label_drop_prob: float = 0.1,
     ) -> None:
         super().__init__()
         if transformer.dim != head.cond_dim:
             raise ValueError(f"the head's cond_dim is {head.cond_dim}, but the transformer's dim is {transformer.dim}")
-        if transformer.context_dim != head.token_dim:
+        if isinstance(head, FlowHead) and transformer.context_dim != head.token_dim:
             raise ValueError(
                 f"the transformer's context_dim is {transformer.context_dim}, but the head's token_dim is "
                 f"{head.token_dim}: both are latent channels x patch size squared"
@@ -75,85 +82,112 @@ class Generator(nn.Module):
             ValueError: Channels or sides differ; names both.
         """
         patch = self.pyramid.patch_size
-        if channels * patch * patch != self.head.token_dim:
+        if channels * patch * patch != self.transformer.context_dim:
             raise ValueError(
                 f"latents have {channels} channels and the patch size is {patch}: token_dim and context_dim must be "
-                f"{channels * patch * patch}, not {self.head.token_dim}"
+                f"{channels * patch * patch}, not {self.transformer.context_dim}"
             )
         self.schedule.require_final((size[0] // patch, size[1] // patch))
 
     def loss(self, pyramid: Pyramid, label_B: Tensor, draws: Draws) -> Loss:
-        """Training loss: every token of every scale weighs the same (official weights n_k^2 / n_K^2).
+        """Training loss: the head's, summed over scales with the head's weights.
 
         Args:
             pyramid: Targets and contexts.
             label_B: Class indices; -1 is unlabelled and becomes the null class.
             draws: `label_drop` here, the rest in the head.
         """
+        schedule = pyramid.schedule
         dropped_B = (draws.uniform("label_drop") < self.label_drop_prob) | (label_B < 0)
         cond_BD = self.transformer.embed(label_B.masked_fill(dropped_B, self.num_classes))
-        hidden_BLD = self.transformer(join(pyramid.contexts[1:]), cond_BD)
-        per_scale = self.head.loss(hidden_BLD, pyramid.targets, pyramid.schedule, draws)
-        lengths = torch.tensor(pyramid.schedule.lengths, device=per_scale.device)
-        return Loss(total=(per_scale * lengths / lengths[-1]).sum(), per_scale=per_scale.detach())
+        hidden_BLD = self.transformer(join(pyramid.contexts[1:]), cond_BD, schedule)
+        per_scale = self.head.loss(hidden_BLD, pyramid.targets, schedule, draws)
+        weights_K = torch.tensor(self.head.scale_weights(schedule), device=hidden_BLD.device)
+        overall = {name: (value_K * weights_K).sum() for name, value_K in per_scale.items()}
+        return Loss(
+            total=overall["loss"],
+            schedule=schedule,
+            per_scale={name: value_K.detach() for name, value_K in per_scale.items()},
+            overall={name: value.detach() for name, value in overall.items()},
+        )
 
     @torch.no_grad()
     def generate(
         self,
         label_B: Tensor,
         draws: Draws,
-        solver: FlowSolver,
+        sampling: object,
         guidance: Guidance,
+        schedule: ScaleSchedule | None = None,
+        forced: Forced | None = None,
     ) -> Tensor:
         """Sample latents, scale by scale with a key-value cache.
 
         Args:
             label_B: Class indices in [0, num_classes]; `num_classes` samples without a class.
-            draws: `noise_k` of each image; see `scalear.draws`.
-            solver: Flow solver.
+            draws: Random numbers of each image; see `scalear.draws`.
+            sampling: Settings of the head: how one scale is sampled.
             guidance: Classifier-free guidance.
+            schedule: Scales; those of the transformer by default.
+            forced: Per scale None, or known content and where it is known, (B, l) bool. It replaces what was sampled
+                before anything reads it.
 
         Returns:
             latent_BChw, float32.
 
         Raises:
-            ValueError: A label is out of range.
+            ValueError: A label is out of range, the head takes other settings, the transformer does not serve the
+                schedule, or `forced` does not fit it.
         """
-        scales = list(self.generate_scales(label_B, draws, solver, guidance))
-        return self.pyramid.latent(scales, self.schedule)
+        schedule = schedule or self.schedule
+        scales = list(self.generate_scales(label_B, draws, sampling, guidance, schedule, forced))
+        return self.pyramid.latent(scales, schedule)
 
     @torch.no_grad()
     def generate_scales(
-        self, label_B: Tensor, draws: Draws, solver: FlowSolver, guidance: Guidance
+        self,
+        label_B: Tensor,
+        draws: Draws,
+        sampling: object,
+        guidance: Guidance,
+        schedule: ScaleSchedule | None = None,
+        forced: Forced | None = None,
     ) -> Iterator[Tensor]:
-        """As `generate`, yielding the tokens (B, l_k, C) of each scale when they are done."""
+        """As `generate`, yielding the content of each scale when it is done."""
+        schedule, batch = schedule or self.schedule, len(label_B)
         self.check_labels(label_B)
-        schedule, batch = self.schedule, len(label_B)
+        self.check_sampling(sampling)
+        if forced is not None and len(forced) != schedule.num_scales:
+            raise ValueError(f"forced has {len(forced)} entries for the {schedule.num_scales} scales {schedule}")
         labels = label_B
         if guidance.active:
             labels = torch.cat([label_B, torch.full_like(label_B, self.num_classes)])
         cond = self.transformer.embed(labels)
-        cache = self.transformer.make_cache(len(labels), cond.device, _compute_dtype(cond))
+        cache = self.transformer.make_cache(len(labels), schedule, cond.device, _compute_dtype(cond))
         scales: list[Tensor] = []
-        context = cond.new_zeros(len(labels), 0, self.head.token_dim)
+        context = cond.new_zeros(len(labels), 0, self.transformer.context_dim)
         for k in range(schedule.num_scales):
             if k:
                 context = self.pyramid.next_context(scales, k, schedule)
                 context = torch.cat([context, context]) if guidance.active else context
             hidden = self.transformer.step(context, cond, cache)
-            scales.append(
-                self.head.sample(
-                    hidden[:batch],
-                    hidden[batch:] if guidance.active else None,
-                    draws.normal(f"noise_{k}", schedule.lengths[k], self.head.token_dim),
-                    schedule.scale(k),
-                    solver.times(k, schedule.num_scales),
-                    solver,
-                    guidance.at_scale(k, schedule.num_scales),
-                    guidance,
-                )
-            )
-            yield scales[-1]
+            uncond = hidden[batch:] if guidance.active else None
+            content = self.head.sample(hidden[:batch], uncond, k, schedule, draws, sampling, guidance)
+            if forced is not None and forced[k] is not None:
+                content = _put(content, *forced[k])
+            scales.append(content)
+            yield content
+
+    def check_sampling(self, sampling: object) -> None:
+        """Refuse settings that are for another head.
+
+        Raises:
+            ValueError: Names the settings and what the head takes.
+        """
+        wanted = self.head.sampling_type
+        if not isinstance(sampling, wanted):
+            options = ", ".join(field.name for field in fields(wanted))
+            raise ValueError(f"{type(self.head).__name__} cannot sample with {sampling}: set {options}")
 
     def check_labels(self, label_B: Tensor) -> None:
         """Refuse labels outside [0, num_classes].
@@ -173,3 +207,9 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that matrix products run in here: the autocast dtype where autocast is on."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _put(content: Tensor, known: Tensor, keep_Bl: Tensor) -> Tensor:
+    if content.ndim > known.ndim:  # weights of codes, whereas what is known are codes
+        known = nn.functional.one_hot(known, content.shape[-1]).to(content.dtype)
+    return torch.where(keep_Bl[..., None] if content.ndim == 3 else keep_Bl, known, content)

@@ -12,6 +12,7 @@ from timm.layers import GluMlp
 from torch import Tensor, nn
 
 from scalear.attention import attend
+from scalear.models.cache import LayerCache
 from scalear.scales import ScaleSchedule
 
 
@@ -102,13 +103,14 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.rotary = rotary
         self.causal = causal
         self.dropout = dropout
         self.qkv = linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = linear(dim, dim)
 
-    def forward(self, x_BLD: Tensor, schedule: ScaleSchedule, cache: "LayerCache | None" = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
         """Attention over the tokens of `schedule`, which follow the cached ones where a cache is given."""
         q_BNLd, k_BNLd, v_BNLd = rearrange(self.qkv(x_BLD), "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
         q_BNLd, k_BNLd = self.rotary(q_BNLd, k_BNLd, schedule)
@@ -119,6 +121,10 @@ class Attention(nn.Module):
             out_BNLd = attend(q_BNLd, *cache.append(k_BNLd, v_BNLd))
         out_BLD = self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
         return F.dropout(out_BLD, self.dropout, self.training)
+
+    def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        """Memory for the keys and values of `num_tokens` tokens of `batch` rows."""
+        return LayerCache((batch, self.num_heads, num_tokens, self.head_dim), device, dtype)
 
 
 class CrossAttention(nn.Module):
@@ -156,48 +162,6 @@ def gated_mlp(dim: int, dropout: float = 0.0) -> GluMlp:
     return mlp
 
 
-class AdaLNBlock(nn.Module):
-    """Pre-norm transformer block whose norms are shifted, scaled and gated by a condition (adaLN-zero).
-
-        x += gate_1 * attention((1 + scale_1) * norm(x) + shift_1)
-        x += gate_2 * mlp((1 + scale_2) * norm(x) + shift_2)
-
-    With one condition vector per sample this is DiT's adaLN; with one per token it is FlowAR's
-    spatial-adaLN (paper eq. 10). Gates start at zero: a fresh block is the identity.
-
-    Args:
-        dim: D.
-        cond_dim: Width of the condition.
-        attention: Self-attention of width D.
-        mlp: Position-wise network of width D.
-    """
-
-    def __init__(self, dim: int, cond_dim: int, attention: nn.Module, mlp: nn.Module) -> None:
-        super().__init__()
-        self.norm = rms_norm(dim, affine=False)
-        self.attention = attention
-        self.mlp = mlp
-        self.modulation = zero_linear(cond_dim, 6 * dim)
-
-    def forward(
-        self, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: "LayerCache | None" = None
-    ) -> Tensor:
-        """`cond` is the activated condition, (B, 1, cond_dim) or (B, L, cond_dim)."""
-        gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
-        x_BLD = x_BLD + gate_1 * self.attention(modulate(self.norm(x_BLD), shift_1, scale_1), schedule, cache)
-        return x_BLD + gate_2 * self.mlp(modulate(self.norm(x_BLD), shift_2, scale_2))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """AdaLN's affine step."""
-    return torch.addcmul(shift, x, 1 + scale)
-
-
-def rms_norm(dim: int, affine: bool) -> nn.RMSNorm:
-    """RMS norm with the official epsilon; only norms outside blocks carry a weight."""
-    return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=affine)
-
-
 def zero_linear(in_dim: int, out_dim: int) -> nn.Linear:
     """A linear layer that starts at exactly zero."""
     layer = nn.Linear(in_dim, out_dim)
@@ -218,25 +182,3 @@ def init_linear(layer: nn.Linear) -> None:
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-class LayerCache:
-    """Keys and values that one attention layer has seen, in memory allocated once.
-
-    Args:
-        keys: (B, N, L, d) for all tokens that will come.
-        values: The same.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self._keys = keys
-        self._values = values
-        self._length = 0
-
-    def append(self, k_BNld: Tensor, v_BNld: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of one more scale; views of everything stored so far."""
-        end = self._length + k_BNld.shape[2]
-        self._keys[:, :, self._length : end] = k_BNld
-        self._values[:, :, self._length : end] = v_BNld
-        self._length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.training.losses import NonFiniteLossError
+from scalear.training.pictures import pyramid_images, sampled_images
 
 
 class Performance(Callback):
@@ -62,12 +63,12 @@ class SampleGrid(Callback):
             return  # the same step again while gradients accumulate
         self._step = trainer.global_step
         if trainer.global_step == 1:
-            self._write(trainer, "pyramid/real", pl_module.pyramid_images(batch, self.max_classes), self.max_classes)
+            self._write(trainer, "pyramid/real", pyramid_images(pl_module, batch, self.max_classes), self.max_classes)
         if trainer.global_step % self.every_n_steps == 0:
             # Without classes there is the null class alone, whose label is 0.
             columns = min(self.max_classes, max(1, pl_module.generator.num_classes))
             labels = torch.arange(columns).repeat(self.num_per_class)
-            self._write(trainer, "samples/fixed_seeds", pl_module.generate_images(labels), columns)
+            self._write(trainer, "samples/fixed_seeds", sampled_images(pl_module, labels), columns)
 
     @staticmethod
     def _write(trainer, tag: str, images: torch.Tensor, columns: int) -> None:

@@ -5,6 +5,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from scalear.data.batch import Batch
+from scalear.models.generator import Loss
 
 
 class NonFiniteLossError(ValueError):
@@ -32,3 +33,11 @@ def mean_losses(trainer: Trainer, terms: dict[str, Tensor], batch: Batch) -> dic
             "Lower the learning rate, or look at these samples"
         )
     return means
+
+
+def loss_terms(loss: Loss) -> dict[str, Tensor]:
+    """What a generator logs: "loss" and the like over all scales, and "loss_scale_4" and the like of each."""
+    terms = dict(loss.overall)
+    for name, values_K in loss.per_scale.items():
+        terms |= {f"{name}_scale_{size}": value for size, value in zip(loss.schedule.names, values_K, strict=True)}
+    return terms

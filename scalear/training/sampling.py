@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from scalear.data.plan import EvalBatches
 from scalear.evaluation.images import make_grid, save_png, save_samples
+from scalear.scales import ScaleSchedule
 
 
 @dataclass
@@ -24,6 +25,8 @@ class SampleRequest:
     """Classes to sample; all by default."""
     label_file: str | None = None
     """Text file with one label per line, instead of the two above."""
+    scales: str | None = None
+    """Scales of the images, as in 1,2,4,8; by default those that the generator is built for."""
     batch_size: int = 100
     """Images at a time and rank; changes memory and speed only."""
     seed: int = 0
@@ -38,6 +41,12 @@ class SampleRequest:
             raise ValueError(
                 f"num_per_class and batch_size must be at least 1, got {self.num_per_class}, {self.batch_size}"
             )
+        if self.scales is not None:
+            ScaleSchedule.parse(self.scales)
+
+    def schedule(self, default: ScaleSchedule) -> ScaleSchedule:
+        """The scales to sample."""
+        return default if self.scales is None else ScaleSchedule.parse(self.scales)
 
     def labels(self, num_classes: int) -> Tensor:
         """The labels to sample, (N,) int64.

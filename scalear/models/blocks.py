@@ -1,0 +1,89 @@
+"""Transformer blocks.
+
+Legend: B batch, L tokens of the scales at hand, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scalear.models.layers import Attention, Rotary, gated_mlp, zero_linear
+from scalear.models.norms import modulate, rms_norm
+from scalear.scales import ScaleSchedule
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a transformer a block stands.
+
+    Attributes:
+        layer: Index of the block, counted through all stacks.
+        num_layers: Blocks in all stacks.
+        schedule: The schedule that the transformer is built for.
+    """
+
+    layer: int
+    num_layers: int
+    schedule: ScaleSchedule
+
+
+class AdaLNBlock(nn.Module):
+    """Pre-norm transformer block whose norms are shifted, scaled and gated by a condition (adaLN-zero).
+
+        x += gate_1 * attention((1 + scale_1) * norm(x) + shift_1)
+        x += gate_2 * mlp((1 + scale_2) * norm(x) + shift_2)
+
+    With one condition vector per sample this is DiT's adaLN; with one per token it is FlowAR's
+    spatial-adaLN (paper eq. 10).
+
+    Args:
+        norm: Without a weight.
+        attention: Mixes the D channels of tokens of several scales; also makes its cache.
+        mlp: Position-wise network.
+        modulation: The condition to 6 D numbers: both gates, both scales, both shifts.
+    """
+
+    def __init__(self, norm: nn.Module, attention: nn.Module, mlp: nn.Module, modulation: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attention = attention
+        self.mlp = mlp
+        self.modulation = modulation
+
+    def forward(self, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: object | None = None) -> Tensor:
+        """`cond` is the activated condition, (B, 1, cond_dim) or (B, L, cond_dim)."""
+        gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
+        x_BLD = x_BLD + gate_1 * self.attention(modulate(self.norm(x_BLD), shift_1, scale_1), schedule, cache)
+        return x_BLD + gate_2 * self.mlp(modulate(self.norm(x_BLD), shift_2, scale_2))
+
+    def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> object:
+        """Memory for `num_tokens` tokens of `batch` rows."""
+        return self.attention.make_cache(batch, num_tokens, device, dtype)
+
+
+class FlowARBlock(AdaLNBlock):
+    """Block of FlowAR's transformer: rotary attention, gated MLP, RMS norm. A fresh block is the identity.
+
+    Args:
+        dim: D, also of the condition.
+        place: The finest scale is the extent of the rotary positions.
+        num_heads: Heads.
+        dropout: In attention weights, attention output and MLP, in training.
+    """
+
+    def __init__(self, dim: int, place: Place, num_heads: int, dropout: float = 0.0) -> None:
+        require_heads(dim, num_heads)
+        rotary = Rotary(dim // num_heads, side=max(place.schedule.sizes[-1]))
+        attention = Attention(dim, num_heads, rotary, causal=True, dropout=dropout)
+        super().__init__(rms_norm(dim, affine=False), attention, gated_mlp(dim, dropout), zero_linear(dim, 6 * dim))
+
+
+def require_heads(dim: int, num_heads: int) -> None:
+    """Refuse a width that heads do not share evenly.
+
+    Raises:
+        ValueError: Names both.
+    """
+    if dim % num_heads:
+        raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")

@@ -1,0 +1,31 @@
+"""Norms and adaptive norms.
+
+Legend: B batch, L tokens, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """AdaLN's affine step."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def rms_norm(dim: int, affine: bool) -> nn.RMSNorm:
+    """RMS norm with the official epsilon; only norms outside blocks carry a weight."""
+    return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=affine)
+
+
+class PlainNorm(nn.RMSNorm):
+    """FlowAR's norm at the ends of its stacks: RMS norm with a weight, whatever the condition.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x_BLD: Tensor, cond_B1D: Tensor) -> Tensor:
+        return super().forward(x_BLD)

@@ -1,0 +1,46 @@
+"""Whether a generator, its tokenizer and its data fit one another: looked at before training starts."""
+
+from scalear.data.datamodule import ShardDataModule
+from scalear.models.generator import Generator
+from scalear.tokenizers.base import Tokenizer
+
+
+def check_data(data: ShardDataModule, generator: Generator, tokenizer: Tokenizer, fingerprint: str) -> None:
+    """Refuse data that the generator cannot learn from.
+
+    Args:
+        data: Images or cached latents.
+        generator: What learns from them.
+        tokenizer: Makes or made the latents.
+        fingerprint: Of the tokenizer.
+
+    Raises:
+        ValueError: Tokenizer, classes, channels or sizes differ; names both sides.
+    """
+    data.check_tokenizer(fingerprint)
+    index = data.index
+    if index.num_classes not in (0, generator.num_classes):
+        raise ValueError(
+            f"{data.data_dir} has {index.num_classes} classes, the generator {generator.num_classes}: "
+            f"set transformer.num_classes to {index.num_classes}"
+        )
+    if index.image_channels != tokenizer.image_channels:
+        raise ValueError(
+            f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
+            f"{tokenizer.image_channels}"
+        )
+    side = data.random_crop or index.image_size
+    generator.check_latent(tokenizer.latent_channels, tokenizer.latent_size((side, side)))
+
+
+def check_fingerprint(trained_with: str | None, fingerprint: str) -> None:
+    """Refuse a checkpoint of a generator that learned from another tokenizer.
+
+    Raises:
+        ValueError: The fingerprints differ.
+    """
+    if trained_with != fingerprint:
+        raise ValueError(
+            f"the generator was trained on latents of a tokenizer with fingerprint {trained_with}, this config's "
+            f"has {fingerprint}: set tokenizer.weights to the file that was used then"
+        )
