@@ -20,7 +20,7 @@ from scalear.benchmark.subject import Subject
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
-from scalear.interop.export import export_run
+from scalear.interop.export import Format, export_run
 from scalear.tasks.command import EDITS, edit_file
 from scalear.tasks.editing import Editor
 from scalear.tasks.showcase import PictureRequest, draw_pictures
@@ -188,6 +188,7 @@ class ExportCLI(_PartsOnly):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of the run.")
         parser.add_argument("--output_dir", type=str, required=True, help="Folder to make.")
+        parser.add_argument("--format", type=Format, default="scalear", help="Whose from_pretrained will read it.")
         parser.add_argument("--force", type=bool, default=False, help="Replace a model that is there.")
         for name in ("weights_only", "return_predictions", "verbose"):  # as fit.yaml, predict.yaml and test.yaml have
             parser.add_argument(f"--{name}", type=bool | None, default=None, help=SUPPRESS)
@@ -203,9 +204,8 @@ class ExportCLI(_PartsOnly):
         if not class_names:
             print(f"No class names: {config.data.data_dir} has none, or is not here")
         self._dump_config()
-        export_run(
-            config.model, self.config_dump, config.ckpt_path, config.output_dir, class_names or None, config.force
-        )
+        places = (config.ckpt_path, config.output_dir)
+        export_run(config.model, self.config_dump, *places, class_names or None, config.format, config.force)
         print(f"Wrote {config.output_dir}")
 
 

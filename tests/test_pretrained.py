@@ -56,6 +56,8 @@ def test_mixed_precision_and_guidance_of_the_run_are_kept(experiment):
     model = ScaleARModel.from_pretrained(experiment.root / "mixed")
     assert np.array_equal(model.generate(labels.tolist(), output_type="np"), images)
     assert not np.array_equal(model.generate(labels.tolist(), guidance=1.0, output_type="np"), images)
+    with pytest.raises(ValueError, match="positions for scales 1,2,4 and cannot do 1,2,3"):
+        model.generate([0], scales="1,2,3")
 
 
 def test_the_folder_says_what_it_holds(experiment, exported):
@@ -85,7 +87,7 @@ def test_a_model_saved_again_is_the_same(exported, tmp_path):
 
 def test_no_lightning_is_needed(exported):
     program = (
-        "import sys; from scalear.interop.pretrained import ScaleARModel;"
+        "import sys; from scalear.interop.pretrained import ScaleARModel; import scalear.interop.diffusers;"
         f"ScaleARModel.from_pretrained({str(exported)!r}).generate([0]); assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent, timeout=120)
@@ -163,10 +165,14 @@ def test_impossible_requests_are_refused(exported, labels, seeds, message):
 
 def test_a_config_imports_nothing_but_scalear():
     sys.modules.pop("this", None)
-    for path, message in (("this.Zen", "not a part of scalear"), ("subprocess.Popen", "is not a Generator")):
-        with pytest.raises(ValueError, match=message):
-            build(Generator, {"class_path": path, "init_args": {}})
     head = {"head": {"class_path": "this.Zen", "init_args": {}}}
-    with pytest.raises(ValueError, match="not a part of scalear"):
-        build(Generator, {"class_path": "scalear.models.generator.Generator", "init_args": head})
+    for path, arguments, message in (
+        ("this.Zen", {}, "this.Zen is not a part of scalear"),
+        ("subprocess.Popen", {}, "subprocess.Popen is not a part of scalear"),
+        ("torch.nn.Linear", {}, "torch.nn.Linear is not a Generator"),
+        ("scalear.models.generator.Generator", head, "this.Zen is not a part of scalear"),
+        ("scalear.models.generator.Generator", {"head": "this.Zen"}, "this.Zen is not a part of scalear"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(Generator, {"class_path": path, "init_args": arguments})
     assert "this" not in sys.modules

@@ -1,14 +1,17 @@
 """A trained generator, taken out of its run: `scalear export`."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from scalear.interop.folder import check_free
+from scalear.interop.diffusers import ScaleARPipeline
+from scalear.interop.folder import check_free, new_folder
 from scalear.interop.parts import describe
 from scalear.interop.pretrained import HalfPrecision, ScaleARModel
 from scalear.training.checkpoints import load_weights
 from scalear.training.generator_module import GeneratorModule
+
+Format = Literal["scalear", "diffusers"]
 
 _AUTOCAST: dict[str, HalfPrecision | None] = {
     "32-true": None,
@@ -25,6 +28,7 @@ def export_run(
     ckpt_path: str,
     output_dir: str,
     class_names: list[str] | None,
+    format: Format,
     force: bool,
 ) -> None:
     """Write the model that `scalear predict` would sample from, and how it would.
@@ -35,6 +39,7 @@ def export_run(
         ckpt_path: Checkpoint of the run.
         output_dir: Folder to make.
         class_names: Name of each label.
+        format: `scalear` for a `ScaleARModel`, `diffusers` for a `ScaleARPipeline`.
         force: Replace a model that is there.
 
     Raises:
@@ -54,8 +59,13 @@ def export_run(
             tokenizer={"class_path": parts["tokenizer"]["class_path"], "init_args": kept},
             sampling=describe(module.sampling),
             guidance=describe(module.guidance),
+            scales=str(module.samples.schedule(module.generator.schedule)),
             class_names=class_names,
             autocast=_AUTOCAST[precision],
         )
     model.generator, model.tokenizer = module.generator, module.tokenizer
-    model.save_pretrained(output_dir, force=force)
+    if format == "scalear":
+        model.save_pretrained(output_dir, force=force)
+    else:
+        with new_folder(output_dir, force) as partial:
+            ScaleARPipeline.from_model(model).save_pretrained(partial)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 T = TypeVar("T")
 Part = dict[str, Any]
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def build(base: type[T], part: Part) -> T:
@@ -56,7 +58,7 @@ def _find(path: str) -> type:
 
 
 def _make(found: type[T], part: Part) -> T:
-    for path in _class_paths(part["init_args"]):
+    for path in _import_paths(part["init_args"]):
         _check_trusted(path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(found, "part")
@@ -67,19 +69,17 @@ def _make(found: type[T], part: Part) -> T:
     return parser.instantiate_classes(config).part
 
 
-def _class_paths(value: object) -> Iterator[str]:
-    """Every class that is named inside."""
-    if isinstance(value, dict):
-        if isinstance(value.get("class_path"), str):
-            yield value["class_path"]
-        value = list(value.values())
-    if isinstance(value, list):
-        for entry in value:
-            yield from _class_paths(entry)
+def _import_paths(value: object) -> Iterator[str]:
+    """Every string inside that could name a class or a function."""
+    if isinstance(value, str) and _DOTTED.fullmatch(value):
+        yield value
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from _import_paths(entry)
 
 
 def _check_trusted(path: str) -> None:
-    """Let a downloaded config import nothing but scalear: to import a module is to run its code."""
+    """Let a downloaded config name nothing but scalear's parts, and those of packages that the user has imported."""
     module = path.rpartition(".")[0]
-    if not module.startswith("scalear.") and module not in sys.modules:
+    package = module.partition(".")[0]
+    if package != "scalear" and (module not in sys.modules or package in sys.stdlib_module_names):
         raise ValueError(f"{path} is not a part of scalear: if you trust it, import {module} first")

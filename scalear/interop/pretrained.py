@@ -28,6 +28,7 @@ from scalear.evaluation.images import to_uint8
 from scalear.interop.folder import new_folder
 from scalear.interop.parts import Part, build, build_settings
 from scalear.models.generator import Generator
+from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -61,6 +62,7 @@ class ScaleARModel(
         tokenizer: Part of a `Tokenizer`, without the arguments that name its weights.
         sampling: Part of what the generator's head samples with, such as `FlowSolver`.
         guidance: Part of a `Guidance`.
+        scales: Scales to sample, such as "1,2,4"; None for the generator's.
         class_names: Name of each label, if they have names.
         autocast: Precision of matrix products; None for that of the weights. Mixed precision of the run, when exported.
 
@@ -75,6 +77,7 @@ class ScaleARModel(
         tokenizer: Part,
         sampling: Part,
         guidance: Part,
+        scales: str | None = None,
         class_names: list[str] | None = None,
         autocast: HalfPrecision | None = None,
     ) -> None:
@@ -84,13 +87,16 @@ class ScaleARModel(
             "tokenizer": tokenizer,
             "sampling": sampling,
             "guidance": guidance,
+            "scales": scales,
             "class_names": class_names,
             "autocast": autocast,
         }
         self.generator = build(Generator, generator)
         self.tokenizer = build(Tokenizer, tokenizer)
+        self.generator.pyramid.bind(self.tokenizer)
         self.sampling = build_settings(sampling)
         self.guidance = build_settings(guidance)
+        self.scales = scales
         self.class_names = class_names
         self.autocast = autocast
         self.eval()
@@ -101,6 +107,7 @@ class ScaleARModel(
         labels: Sequence[int | str],
         seeds: Sequence[int | tuple[int, int]] | None = None,
         guidance: float | None = None,
+        scales: str | None = None,
         output_type: Literal["pil", "np"] = "pil",
     ) -> list[Image.Image] | NDArray:
         """Sample images of the given classes.
@@ -110,6 +117,7 @@ class ScaleARModel(
             seeds: One per image: number i, or pair (seed, i), stands for image i of the sample set that
                 `scalear predict` writes with that `samples.seed` (0 for a number). Default: 0, 1, 2 ...
             guidance: Guidance weight in place of the model's own; 1.0 is off.
+            scales: Scales in place of the model's own, if the generator serves them.
             output_type: `pil`, or `np` for one uint8 array (B, H, W, C).
 
         Raises:
@@ -120,9 +128,11 @@ class ScaleARModel(
         if len(seeds) != len(label_B):
             raise ValueError(f"got {len(seeds)} seeds for {len(label_B)} labels; give one per image")
         draws = SeededDraws([(0, seed) if isinstance(seed, int) else seed for seed in seeds], self.device)
+        scales = scales or self.scales
+        schedule = ScaleSchedule.parse(scales) if scales else self.generator.schedule
         settings = self.guidance if guidance is None else replace(self.guidance, weight=guidance)
         with compute_precision(self, self.autocast):
-            latent_BChw = self.generator.generate(label_B, draws, self.sampling, settings)
+            latent_BChw = self.generator.generate(label_B, draws, self.sampling, settings, schedule)
             image_BCHW = self.tokenizer.decode(latent_BChw)
         images = to_uint8(image_BCHW).permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "np":
@@ -176,14 +186,14 @@ class ScaleARModel(
         return super().generate_model_card(
             num_parameters=f"{sum(parameter.numel() for parameter in self.generator.parameters()):,}",
             num_classes=self.generator.num_classes,
-            scales=str(self.generator.schedule),
+            scales=self.scales or self.generator.schedule,
             tokenizer=type(self.tokenizer).__name__,
             version=scalear.__version__,
             **kwargs,
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = {"scalear_version": scalear.__version__, "scales": str(self.generator.schedule), **self.config}
+        config = {"scalear_version": scalear.__version__, **self.config}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, save_directory / WEIGHTS, {"format": "pt"})
@@ -234,6 +244,6 @@ def label_indices(labels: Sequence[int | str], class_names: list[str] | None) ->
 def compute_precision(module: nn.Module, autocast: HalfPrecision | None) -> AbstractContextManager:
     """Autocast to the given precision, or to that of the weights where they are stored in half precision."""
     weight = next(module.parameters())
-    stored = None if weight.dtype == torch.float32 else weight.dtype
-    dtype = getattr(torch, autocast) if autocast else stored
+    mixed = getattr(torch, autocast) if autocast else None
+    dtype = mixed if weight.dtype == torch.float32 else weight.dtype
     return torch.autocast(weight.device.type, dtype=dtype, enabled=dtype is not None)

@@ -1,0 +1,165 @@
+"""scalear's models as a diffusers pipeline, saved, loaded and moved by diffusers' own machinery.
+
+Its components have diffusers' usual names: `transformer` is the generator, `vae` the tokenizer, `scheduler` says how to
+sample. Weights are safetensors.
+
+Legend: B batch, C latent channels, h w the latent, H W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.image_processor import VaeImageProcessor
+from torch import Tensor, nn
+
+from scalear.draws import SeededDraws
+from scalear.interop.parts import Part, build, build_settings
+from scalear.interop.pretrained import HalfPrecision, ScaleARModel, compute_precision, label_indices
+from scalear.scales import ScaleSchedule
+
+
+class ScaleARComponent(ModelMixin, ConfigMixin):
+    """A generator or a tokenizer, as diffusers saves and loads models.
+
+    Args:
+        class_path: Class of the part.
+        init_args: Its arguments, as in a config.
+    """
+
+    @register_to_config
+    def __init__(self, class_path: str, init_args: dict[str, Any]) -> None:
+        super().__init__()
+        self.part = build(nn.Module, {"class_path": class_path, "init_args": init_args})
+        self.eval()
+
+    @classmethod
+    def wrap(cls, part: Part, module: nn.Module) -> "ScaleARComponent":
+        """A component around a module that `part` describes."""
+        with torch.device("meta"):
+            component = cls(**part)
+        component.part = module
+        return component
+
+
+class ScaleARScheduler(SchedulerMixin, ConfigMixin):
+    """How to sample: the settings that diffusers keeps in schedulers.
+
+    Args:
+        sampling: Part of what the generator's head samples with, such as `FlowSolver`.
+        guidance: Part of a `Guidance`; its weight is what `guidance_scale` replaces.
+        scales: Scales to sample; None for the generator's.
+        autocast: As in `ScaleARModel`.
+    """
+
+    @register_to_config
+    def __init__(
+        self, sampling: Part, guidance: Part, scales: str | None = None, autocast: HalfPrecision | None = None
+    ) -> None:
+        self.sampling = build_settings(sampling)
+        self.guidance = build_settings(guidance)
+
+
+class ScaleARPipeline(DiffusionPipeline):
+    """Class-conditional images, scale by scale.
+
+    Args:
+        transformer: The generator.
+        vae: The tokenizer.
+        scheduler: How to sample.
+        id2label: Name of each class index, as a string.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+
+    def __init__(
+        self,
+        transformer: ScaleARComponent,
+        vae: ScaleARComponent,
+        scheduler: ScaleARScheduler,
+        id2label: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.register_to_config(id2label=id2label)
+        self.image_processor = VaeImageProcessor()
+
+    @classmethod
+    def from_model(cls, model: ScaleARModel) -> "ScaleARPipeline":
+        """The pipeline of a model; the two share their weights."""
+        config = model.config
+        names = model.class_names and {str(index): name for index, name in enumerate(model.class_names)}
+        return cls(
+            ScaleARComponent.wrap(config["generator"], model.generator),
+            ScaleARComponent.wrap(config["tokenizer"], model.tokenizer),
+            ScaleARScheduler(*(config[name] for name in ("sampling", "guidance", "scales", "autocast"))),
+            names,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Sequence[int | str],
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        guidance_scale: float | None = None,
+        scales: str | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Sample one image per label.
+
+        Args:
+            class_labels: Class indices or names; `num_classes` samples without a class.
+            generator: Freshly seeded with s, it gives the images that `scalear predict` samples with `samples.seed` s.
+                Each call moves it on, so the next call samples others. Of a list, each gives one image, on any place
+                in any batch: the first that it would give alone. None draws a seed from torch's global generator.
+            guidance_scale: Guidance weight in place of the scheduler's; 1.0 is off.
+            scales: Scales in place of the scheduler's, such as "1,2,4,8,16", if the generator serves them.
+            output_type: `latent` is what the tokenizer decodes; the others as in diffusers.
+            return_dict: False for a plain tuple.
+
+        Raises:
+            ValueError: A label does not exist, or a list has not one generator per label.
+        """
+        model, guidance, autocast = self.transformer.part, self.scheduler.guidance, self.scheduler.config.autocast
+        names = self.config.id2label and list(self.config.id2label.values())
+        label_B = label_indices(class_labels, names).to(self._execution_device)
+        if guidance_scale is not None:
+            guidance = replace(guidance, weight=guidance_scale)
+        scales = scales or self.scheduler.config.scales
+        schedule = ScaleSchedule.parse(scales) if scales else model.schedule
+        draws = SeededDraws(_streams(generator, len(label_B)), label_B.device)
+        model.pyramid.bind(self.vae.part)
+        contents: list[Tensor] = []
+        with compute_precision(model, autocast), self.progress_bar(total=schedule.num_scales) as bar:
+            for content in model.generate_scales(label_B, draws, self.scheduler.sampling, guidance, schedule):
+                contents.append(content)
+                bar.update()
+            image = model.pyramid.latent(contents, schedule)
+        if output_type != "latent":
+            with compute_precision(self.vae, autocast):
+                image = self.image_processor.postprocess(self.vae.part.decode(image).float(), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=image) if return_dict else (image,)
+
+
+def _streams(generator: torch.Generator | list[torch.Generator] | None, count: int) -> list[tuple[int, int]]:
+    """Names of the random numbers of each image, (seed, i); see `scalear.draws`."""
+    if isinstance(generator, list):
+        if len(generator) != count:
+            raise ValueError(f"got {len(generator)} generators for {count} labels; give one, or one per label")
+        return [(_take_seed(each), 0) for each in generator]
+    seed = int(torch.randint(2**63 - 1, ())) if generator is None else _take_seed(generator)
+    return [(seed, i) for i in range(count)]
+
+
+def _take_seed(generator: torch.Generator) -> int:
+    """The generator's own seed at first, then numbers drawn from it."""
+    seed = generator.initial_seed()
+    untouched = torch.Generator(generator.device).manual_seed(seed).get_state()
+    fresh = torch.equal(untouched, generator.get_state())
+    drawn = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    return seed if fresh else int(drawn)
