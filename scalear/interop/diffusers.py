@@ -73,8 +73,6 @@ class ScaleARPipeline(DiffusionPipeline):
         id2label: Name of each class index, as a string.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
-
     def __init__(
         self,
         transformer: ScaleARComponent,
@@ -142,7 +140,6 @@ class ScaleARPipeline(DiffusionPipeline):
         if output_type != "latent":
             with compute_precision(self.vae, autocast):
                 image = self.image_processor.postprocess(self.vae.part.decode(image).float(), output_type)
-        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 
 
