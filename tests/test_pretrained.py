@@ -82,7 +82,9 @@ def test_the_config_beside_a_run_exports_it(experiment, exported):
 def test_a_model_saved_again_is_the_same(exported, tmp_path):
     ScaleARModel.from_pretrained(exported).save_pretrained(tmp_path / "again")
     for path in exported.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+        again = tmp_path / "again" / path.name
+        assert path.read_bytes() == again.read_bytes() and path.stat().st_mode == again.stat().st_mode
+    assert len({path.stat().st_mode for path in exported.iterdir()}) == 1  # weights are as readable as the rest
 
 
 def test_no_lightning_is_needed(exported):

@@ -38,6 +38,8 @@ def new_folder(folder: str | Path, force: bool = False) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for path in partial.rglob("*.safetensors"):  # these are made for their owner alone
+            path.chmod(partial.stat().st_mode & 0o666)
         if folder.exists():
             others = sorted(_names(folder) - _names(partial))
             if others:

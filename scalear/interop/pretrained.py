@@ -127,7 +127,7 @@ class ScaleARModel(
         seeds = range(len(label_B)) if seeds is None else seeds
         if len(seeds) != len(label_B):
             raise ValueError(f"got {len(seeds)} seeds for {len(label_B)} labels; give one per image")
-        draws = SeededDraws([(0, seed) if isinstance(seed, int) else seed for seed in seeds], self.device)
+        draws = SeededDraws([seed if isinstance(seed, tuple) else (0, int(seed)) for seed in seeds], self.device)
         scales = scales or self.scales
         schedule = ScaleSchedule.parse(scales) if scales else self.generator.schedule
         settings = self.guidance if guidance is None else replace(self.guidance, weight=guidance)
