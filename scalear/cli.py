@@ -78,8 +78,8 @@ class RunParser(TypedNull, LightningArgumentParser):
     """Options of `scalear {fit,validate,test,predict}`."""
 
 
-class DataParser(TypedNull, ArgumentParser):
-    """Options of `scalear data`."""
+class CommandParser(TypedNull, ArgumentParser):
+    """Options of `scalear data`, `scalear edit` and `scalear pictures`."""
 
 
 class ScalearCLI(LightningCLI):
@@ -216,10 +216,10 @@ def run_export(args: list[str]) -> None:
 
 def edit_parser() -> ArgumentParser:
     """`scalear edit {inpaint,outpaint,refine,extend}`."""
-    parser = ArgumentParser(prog="scalear edit", description="Edit an image with FlexVAR.", exit_on_error=False)
+    parser = CommandParser(prog="scalear edit", description="Edit an image with FlexVAR.", exit_on_error=False)
     commands = parser.add_subcommands()
     for name, request_type in EDITS.items():
-        command = _with_generator(ArgumentParser(description=request_type.__doc__), request_type)
+        command = _with_generator(CommandParser(description=request_type.__doc__), request_type)
         commands.add_subcommand(name, command, help=request_type.__doc__)
     return parser
 
@@ -235,7 +235,7 @@ def run_edit(args: list[str]) -> None:
 
 def run_pictures(args: list[str]) -> None:
     """Carry out `scalear pictures ...`."""
-    parser = ArgumentParser(prog="scalear pictures", description=PictureRequest.__doc__, exit_on_error=False)
+    parser = CommandParser(prog="scalear pictures", description=PictureRequest.__doc__, exit_on_error=False)
     options = parser.instantiate_classes(_with_generator(parser, PictureRequest).parse_args(args))
     draw_pictures(_request(PictureRequest, options), _editor(options))
 
@@ -272,13 +272,13 @@ def _editor(options: Namespace, threshold: float = 0.5) -> Editor:
 _DATA_COMMANDS = (pack, verify, stats)
 
 
-def data_parser() -> DataParser:
+def data_parser() -> CommandParser:
     """`scalear data {pack,verify,stats}`: the functions' signatures and docstrings as options and help."""
     description = "Make, check and describe datasets of tar shards."
-    parser = DataParser(prog="scalear data", description=description, exit_on_error=False)
+    parser = CommandParser(prog="scalear data", description=description, exit_on_error=False)
     commands = parser.add_subcommands()
     for function in _DATA_COMMANDS:
-        command = DataParser(description=function.__doc__.split("\n\n")[0])
+        command = CommandParser(description=function.__doc__.split("\n\n")[0])
         command.add_argument("--config", action="config", help="YAML file with the arguments below.")
         positional = function is not pack
         command.add_function_arguments(function, as_positional=positional)
