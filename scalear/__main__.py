@@ -14,6 +14,7 @@ usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
   export     take a trained generator out of its run, as a folder to share:  docs/interop.md
   edit       in-paint, out-paint, refine or extend an image:  scalear edit inpaint --help
   pictures   draw what a generator of any scale can do: flexible.png and editing.png
+  convert    official FlowAR, FlexVAR, VAR and tokenizer checkpoints to files of ours, and back
   data       pack, verify and describe datasets of tar shards
   benchmark  time training, sampling, encoding or loading of a config, and its memory
   demo       tokenizer, latents, generator, samples and numbers in one go, as `make demo` does
@@ -62,6 +63,10 @@ def _run(command: str, args: list[str]) -> None:
         from scalear.cli import run_pictures
 
         run_pictures(args)
+    elif command == "convert":
+        from scalear.interop.command import run_convert
+
+        run_convert(args)
     elif command == "data":
         from scalear.cli import run_data
 

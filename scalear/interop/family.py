@@ -66,12 +66,14 @@ class Family(ABC):
 
     Attributes:
         name: As users write it after `--family`.
+        part: Where configs of ours have such a model: `generator`, `tokenizer`, or `head` of the former.
         sizes: Parameter counts of the released models and their names.
         arguments: Official constructor arguments that are understood; those without influence on the weights or on
             what is computed are understood too, and ignored.
     """
 
     name: str
+    part: str
     sizes: Mapping[int, str]
     arguments: frozenset[str]
 

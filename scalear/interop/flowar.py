@@ -27,6 +27,7 @@ class FlowAR(Family):
     """FlowAR-S, -B, -L and -H, transformer and flow network in one file."""
 
     name = "flowar"
+    part = "generator"
     sizes = {
         171_718_072: "FlowAR-S",
         299_270_584: "FlowAR-B (inferred)",
@@ -120,6 +121,7 @@ class FlowARHead(Family):
     """FlowAR's flow network alone."""
 
     name = "flowar-head"
+    part = "head"
     sizes = {42_005_176: "of FlowAR-S", 281_495_552: "of FlowAR-L", 633_043_984: "of FlowAR-H"}
     arguments = frozenset("in_channels model_channels out_channels z_channels num_res_blocks cross".split())
 

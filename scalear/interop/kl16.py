@@ -17,6 +17,7 @@ class KL16(Family):
     """`AutoencoderKL` of MAR's `models/vae.py`, any width and number of levels."""
 
     name = "kl16"
+    part = "tokenizer"
     sizes = {66_456_019: "KL-16"}
     arguments = frozenset(
         "embed_dim ch_mult ch num_res_blocks resolution use_variational ckpt_path double_z z_channels in_channels "

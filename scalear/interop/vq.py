@@ -20,6 +20,7 @@ class VQ16(Family):
     """`VQModel` of LlamaGen and of FlexVAR's `models/vq_llama.py`, which adds nothing but the size of its codebook."""
 
     name = "vq16"
+    part = "tokenizer"
     sizes = {72_049_827: "VQ-16 with 8912x32 codes (FlexVAR)", 71_883_403: "VQ-16 with 16384x8 codes (LlamaGen)"}
     arguments = frozenset(
         "codebook_size codebook_embed_dim codebook_l2_norm codebook_show_usage commit_loss_beta entropy_loss_ratio "
@@ -58,6 +59,7 @@ class VARVQVAE(Family):
     """`VQVAE` of VAR."""
 
     name = "var-vqvae"
+    part = "tokenizer"
     sizes = {108_948_355: "VAR VQVAE"}
     arguments = frozenset(
         "vocab_size z_channels ch dropout beta using_znorm quant_conv_ks quant_resi share_quant_resi "

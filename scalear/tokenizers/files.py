@@ -2,33 +2,26 @@
 
 import inspect
 import json
-import os
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 import scalear
+from scalear.tensor_files import read_tensors, write_tensors
 from scalear.tokenizers.base import Tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Write weights and statistics, and who they belong to, in one step: a killed run leaves no half file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    metadata = {
+    write_tensors(path, tokenizer.state_dict(), describe(tokenizer))
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, str]:
+    """Who the weights belong to: the text of a tokenizer's file."""
+    return {
         "class_path": _class_path(tokenizer),
         "init_args": json.dumps(architecture(tokenizer)),
         "fingerprint": tokenizer.fingerprint(),
         "scalear_version": scalear.__version__,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
-    try:
-        save_file(tensors, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
@@ -40,14 +33,9 @@ def load_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no tokenizer weights at {path}: train them with `scalear fit`, or correct `weights`")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}): copy or export it again") from error
+    tensors, metadata = read_tensors(path)
     if "class_path" not in metadata or "init_args" not in metadata:
-        raise ValueError(f"{path} was not written by scalear's save_tokenizer: convert it first")
+        raise ValueError(f"{path} was not written by scalear's save_tokenizer: convert it with `scalear convert`")
     differences = _differences(tokenizer, metadata)
     if differences:
         raise ValueError(f"{path} holds another tokenizer than the config: {'; '.join(differences)}. Align the two")

@@ -1,0 +1,99 @@
+"""`scalear convert`: official checkpoints to files of ours, and back."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import torch
+import yaml
+
+from scalear.interop.convert import convert_state, revert_state
+from scalear.interop.families import FAMILIES, family_named, pick
+from scalear.interop.model_files import load_conversion, save_conversion
+from scalear.interop.official_files import read_official
+from scalear.interop.parts import Part
+from scalear.tensor_files import replacing
+
+
+def run_convert(args: list[str]) -> None:
+    """Carry out `scalear convert ...`."""
+    parser = ArgumentParser(
+        prog="scalear convert", description=convert.__doc__.split("; ")[0] + ".", exit_on_error=False
+    )
+    parser.add_argument("source", help="official checkpoint (PyTorch or safetensors), with --reverse a file of ours")
+    parser.add_argument("output", help="file to write")
+    parser.add_argument("--family", choices=list(FAMILIES), help="what it is; recognised from keys if not given")
+    parser.add_argument(
+        "--config",
+        help="YAML file for what shapes do not tell: arguments of the official constructor (`num_heads: 16`), or a "
+        "config of ours, whose model the file must then fit",
+    )
+    parser.add_argument("--reverse", action="store_true", help="give the official state dict back, bit by bit")
+    parser.add_argument("--force", action="store_true", help="replace an output file that is there")
+    parser.add_argument("--raw", action="store_true", help="take raw weights where there are averaged ones (EMA), too")
+    print(convert(**vars(parser.parse_args(args))))
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    family: str | None = None,
+    config: str | Path | None = None,
+    reverse: bool = False,
+    force: bool = False,
+    raw: bool = False,
+) -> str:
+    """Turn an official checkpoint into a file of ours, or one of ours back; gives the report.
+
+    Args:
+        source: Official checkpoint, PyTorch or safetensors; with `reverse` a file of ours.
+        output: File to write.
+        family: Which official model it is; recognised from keys and shapes if not given.
+        config: YAML file for what shapes do not tell: arguments of the official constructor, or a config of ours,
+            whose model the file must then fit.
+        reverse: Write the official state dict, bit by bit what it was.
+        force: Replace an output file that is there.
+        raw: Take raw weights where a checkpoint also has averaged ones (EMA).
+
+    Raises:
+        ValueError: A file is missing, damaged or in the way; or the weights do not fit. Nothing is written then.
+    """
+    source, output = Path(source), Path(output)
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name the file to write")
+    if output.exists() and not force:
+        raise ValueError(f"{output} is there already: choose another name, or replace it with --force")
+    if reverse:
+        conversion = load_conversion(source, family)
+        _save_official(revert_state(conversion), output)
+        return f"{conversion.report()}\nwritten     {output}, official keys"
+    place, chosen, state = pick(read_official(source), family, averaged=not raw)
+    conversion = convert_state(state, chosen.name, **_read_config(config, chosen.name))
+    save_conversion(conversion, output)
+    return f"source      {source}{f', {place}' if place else ''}\n{conversion.report()}\nwritten     {output}"
+
+
+def _save_official(state: dict[str, torch.Tensor], path: Path) -> None:
+    with replacing(path) as partial:
+        torch.save(state, partial)
+
+
+def _read_config(path: str | Path | None, family: str) -> dict:
+    """Keyword arguments of `convert_state` that a config file stands for."""
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold official constructor arguments as `name: value`, or a config of ours")
+    if "model" not in content:
+        return {"arguments": content}
+    part = content["model"].get("init_args", {}).get(family_named(family).part)
+    if part is None:
+        raise ValueError(f"{path} describes no {family_named(family).part}, which a {family} checkpoint is")
+    return {"config": _without_weights(part)}
+
+
+def _without_weights(part: Part) -> Part:
+    return {**part, "init_args": {key: value for key, value in part["init_args"].items() if key != "weights"}}

@@ -1,0 +1,55 @@
+"""Converted models as files: our tensors, who they belong to, and what is needed for the way back."""
+
+import json
+from pathlib import Path
+
+import scalear
+from scalear.interop.convert import Conversion
+from scalear.tensor_files import CARRIED, read_tensors, write_tensors
+from scalear.tokenizers.base import Tokenizer
+from scalear.tokenizers.files import describe
+
+
+def save_conversion(conversion: Conversion, path: str | Path) -> None:
+    """Write a file that tokenizers and generators take as `weights`."""
+    model = conversion.model()
+    metadata = {
+        "class_path": conversion.config["class_path"],
+        "init_args": json.dumps(conversion.config["init_args"]),
+        "scalear_version": scalear.__version__,
+    }
+    if isinstance(model, Tokenizer):
+        metadata |= describe(model)
+    official = {"family": conversion.family, "keys": conversion.official_keys, "constants": conversion.constants}
+    metadata["official"] = json.dumps(official)
+    carried = {CARRIED + key: tensor for key, tensor in conversion.carried.items()}
+    write_tensors(path, conversion.tensors | carried, metadata)
+
+
+def load_conversion(path: str | Path, family: str | None = None) -> Conversion:
+    """Read what `save_conversion`, or training, wrote.
+
+    Args:
+        path: The file.
+        family: Of files that were not converted.
+
+    Raises:
+        ValueError: The file is missing, damaged or of another library, or of an unknown or another family.
+    """
+    tensors, metadata = read_tensors(path, carried=True)
+    if "class_path" not in metadata or "init_args" not in metadata:
+        raise ValueError(f"{path} does not say what model it holds: only files that scalear wrote can be reversed")
+    official = json.loads(metadata.get("official", "{}"))
+    found = official.get("family", family)
+    if found is None:
+        raise ValueError(f"{path} was not converted from an official file: say with --family what it shall become")
+    if family not in (None, found):
+        raise ValueError(f"{path} was converted from the family {found}, not {family}")
+    return Conversion(
+        family=found,
+        config={"class_path": metadata["class_path"], "init_args": json.loads(metadata["init_args"])},
+        tensors={name: tensor for name, tensor in tensors.items() if not name.startswith(CARRIED)},
+        official_keys=official.get("keys", []),
+        constants=official.get("constants", []),
+        carried={name.removeprefix(CARRIED): t for name, t in tensors.items() if name.startswith(CARRIED)},
+    )
