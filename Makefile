@@ -39,6 +39,9 @@ demo-var: $(READY) ## the same for VAR, into runs/demo-var
 test: $(READY) ## run the tests
 	$(BIN)/pytest
 
+test-parity: $(READY) ## compare with recordings of the official code (SCALEAR_PARITY_DIR: other recordings)
+	$(BIN)/pytest tests/test_parity.py
+
 test-slow: $(READY) ## run the tests of full-size models too
 	$(BIN)/pytest -m ''
 

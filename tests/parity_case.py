@@ -12,6 +12,22 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from scalear.interop.convert import Conversion, convert_state
+
+# Official class of a recording -> its modules, by the prefix of their keys, and the family that each converts by.
+FAMILIES = {
+    "models.flowar.FlowAR": {"": "flowar"},
+    "models.flowmodel.SimpleTransformerAdaLN": {"": "flowar-head"},
+    "models.vae.AutoencoderKL": {"": "kl16"},
+    "models.vq_llama.VQModel": {"": "vq16"},
+    "models.vqvae.VQVAE": {"": "var-vqvae"},
+    "models.var.VAR": {"vae": "var-vqvae", "var": "var"},
+    "models.flexvar.FlexVAR": {"vae": "vq16", "var": "flexvar"},
+    "models.helpers.sample_with_top_k_top_p_": {},
+}
+# Where the constructor arguments of a module are recorded, where not at the top.
+_ARGUMENTS = {"vae": ("vqvae", "vq"), "var": ("var_kwargs",)}
+
 
 class Case:
     """One file.
@@ -42,8 +58,13 @@ class Case:
         """The official state dict, of one module where several share the file."""
         return _below(self._state, f"{module}." if module else "")
 
-    def has(self, name: str) -> bool:
-        return name in self._recorded
+    def convert(self, module: str = "") -> Conversion:
+        """Our model of the recorded constructor arguments, with the recorded weights, by the public converter."""
+        recorded = self.constructor
+        for name in _ARGUMENTS.get(module, ()):
+            recorded = recorded.get(name, recorded)
+        arguments = recorded.get("kwargs", recorded) | recorded.get("override", {})
+        return convert_state(self.state(module), FAMILIES[self.kind][module], arguments)
 
     def names(self, prefix: str) -> list[str]:
         """The rest of every recorded name that begins so."""

@@ -6,13 +6,13 @@ from parity_case import Case, compare_gradients, numbered, per_scale, watching
 from scalear.draws import RecordedDraws
 from scalear.flow import FlowSolver, interpolate
 from scalear.guidance import Guidance
-from scalear.interop.convert import convert_state, official_names
+from scalear.interop.convert import official_names
 from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
 
 
 def replay_flowar(case: Case) -> None:
-    conversion = convert_state(case.state(), "flowar", case.constructor["kwargs"])
+    conversion = case.convert()
     model = conversion.model()
     _train(case, model)
     gradients = official_names(conversion, {name: weight.grad for name, weight in model.named_parameters()})
@@ -70,7 +70,7 @@ def _sample(case: Case, model: Generator, tag: str, num_steps: int, guidance: fl
 
 
 def replay_flow_head(case: Case) -> None:
-    head = convert_state(case.state(), "flowar-head", case.constructor["kwargs"]).model()
+    head = case.convert().model()
     for side in case.constructor["grids"]:
         x_BLC, t_B, hidden_BLD = (case.inputs[f"{name}.{side}"] for name in ("x", "t", "condition"))
         t_B1 = 1 - t_B.double()[:, None]

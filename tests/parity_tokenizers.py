@@ -5,15 +5,14 @@ from parity_case import Case, compare_gradients, watching
 from torch import Tensor
 
 from scalear.interop.code_usage import llamagen_usage, var_usage
-from scalear.interop.convert import Conversion, convert_state, official_names
+from scalear.interop.convert import Conversion, official_names
 from scalear.pyramid import CodePyramid, ResidualPyramid, join
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.vq import ResidualVQTokenizer
 
 
 def replay_kl16(case: Case) -> None:
-    arguments = case.constructor["kwargs"] | case.constructor.get("override", {})
-    model = convert_state(case.state(), "kl16", arguments).model()
+    model = case.convert().model()
     image = case.inputs["img"]
     with torch.no_grad(), watching(encoder=model.encoder) as calls:
         case.compare("out.moments", model.moments(image))
@@ -27,13 +26,8 @@ def replay_kl16(case: Case) -> None:
     case.compare("out.kl", posterior.kl())
 
 
-def convert_tokenizer(case: Case, family: str, recorded: dict, module: str = "") -> Conversion:
-    """The tokenizer of a case, whose constructor recorded `kwargs` and what was forced onto them."""
-    return convert_state(case.state(module), family, recorded["kwargs"] | recorded.get("override", {}))
-
-
 def replay_vq16(case: Case) -> None:
-    conversion = convert_tokenizer(case, "vq16", case.constructor)
+    conversion = case.convert()
     model, image = conversion.model(), case.inputs["img"]
     with torch.no_grad(), watching(encoder=model.encoder) as calls:
         latent = model.encode(image)
@@ -78,7 +72,7 @@ def _vq16_training(case: Case, conversion: Conversion, model: torch.nn.Module, i
 
 
 def replay_var_vqvae(case: Case) -> None:
-    conversion = convert_tokenizer(case, "var-vqvae", case.constructor)
+    conversion = case.convert()
     model, image = conversion.model(), case.inputs["img"]
     latent = residual_codes(case, model, image, "", "")
     with torch.no_grad():

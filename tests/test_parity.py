@@ -9,7 +9,10 @@ from pathlib import Path
 import parity_flowar
 import parity_tokenizers
 import pytest
-from parity_case import Case
+import torch
+from parity_case import FAMILIES, Case
+
+from scalear.interop.convert import revert_state
 
 FOLDER = Path(os.environ.get("SCALEAR_PARITY_DIR", Path(__file__).parent / "parity"))
 FILES = sorted(FOLDER.glob("*.safetensors"))
@@ -34,3 +37,13 @@ def test_same_numbers_as_the_official_code(path, capsys):
     line = case.finish()
     with capsys.disabled():
         print(f"\n{line}", end=" ")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_official_weights_come_back_bit_by_bit(path):
+    case = Case(path)
+    for module in FAMILIES[case.kind]:
+        official = case.state(module)
+        back = revert_state(case.convert(module))
+        assert list(back) == list(official)
+        assert all(torch.equal(back[key], tensor) for key, tensor in official.items())
