@@ -8,19 +8,21 @@ from torch import Tensor
 _SHORT = 256
 
 
-def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v.
+def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, dropout: float = 0.0, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v.
 
     Args:
         q_BNld: Queries (B, N, l, d): batch, heads, tokens, head width.
         k_BNLd: Keys, all of which every query sees.
         v_BNLd: Values.
         dropout: Probability of dropping an attention weight.
+        scale: 1 / sqrt(d) by default.
 
     Returns:
         (B, N, l, d).
     """
     if q_BNld.device.type == "cpu" and k_BNLd.shape[-2] <= _SHORT:
-        weight_BNlL = (q_BNld * q_BNld.shape[-1] ** -0.5 @ k_BNLd.transpose(-1, -2)).softmax(-1)
+        scale = q_BNld.shape[-1] ** -0.5 if scale is None else scale
+        weight_BNlL = ((q_BNld if scale == 1 else q_BNld * scale) @ k_BNLd.transpose(-1, -2)).softmax(-1)
         return F.dropout(weight_BNlL, dropout) @ v_BNLd
-    return F.scaled_dot_product_attention(q_BNld, k_BNLd, v_BNLd, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q_BNld, k_BNLd, v_BNLd, dropout_p=dropout, scale=scale)

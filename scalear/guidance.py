@@ -5,6 +5,8 @@ from typing import Literal
 
 from scalear.scales import ScaleSchedule
 
+_FLEXVAR_SIDE, _FLEXVAR_STEPS = 16, 9
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -16,8 +18,9 @@ class Guidance:
 
     weight: float = 1.0
     """Full weight w; 1.0 is off."""
-    ramp: Literal["linear", "constant"] = "linear"
-    """`linear`: 1 + (w - 1) k / (K - 1); `constant`: w at every scale."""
+    ramp: Literal["linear", "constant", "flexvar"] = "linear"
+    """`linear` (FlowAR, VAR): 1 + (w - 1) k / (K - 1); `constant`: w at every scale; `flexvar`: the official FlexVAR
+    code's, 1 + (w - 1) k / min(K - 1, 9) up to side 16, beyond w with more than ten scales, and w above side 16."""
     start_time: float = 0.1
     """Flow steps at t < start_time (close to noise) are not guided. The official "guidance 0.9" is 0.1 here."""
 
@@ -34,9 +37,14 @@ class Guidance:
 
     def at_scale(self, k: int, schedule: ScaleSchedule) -> float:
         """Weight at scale k of a schedule."""
-        if self.ramp == "constant" or schedule.num_scales == 1:
+        last = schedule.num_scales - 1
+        if self.ramp == "constant" or last == 0:
             return self.weight
-        return 1.0 + (self.weight - 1.0) * k / (schedule.num_scales - 1)
+        if self.ramp == "flexvar":
+            if max(schedule.sizes[k]) > _FLEXVAR_SIDE:
+                return self.weight
+            last = min(last, _FLEXVAR_STEPS)
+        return 1.0 + (self.weight - 1.0) * k / last
 
     def at_time(self, t: float) -> bool:
         """Whether a flow step at time t is guided; the boundary is, up to rounding of t."""

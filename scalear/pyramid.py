@@ -46,6 +46,8 @@ class LatentPyramid:
         patch_size: Side p of the square of latent cells that makes one token.
     """
 
+    num_codes = None  # the content is no codes
+
     def __init__(self, patch_size: int = 1) -> None:
         if patch_size < 1:
             raise ValueError(f"patch_size must be at least 1, got {patch_size}")
@@ -54,16 +56,24 @@ class LatentPyramid:
     def bind(self, tokenizer: nn.Module) -> None:
         """Any tokenizer will do: the latent itself is the content."""
 
+    def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
+        """Refuse scales that a latent of `size` (h, w) cannot be taken apart into.
+
+        Raises:
+            ValueError: The schedule does not end at the latent's token map.
+        """
+        height, width = size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide the {height}x{width} latent")
+        schedule.require_final((height // self.patch_size, width // self.patch_size))
+
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
         """latent_BChw -> targets and contexts of all scales, float32.
 
         Raises:
             ValueError: The schedule does not end at the latent's token map.
         """
-        height, width = latent.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide the {height}x{width} latent")
-        schedule.require_final((height // self.patch_size, width // self.patch_size))
+        self.check(schedule, tuple(latent.shape[-2:]))
         latent = latent.float()
         targets = [self._fold(_area(latent, self._cells(size))) for size in schedule.sizes]
         contexts = [targets[0][:, :0]]
@@ -144,6 +154,11 @@ class QuantizerPyramid:
         self._quantizer = quantizer
 
     @property
+    def num_codes(self) -> int:
+        """Size of the codebook."""
+        return self.quantizer.num_codes
+
+    @property
     def quantizer(self) -> CodeQuantizer | SumQuantizer:
         """Of the tokenizer that the pyramid is bound to."""
         assert self._quantizer is not None, "bind the pyramid to its tokenizer first"
@@ -160,19 +175,26 @@ class CodePyramid(QuantizerPyramid):
 
     _needs, _remedy = CodeQuantizer, "VQTokenizer"
 
+    def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
+        """Refuse scales that a latent of `size` (h, w) cannot be taken apart into.
+
+        Raises:
+            ValueError: A scale is larger than the latent.
+        """
+        largest = schedule.sizes[-1]
+        if largest[0] > size[0] or largest[1] > size[1]:
+            raise ValueError(
+                f"scales {schedule} end at {schedule.names[-1]} tokens, but the latent has only {size[0]}x{size[1]}: "
+                "take larger images or shorter scales"
+            )
+
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
         """latent_BChw -> codes and contexts of all scales.
 
         Raises:
             ValueError: A scale is larger than the latent.
         """
-        height, width = latent.shape[-2:]
-        largest = schedule.sizes[-1]
-        if largest[0] > height or largest[1] > width:
-            raise ValueError(
-                f"scales {schedule} end at {schedule.names[-1]} tokens, but the latent has only {height}x{width}: "
-                "take larger images or shorter scales"
-            )
+        self.check(schedule, tuple(latent.shape[-2:]))
         targets = [self.quantizer.codes(_area(latent.float(), size)) for size in schedule.sizes]
         contexts = [_no_tokens(latent)]
         contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
@@ -196,13 +218,21 @@ class ResidualPyramid(QuantizerPyramid):
 
     _needs, _remedy = SumQuantizer, "ResidualVQTokenizer"
 
+    def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
+        """Refuse scales that a latent of `size` (h, w) cannot be taken apart into.
+
+        Raises:
+            ValueError: The schedule does not end at the latent's size.
+        """
+        schedule.require_final(size)
+
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
         """latent_BChw -> codes and contexts of all scales.
 
         Raises:
             ValueError: The schedule does not end at the latent's size.
         """
-        schedule.require_final(tuple(latent.shape[-2:]))
+        self.check(schedule, tuple(latent.shape[-2:]))
         targets = self.quantizer.encode(latent.float(), schedule)
         sums = self._sums(targets, schedule)
         contexts = [_no_tokens(latent)]

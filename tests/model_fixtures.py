@@ -1,6 +1,7 @@
 """Tiny generators whose every weight counts: fresh ones return zero."""
 
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -8,12 +9,17 @@ from torch import nn
 from scalear.models.blocks import FlowARBlock
 from scalear.models.flow_head import FlowHead
 from scalear.models.generator import Generator
-from scalear.models.norms import PlainNorm
-from scalear.models.positions import TokenPositions
+from scalear.models.norms import ModulatedNorm, PlainNorm
+from scalear.models.positions import GridPositions, LevelPositions, TokenPositions
+from scalear.models.token_head import TokenHead
 from scalear.models.transformer import ScaleTransformer
-from scalear.pyramid import LatentPyramid
+from scalear.models.var_block import VARBlock
+from scalear.pyramid import CodePyramid, LatentPyramid, ResidualPyramid
+from scalear.tokenizers.quantizer import VectorQuantizer
+from scalear.tokenizers.residual import ResidualQuantizer
 
 NUM_CLASSES = 3
+NUM_CODES = 16
 
 
 def make_transformer(scales: str = "1,2,4", context_dim: int = 4, **changes) -> ScaleTransformer:
@@ -34,6 +40,34 @@ def make_generator(scales: str = "1,2,4", channels: int = 4, patch_size: int = 1
     parts = {"cross_attention": changes.pop("cross_attention", False)}
     transformer = make_transformer(scales, token_dim, dropout=changes.pop("dropout", 0.0))
     return Generator(transformer, make_head(token_dim, **parts), LatentPyramid(patch_size), **changes)
+
+
+def make_var_transformer(scales: str = "1,2,4", **changes) -> ScaleTransformer:
+    """VAR's, or with other positions FlexVAR's."""
+    block = partial(VARBlock, num_heads=changes.pop("num_heads", 2), **changes.pop("block", {}))
+    parts = {"positions": LevelPositions, "block": block, "norm": ModulatedNorm, "var_init": True}
+    arguments = {"context_dim": 4, "dim": 24, "depths": [2], "num_classes": NUM_CLASSES, "scales": scales}
+    return ScaleTransformer(**parts | arguments | changes)
+
+
+class CodeTokenizer(nn.Module):
+    """A quantizer alone, which is all that pyramids look at."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+
+def make_code_generator(kind: Literal["var", "flexvar"], scales: str = "1,2,4", **changes) -> Generator:
+    """A generator of codes, bound to a random codebook of 4 channels."""
+    torch.manual_seed(0)
+    flexible = kind == "flexvar"
+    positions = partial(GridPositions, side=4) if flexible else LevelPositions
+    transformer = make_var_transformer(scales, positions=positions, **changes)
+    pyramid = CodePyramid() if flexible else ResidualPyramid()
+    generator = Generator(transformer, TokenHead(NUM_CODES, transformer.dim), pyramid)
+    generator.bind(CodeTokenizer((VectorQuantizer if flexible else ResidualQuantizer)(NUM_CODES, 4)))
+    return generator
 
 
 def randomise(module: nn.Module, std: float = 0.15) -> nn.Module:

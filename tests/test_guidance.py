@@ -19,6 +19,21 @@ def test_constant_ramp_and_a_single_scale_have_the_full_weight():
     assert Guidance(3.0).at_scale(0, DOUBLING.scale(0)) == 3.0
 
 
+@pytest.mark.parametrize(
+    "scales, official",
+    [
+        ("256px-10", [k / 9 for k in range(10)]),
+        ("1,2,3,5,8,11,16", [k / 6 for k in range(7)]),
+        ("256px-13", [k / 9 for k in range(13)]),  # beyond the full weight
+        ("1,2,3,4,5,6,8,10,13,16,24", [*(k / 9 for k in range(10)), 1.0]),
+    ],
+)
+def test_flexvars_ramp_is_the_official_one(scales, official):
+    schedule, guidance = ScaleSchedule.parse(scales), Guidance(3.5, ramp="flexvar")
+    weights = [guidance.at_scale(k, schedule) for k in range(schedule.num_scales)]
+    assert weights == pytest.approx([1 + 2.5 * ratio for ratio in official])
+
+
 def test_one_is_off():
     assert not Guidance(1.0).active
     assert Guidance(1.5).active and Guidance(0.0).active

@@ -5,7 +5,7 @@ from model_fixtures import make_head, make_transformer, randomise
 
 from scalear.attention import attend
 from scalear.models.blocks import AdaLNBlock
-from scalear.models.layers import Attention, Rotary, attend_by_scale, gated_mlp, zero_linear
+from scalear.models.layers import Rotary, RotaryAttention, attend_by_scale, gated_mlp, zero_linear
 from scalear.models.norms import rms_norm
 from scalear.scales import ScaleSchedule
 
@@ -112,7 +112,7 @@ def test_cached_steps_equal_the_masked_forward(scales, dtype, tolerance):
 
 def test_a_fresh_block_is_the_identity():
     schedule = ScaleSchedule.parse("1,2")
-    block = AdaLNBlock(rms_norm(16, False), Attention(16, 2, Rotary(8), True), gated_mlp(16), zero_linear(12, 96))
+    block = AdaLNBlock(rms_norm(16, False), RotaryAttention(16, 2, Rotary(8), True), gated_mlp(16), zero_linear(12, 96))
     x_BLD = tokens(schedule, 2, 16)
     for cond in (torch.randn(2, 1, 12), torch.randn(2, schedule.num_tokens, 12)):
         assert torch.equal(block(x_BLD, cond, schedule), x_BLD)

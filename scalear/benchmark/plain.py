@@ -38,14 +38,13 @@ def plain(model: nn.Module) -> Iterator[None]:
 
 
 def _attention(self: Attention, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
-    q_BNLd, k_BNLd, v_BNLd = rearrange(self.qkv(x_BLD), "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
-    q_BNLd, k_BNLd = self.rotary(q_BNLd, k_BNLd, schedule)
+    q_BNLd, k_BNLd, v_BNLd = self.project(x_BLD, schedule)
     if cache is None:
         mask_LL = _mask(schedule, self.causal, x_BLD.device)
         dropout = self.dropout if self.training else 0.0
-        out_BNLd = F.scaled_dot_product_attention(q_BNLd, k_BNLd, v_BNLd, mask_LL, dropout)
+        out_BNLd = F.scaled_dot_product_attention(q_BNLd, k_BNLd, v_BNLd, mask_LL, dropout, scale=self.scale)
     else:
-        out_BNLd = F.scaled_dot_product_attention(q_BNLd, *cache.append(k_BNLd, v_BNLd))
+        out_BNLd = F.scaled_dot_product_attention(q_BNLd, *cache.append(k_BNLd, v_BNLd), scale=self.scale)
     out_BLD = self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
     return F.dropout(out_BLD, self.dropout, self.training)
 
@@ -63,8 +62,8 @@ def _ada_ln_block(
     self: AdaLNBlock, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None
 ) -> Tensor:
     gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
-    x_BLD = x_BLD + gate_1 * self.attention(self.norm(x_BLD) * (1 + scale_1) + shift_1, schedule, cache)
-    return x_BLD + gate_2 * self.mlp(self.norm(x_BLD) * (1 + scale_2) + shift_2)
+    x_BLD = x_BLD + self.drop_path(gate_1 * self.attention(self.norm(x_BLD) * (1 + scale_1) + shift_1, schedule, cache))
+    return x_BLD + self.drop_path(gate_2 * self.mlp(self.norm(x_BLD) * (1 + scale_2) + shift_2))
 
 
 def _rotary(self: Rotary, q_BNLd: Tensor, k_BNLd: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:

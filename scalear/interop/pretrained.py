@@ -93,7 +93,7 @@ class ScaleARModel(
         }
         self.generator = build(Generator, generator)
         self.tokenizer = build(Tokenizer, tokenizer)
-        self.generator.pyramid.bind(self.tokenizer)
+        self.generator.bind(self.tokenizer)
         self.sampling = build_settings(sampling)
         self.guidance = build_settings(guidance)
         self.scales = scales

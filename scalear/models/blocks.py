@@ -6,9 +6,10 @@ Legend: B batch, L tokens of the scales at hand, D width.
 from dataclasses import dataclass
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
-from scalear.models.layers import Attention, Rotary, gated_mlp, zero_linear
+from scalear.models.layers import Rotary, RotaryAttention, gated_mlp, zero_linear
 from scalear.models.norms import modulate, rms_norm
 from scalear.scales import ScaleSchedule
 
@@ -42,20 +43,30 @@ class AdaLNBlock(nn.Module):
         attention: Mixes the D channels of tokens of several scales; also makes its cache.
         mlp: Position-wise network.
         modulation: The condition to 6 D numbers: both gates, both scales, both shifts.
+        drop_path: Probability that a sample skips attention, and that it skips the MLP, in training.
+
+    Attributes:
+        shares_modulation: The transformer must turn the condition into 6 D numbers for all blocks at once.
     """
 
-    def __init__(self, norm: nn.Module, attention: nn.Module, mlp: nn.Module, modulation: nn.Module) -> None:
+    shares_modulation = False
+
+    def __init__(
+        self, norm: nn.Module, attention: nn.Module, mlp: nn.Module, modulation: nn.Module, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm = norm
         self.attention = attention
         self.mlp = mlp
         self.modulation = modulation
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: object | None = None) -> Tensor:
         """`cond` is the activated condition, (B, 1, cond_dim) or (B, L, cond_dim)."""
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
-        x_BLD = x_BLD + gate_1 * self.attention(modulate(self.norm(x_BLD), shift_1, scale_1), schedule, cache)
-        return x_BLD + gate_2 * self.mlp(modulate(self.norm(x_BLD), shift_2, scale_2))
+        out_BLD = self.attention(modulate(self.norm(x_BLD), shift_1, scale_1), schedule, cache)
+        x_BLD = x_BLD + self.drop_path(gate_1 * out_BLD)
+        return x_BLD + self.drop_path(gate_2 * self.mlp(modulate(self.norm(x_BLD), shift_2, scale_2)))
 
     def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> object:
         """Memory for `num_tokens` tokens of `batch` rows."""
@@ -75,7 +86,7 @@ class FlowARBlock(AdaLNBlock):
     def __init__(self, dim: int, place: Place, num_heads: int, dropout: float = 0.0) -> None:
         require_heads(dim, num_heads)
         rotary = Rotary(dim // num_heads, side=max(place.schedule.sizes[-1]))
-        attention = Attention(dim, num_heads, rotary, causal=True, dropout=dropout)
+        attention = RotaryAttention(dim, num_heads, rotary, causal=True, dropout=dropout)
         super().__init__(rms_norm(dim, affine=False), attention, gated_mlp(dim, dropout), zero_linear(dim, 6 * dim))
 
 

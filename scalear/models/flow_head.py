@@ -14,7 +14,7 @@ from scalear.flow import FlowSolver, interpolate
 from scalear.guidance import Guidance
 from scalear.models.blocks import AdaLNBlock, require_heads
 from scalear.models.head import Head
-from scalear.models.layers import Attention, CrossAttention, Rotary, gated_mlp, linear, zero_linear
+from scalear.models.layers import CrossAttention, Rotary, RotaryAttention, gated_mlp, linear, zero_linear
 from scalear.models.norms import modulate, rms_norm
 from scalear.scales import ScaleSchedule
 
@@ -65,7 +65,7 @@ class CrossAttentionBlock(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, num_heads: int, rotary: Rotary) -> None:
         super().__init__()
         self.norm = rms_norm(dim, affine=False)
-        self.attention = Attention(dim, num_heads, rotary, causal=False, qkv_bias=False)
+        self.attention = RotaryAttention(dim, num_heads, rotary, causal=False, qkv_bias=False)
         self.attention_modulation = zero_linear(dim, 3 * dim)
         self.query_norm = rms_norm(dim, affine=True)
         self.key_norm = rms_norm(hidden_dim, affine=True)
@@ -126,13 +126,17 @@ class FlowHead(Head):
         def block() -> nn.Module:
             if cross_attention:
                 return CrossAttentionBlock(dim, cond_dim, num_heads, rotary)
-            attention = Attention(dim, num_heads, rotary, causal=False, qkv_bias=False)
+            attention = RotaryAttention(dim, num_heads, rotary, causal=False, qkv_bias=False)
             return AdaLNBlock(rms_norm(dim, affine=False), attention, gated_mlp(dim), zero_linear(dim, 6 * dim))
 
         self.blocks = nn.ModuleList([block() for _ in range(depth)])
         self.final_norm = rms_norm(dim, affine=False)
         self.final_modulation = zero_linear(dim, 2 * dim)
         self.output_proj = zero_linear(dim, token_dim)
+
+    def check_codes(self, num_codes: int | None) -> None:
+        if num_codes is not None:
+            raise ValueError("FlowHead predicts latents, not codes: take LatentPyramid")
 
     def forward(self, x_BLC: Tensor, t_BK: Tensor, hidden_BLD: Tensor, schedule: ScaleSchedule) -> Tensor:
         """Velocity of the tokens of one or more scales.

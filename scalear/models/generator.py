@@ -11,7 +11,7 @@ from scalear.guidance import Guidance
 from scalear.models.flow_head import FlowHead
 from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
-from scalear.pyramid import LatentPyramid, Pyramid, join
+from scalear.pyramid import CodePyramid, LatentPyramid, Pyramid, ResidualPyramid, join
 from scalear.scales import ScaleSchedule
 
 Forced = Sequence[tuple[Tensor, Tensor] | None]
@@ -49,7 +49,7 @@ class Generator(nn.Module):
         self,
         transformer: ScaleTransformer,
         head: Head,
-        pyramid: LatentPyramid,
+        pyramid: LatentPyramid | CodePyramid | ResidualPyramid,
         label_drop_prob: float = 0.1,
     ) -> None:
         super().__init__()
@@ -75,8 +75,22 @@ class Generator(nn.Module):
     def num_classes(self) -> int:
         return self.transformer.num_classes
 
-    def check_latent(self, channels: int, size: tuple[int, int]) -> None:
+    def bind(self, tokenizer: nn.Module) -> None:
+        """Let the pyramid use this tokenizer's codebook, if it needs one. Comes before everything else.
+
+        Raises:
+            ValueError: The tokenizer has no such codebook, or the head predicts something else.
+        """
+        self.pyramid.bind(tokenizer)
+        self.head.check_codes(self.pyramid.num_codes)
+
+    def check_latent(self, channels: int, size: tuple[int, int], schedule: ScaleSchedule | None = None) -> None:
         """Refuse latents that this generator was not built for.
+
+        Args:
+            channels: Of the latents.
+            size: (h, w) of the latents.
+            schedule: Scales to train on; those of the transformer by default.
 
         Raises:
             ValueError: Channels or sides differ; names both.
@@ -87,7 +101,7 @@ class Generator(nn.Module):
                 f"latents have {channels} channels and the patch size is {patch}: token_dim and context_dim must be "
                 f"{channels * patch * patch}, not {self.transformer.context_dim}"
             )
-        self.schedule.require_final((size[0] // patch, size[1] // patch))
+        self.pyramid.check(schedule or self.schedule, size)
 
     def loss(self, pyramid: Pyramid, label_B: Tensor, draws: Draws) -> Loss:
         """Training loss: the head's, summed over scales with the head's weights.

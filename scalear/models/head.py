@@ -24,6 +24,17 @@ class Head(nn.Module, ABC):
     sampling_type: type
 
     @abstractmethod
+    def check_codes(self, num_codes: int | None) -> None:
+        """Refuse a pyramid of another kind of content.
+
+        Args:
+            num_codes: Size of the codebook whose codes the pyramid holds, None where it holds latents.
+
+        Raises:
+            ValueError: The head predicts something else.
+        """
+
+    @abstractmethod
     def loss(
         self, hidden_BLD: Tensor, targets: list[Tensor], schedule: ScaleSchedule, draws: Draws
     ) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 Legend: B batch, L tokens, D width of the transformer at hand, N heads, d head width, h w token map.
 """
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 
 import torch
@@ -66,7 +67,13 @@ def _rotary_table(
 
 
 def attend_by_scale(
-    q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, schedule: ScaleSchedule, causal: bool, dropout: float = 0.0
+    q_BNLd: Tensor,
+    k_BNLd: Tensor,
+    v_BNLd: Tensor,
+    schedule: ScaleSchedule,
+    causal: bool,
+    dropout: float = 0.0,
+    scale: float | None = None,
 ) -> Tensor:
     """Attention inside every scale, and with `causal` also to all coarser ones (block-causal).
 
@@ -76,20 +83,63 @@ def attend_by_scale(
     out = []
     for start, end in zip(schedule.offsets, schedule.offsets[1:], strict=False):
         keys = slice(0 if causal else start, end)
-        out.append(attend(q_BNLd[:, :, start:end], k_BNLd[:, :, keys], v_BNLd[:, :, keys], dropout))
+        out.append(attend(q_BNLd[:, :, start:end], k_BNLd[:, :, keys], v_BNLd[:, :, keys], dropout, scale))
     return torch.cat(out, dim=2)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over the tokens of one or more scales.
+class Attention(nn.Module, ABC):
+    """Multi-head self-attention over the tokens of one or more scales. Subclasses make queries, keys and values.
+
+    Args:
+        num_heads: N.
+        head_dim: d.
+        causal: Also attend to coarser scales; otherwise every scale is on its own.
+        dropout: On attention weights and on the output.
+        scale: Of the softmax's argument; 1 / sqrt(d) by default.
+    """
+
+    proj: nn.Linear
+
+    def __init__(
+        self, num_heads: int, head_dim: int, causal: bool, dropout: float = 0.0, scale: float | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+
+    @abstractmethod
+    def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, N, L, d) of the tokens of `schedule`."""
+
+    def forward(self, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
+        """Attention over the tokens of `schedule`, which follow the cached ones where a cache is given."""
+        q_BNLd, k_BNLd, v_BNLd = self.project(x_BLD, schedule)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None:
+            out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, dropout, self.scale)
+        else:
+            out_BNLd = attend(q_BNLd, *cache.append(k_BNLd, v_BNLd), scale=self.scale)
+        out_BLD = self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
+        return F.dropout(out_BLD, self.dropout, self.training)
+
+    def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        """Memory for the keys and values of `num_tokens` tokens of `batch` rows."""
+        return LayerCache((batch, self.num_heads, num_tokens, self.head_dim), device, dtype)
+
+
+class RotaryAttention(Attention):
+    """FlowAR's attention.
 
     Args:
         dim: D.
         num_heads: N.
         rotary: Positions of queries and keys.
-        causal: Also attend to coarser scales; otherwise every scale is on its own.
+        causal: As in `Attention`.
         qkv_bias: Bias of the query, key and value projection.
-        dropout: On attention weights and on the output.
+        dropout: As in `Attention`.
     """
 
     def __init__(
@@ -101,30 +151,14 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
+        super().__init__(num_heads, dim // num_heads, causal, dropout)
         self.rotary = rotary
-        self.causal = causal
-        self.dropout = dropout
         self.qkv = linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = linear(dim, dim)
 
-    def forward(self, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
-        """Attention over the tokens of `schedule`, which follow the cached ones where a cache is given."""
+    def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
         q_BNLd, k_BNLd, v_BNLd = rearrange(self.qkv(x_BLD), "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
-        q_BNLd, k_BNLd = self.rotary(q_BNLd, k_BNLd, schedule)
-        dropout = self.dropout if self.training else 0.0
-        if cache is None:
-            out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, dropout)
-        else:
-            out_BNLd = attend(q_BNLd, *cache.append(k_BNLd, v_BNLd))
-        out_BLD = self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
-        return F.dropout(out_BLD, self.dropout, self.training)
-
-    def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> LayerCache:
-        """Memory for the keys and values of `num_tokens` tokens of `batch` rows."""
-        return LayerCache((batch, self.num_heads, num_tokens, self.head_dim), device, dtype)
+        return *self.rotary(q_BNLd, k_BNLd, schedule), v_BNLd
 
 
 class CrossAttention(nn.Module):
@@ -182,3 +216,22 @@ def init_linear(layer: nn.Linear) -> None:
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def normal_linear(in_dim: int, out_dim: int, std: float, bias: bool = True) -> nn.Linear:
+    """A linear layer with normal weights and zero biases, as VAR initialises them."""
+    layer = nn.Linear(in_dim, out_dim, bias=bias)
+    init_normal(layer, std)
+    return layer
+
+
+def init_normal(layer: nn.Linear, std: float) -> None:
+    """Normal weights, cut off at +-2 (official code), and zero biases."""
+    nn.init.trunc_normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def var_std(dim: int) -> float:
+    """Standard deviation that VAR's weights of a transformer of width `dim` start with, up to factors."""
+    return (3 * dim) ** -0.5

@@ -6,6 +6,8 @@ Legend: B batch, L tokens, D width.
 import torch
 from torch import Tensor, nn
 
+from scalear.models.layers import normal_linear, var_std
+
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """AdaLN's affine step."""
@@ -29,3 +31,20 @@ class PlainNorm(nn.RMSNorm):
 
     def forward(self, x_BLD: Tensor, cond_B1D: Tensor) -> Tensor:
         return super().forward(x_BLD)
+
+
+class ModulatedNorm(nn.Module):
+    """VAR's norm before the head: LayerNorm, scaled and shifted by the condition.
+
+    Args:
+        dim: D, also of the condition.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation = normal_linear(dim, 2 * dim, 0.5 * var_std(dim))
+
+    def forward(self, x_BLD: Tensor, cond_B1D: Tensor) -> Tensor:
+        scale, shift = self.modulation(cond_B1D).chunk(2, dim=-1)
+        return modulate(self.norm(x_BLD), shift, scale)

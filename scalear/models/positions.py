@@ -1,13 +1,17 @@
 """Absolute positions: what the transformer adds to a token so that it knows its place.
 
-Legend: L tokens of all scales, l of the scales asked for, D width.
+Legend: L tokens of all scales, l of the scales asked for, D width, h w a grid.
 """
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scalear.models.layers import var_std
 from scalear.scales import ScaleSchedule
 
 
@@ -41,6 +45,109 @@ class TokenPositions(Positions):
     def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
         require_same(schedule, self.schedule)
         return self.table_LD[schedule.offsets[first] : schedule.offsets[last]]
+
+
+class LevelPositions(Positions):
+    """One learned vector per token of the whole schedule and one per scale (VAR).
+
+    Args:
+        dim: D.
+        schedule: The only schedule that these positions serve.
+    """
+
+    def __init__(self, dim: int, schedule: ScaleSchedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.start = start_vector(dim)
+        self.table_LD = nn.Parameter(torch.empty(schedule.num_tokens, dim))
+        self.table_LD.no_weight_decay = True
+        self.level_embedding = nn.Embedding(schedule.num_scales, dim)
+        for table in (self.table_LD, self.level_embedding.weight):
+            nn.init.trunc_normal_(table, std=var_std(dim))
+
+    def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
+        require_same(schedule, self.schedule)
+        tokens = slice(schedule.offsets[first], schedule.offsets[last])
+        level_l = schedule.level_ids(self.table_LD.device)[tokens]
+        return with_start(self.table_LD[tokens] + self.level_embedding(level_l), self.start, schedule, first)
+
+
+class GridPositions(Positions):
+    """A learned grid of vectors, resized to every scale (FlexVAR). It serves scales of any size and number.
+
+    Args:
+        dim: D.
+        schedule: Not used: any will do.
+        side: Side of the grid. The paper says that of the finest map in training, 16; the official code has 32.
+        resize: `area` averages (official code; beyond the grid it repeats vectors), `bilinear` is the paper's.
+    """
+
+    def __init__(
+        self, dim: int, schedule: ScaleSchedule, side: int = 32, resize: Literal["area", "bilinear"] = "area"
+    ) -> None:
+        super().__init__()
+        self.resize = resize
+        self.start = start_vector(dim)
+        # As in the official code: even channels know only the row, odd ones only the column.
+        frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+        angles = torch.arange(side)[:, None] * frequencies
+        rows = angles.sin()[:, None].expand(-1, side, -1)
+        columns = angles.cos()[None].expand(side, -1, -1)
+        grid_hwD = torch.stack([rows, columns], dim=-1).flatten(-2)
+        self.grid_Dhw = nn.Parameter(grid_hwD.permute(2, 0, 1).contiguous())
+        self.grid_Dhw.no_weight_decay = True
+
+    def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
+        grids = [F.interpolate(self.grid_Dhw[None], size, mode=self.resize) for size in schedule.sizes[first:last]]
+        vectors_lD = torch.cat([grid_1Dhw.flatten(2)[0].T for grid_1Dhw in grids])
+        return with_start(vectors_lD, self.start, schedule, first)
+
+
+class SinCosPositions(Positions):
+    """Fixed sines and cosines of row and column, for scales of any size and number (an option of FlexVAR).
+
+    Every scale covers the same square, whose extent is the side of the finest scale in training.
+
+    Args:
+        dim: D, a multiple of 4: sines and cosines of rows, then of columns.
+        schedule: Its finest scale is the extent.
+    """
+
+    def __init__(self, dim: int, schedule: ScaleSchedule) -> None:
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"sine and cosine positions need a width divisible by 4, got {dim}")
+        self.side = max(schedule.sizes[-1])
+        self.start = start_vector(dim)
+
+    def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
+        tables = [_sincos_table(size, self.side, len(self.start), self.start.device) for size in schedule.sizes]
+        return with_start(torch.cat(tables[first:last]), self.start, schedule, first)
+
+
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)
+def _sincos_table(size: tuple[int, int], side: int, dim: int, device: torch.device) -> Tensor:
+    frequencies = 10000.0 ** (-4.0 * torch.arange(dim // 4) / dim)
+    parts = []
+    for axis, cells in enumerate(size):
+        angles = ((torch.arange(cells) + 0.5) * side / cells)[:, None] * frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        parts.append((waves[:, None] if axis == 0 else waves[None]).expand(*size, -1))
+    return torch.cat(parts, dim=-1).flatten(0, 1).to(device)
+
+
+def start_vector(dim: int) -> nn.Parameter:
+    """What distinguishes the class token from all others, (D,)."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=var_std(dim)))
+
+
+def with_start(vectors_lD: Tensor, start_D: Tensor, schedule: ScaleSchedule, first: int) -> Tensor:
+    """Add the start vector to the tokens of scale 0, where they are among those asked for."""
+    if first > 0:
+        return vectors_lD
+    length = schedule.lengths[0]
+    return torch.cat([vectors_lD[:length] + start_D, vectors_lD[length:]])
 
 
 def require_same(schedule: ScaleSchedule, trained: ScaleSchedule) -> None:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scalear.models.blocks import AdaLNBlock, Place
 from scalear.models.cache import Cache
-from scalear.models.layers import linear
+from scalear.models.layers import linear, normal_linear, var_std
 from scalear.models.positions import Positions
 from scalear.scales import ScaleSchedule
 
@@ -31,6 +31,8 @@ class ScaleTransformer(nn.Module):
         positions: Class of the positions; called with (dim, schedule).
         block: Class of the blocks; called with (dim, place).
         norm: Class of the norm after each stack; called with (dim).
+        var_init: Let class embedding and context projection start as in VAR, from N(0, 1 / 3D), instead of FlowAR's
+            N(0, 0.02^2) and Xavier's distribution.
         input_norm: Also normalise the input of the first stack, after its positions (FlowAR).
         output_positions: Add positions to the semantics, too (FlowAR).
         checkpoint_blocks: Recompute blocks in the backward pass: less memory, about a third more time.
@@ -46,6 +48,7 @@ class ScaleTransformer(nn.Module):
         positions: Callable[[int, ScaleSchedule], Positions],
         block: Callable[[int, Place], AdaLNBlock],
         norm: Callable[[int], nn.Module],
+        var_init: bool = False,
         input_norm: bool = False,
         output_positions: bool = False,
         checkpoint_blocks: bool = False,
@@ -58,8 +61,8 @@ class ScaleTransformer(nn.Module):
         self.checkpoint_blocks = checkpoint_blocks
 
         self.class_embedding = nn.Embedding(num_classes + 1, dim)
-        nn.init.normal_(self.class_embedding.weight, std=0.02)
-        self.context_proj = linear(context_dim, dim)
+        nn.init.normal_(self.class_embedding.weight, std=var_std(dim) if var_init else 0.02)
+        self.context_proj = normal_linear(context_dim, dim, var_std(dim)) if var_init else linear(context_dim, dim)
         self.input_norm = norm(dim) if input_norm else None
         self.between = nn.ModuleList([linear(dim, dim) for _ in depths[1:]])
         self.output_positions = output_positions
@@ -68,6 +71,8 @@ class ScaleTransformer(nn.Module):
         places = (Place(layer, sum(depths), self.schedule) for layer in range(sum(depths)))
         self.stacks = nn.ModuleList([nn.ModuleList([block(dim, next(places)) for _ in range(n)]) for n in depths])
         self.norms = nn.ModuleList([norm(dim) for _ in depths])
+        shares = any(block.shares_modulation for stack in self.stacks for block in stack)
+        self.shared_modulation = normal_linear(dim, 6 * dim, var_std(dim)) if shares else nn.Identity()
 
     def embed(self, label_B: Tensor) -> Tensor:
         """Class indices to the condition cond_BD."""
@@ -108,6 +113,7 @@ class ScaleTransformer(nn.Module):
         given = schedule if cache is None else schedule.scale(first)
         layers = iter(cache.layers) if cache else None
         cond_B1D = nn.functional.silu(cond_BD)[:, None]
+        block_cond = self.shared_modulation(cond_B1D)
         for index, (stack, norm) in enumerate(zip(self.stacks, self.norms, strict=True)):
             if index:
                 x_BLD = self.between[index - 1](x_BLD)
@@ -116,9 +122,9 @@ class ScaleTransformer(nn.Module):
                 x_BLD = self.input_norm(x_BLD, cond_B1D)
             for block in stack:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
-                    x_BLD = checkpoint(block, x_BLD, cond_B1D, given, use_reentrant=False)
+                    x_BLD = checkpoint(block, x_BLD, block_cond, given, use_reentrant=False)
                 else:
-                    x_BLD = block(x_BLD, cond_B1D, given, next(layers) if layers else None)
+                    x_BLD = block(x_BLD, block_cond, given, next(layers) if layers else None)
             x_BLD = norm(x_BLD, cond_B1D)
         return x_BLD + positions[-1] if self.output_positions else x_BLD
 

@@ -2,10 +2,18 @@
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.models.generator import Generator
+from scalear.scales import ScaleSchedule
+from scalear.schedules import ScheduleSampler
 from scalear.tokenizers.base import Tokenizer
 
 
-def check_data(data: ShardDataModule, generator: Generator, tokenizer: Tokenizer, fingerprint: str) -> None:
+def check_data(
+    data: ShardDataModule,
+    generator: Generator,
+    tokenizer: Tokenizer,
+    fingerprint: str,
+    schedules: ScheduleSampler | None,
+) -> None:
     """Refuse data that the generator cannot learn from.
 
     Args:
@@ -13,6 +21,7 @@ def check_data(data: ShardDataModule, generator: Generator, tokenizer: Tokenizer
         generator: What learns from them.
         tokenizer: Makes or made the latents.
         fingerprint: Of the tokenizer.
+        schedules: What draws the scales of training, if not the generator's are used.
 
     Raises:
         ValueError: Tokenizer, classes, channels or sizes differ; names both sides.
@@ -30,7 +39,10 @@ def check_data(data: ShardDataModule, generator: Generator, tokenizer: Tokenizer
             f"{tokenizer.image_channels}"
         )
     side = data.random_crop or index.image_size
-    generator.check_latent(tokenizer.latent_channels, tokenizer.latent_size((side, side)))
+    latent_size = tokenizer.latent_size((side, side))
+    generator.check_latent(tokenizer.latent_channels, latent_size)
+    if schedules is not None:
+        generator.check_latent(tokenizer.latent_channels, latent_size, ScaleSchedule((schedules.final,)))
 
 
 def check_fingerprint(trained_with: str | None, fingerprint: str) -> None:

@@ -10,6 +10,7 @@ from scalear.guidance import Guidance
 from scalear.models.generator import Generator, Loss
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
+from scalear.token_sampling import TokenSampling
 from scalear.tokenizers.base import Tokenizer
 from scalear.training.frozen import freeze
 from scalear.training.generator_checks import check_data, check_fingerprint
@@ -46,7 +47,7 @@ class GeneratorModule(SamplingModule):
         generator: Generator,
         tokenizer: Tokenizer,
         optimizer: OptimizerSettings,
-        sampling: FlowSolver,
+        sampling: FlowSolver | TokenSampling,
         guidance: Guidance,
         samples: SampleRequest,
         report: SampleReport | None = None,
@@ -68,14 +69,14 @@ class GeneratorModule(SamplingModule):
         self._fingerprint = ""
         freeze(self, "tokenizer")
         generator.check_sampling(sampling)
-        generator.pyramid.bind(tokenizer)
+        generator.bind(tokenizer)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.tokenizer.load_weights()
         self._fingerprint = self.tokenizer.fingerprint()
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
-            check_data(self.trainer.datamodule, self.generator, self.tokenizer, self._fingerprint)
+            check_data(self.trainer.datamodule, self.generator, self.tokenizer, self._fingerprint, self.schedules)
         if stage == "fit" and self.compile_parts:
             self.generator.transformer.compile()
             self.generator.head.compile()

@@ -1,0 +1,113 @@
+"""The transformer block of VAR and FlexVAR.
+
+Legend: B batch, L tokens, D width, N heads, d head width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from scalear.models.blocks import AdaLNBlock, Place, require_heads
+from scalear.models.layers import Attention, init_normal, normal_linear, var_std
+from scalear.scales import ScaleSchedule
+
+
+class VARBlock(AdaLNBlock):
+    """AdaLN block with LayerNorm, biased attention without rotary positions and a plain MLP (official code).
+
+    Gates start close to zero, not at it.
+
+    Args:
+        dim: D, also of the condition.
+        place: How deep the block sits.
+        num_heads: N; the official code uses D // 64.
+        normalise: Attend by direction only, with a learned temperature per head, as all released models do; False
+            for a quarter of the usual scaled dot product.
+        mlp_ratio: Hidden units of the MLP over D.
+        drop_path: Probability that the last block is skipped by a sample; it rises linearly from none at the first.
+        gate_init: Factor on the gates' initial weights.
+        shared_modulation: Add a learned table to 6 D numbers that all blocks share, in place of a linear map of the
+            condition in every block (VAR-d36).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        place: Place,
+        num_heads: int,
+        normalise: bool = True,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        gate_init: float = 1e-5,
+        shared_modulation: bool = False,
+    ) -> None:
+        require_heads(dim, num_heads)
+        residual_std = var_std(dim) / math.sqrt(2 * place.num_layers)
+        mlp = Mlp(dim, round(dim * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        init_normal(mlp.fc1, var_std(dim))
+        init_normal(mlp.fc2, residual_std)
+        super().__init__(
+            norm=nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False),
+            attention=VARAttention(dim, num_heads, normalise, residual_std),
+            mlp=mlp,
+            modulation=_SharedModulation(dim) if shared_modulation else normal_linear(dim, 6 * dim, var_std(dim)),
+            drop_path=drop_path * place.layer / max(1, place.num_layers - 1),
+        )
+        self.shares_modulation = shared_modulation
+        with torch.no_grad():
+            weight = next(self.modulation.parameters())
+            weight[: 2 * dim] *= gate_init
+            weight[2 * dim :] *= 0.5
+
+
+class _SharedModulation(nn.Module):
+    """Six vectors of a block's own, added to those that all blocks share.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6 * dim) / math.sqrt(dim))
+
+    def forward(self, shared_B1D: Tensor) -> Tensor:
+        return shared_B1D + self.table
+
+
+class VARAttention(Attention):
+    """Causal attention with biases on queries and values, and none on keys.
+
+    Args:
+        dim: D.
+        num_heads: N.
+        normalise: As in `VARBlock`.
+        proj_std: Standard deviation of the output projection's initial weights.
+    """
+
+    def __init__(self, dim: int, num_heads: int, normalise: bool, proj_std: float) -> None:
+        head_dim = dim // num_heads
+        super().__init__(num_heads, head_dim, causal=True, scale=1.0 if normalise else 0.25 / math.sqrt(head_dim))
+        self.qkv = normal_linear(dim, 3 * dim, var_std(dim), bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.log_scale_N = nn.Parameter(torch.full((num_heads,), math.log(4.0))) if normalise else None
+        self.proj = normal_linear(dim, dim, proj_std)
+
+    def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x_BLD, self.qkv.weight, bias)
+        q_BNLd, k_BNLd, v_BNLd = rearrange(qkv, "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
+        if self.log_scale_N is not None:
+            scale_N11 = self.log_scale_N.clamp(max=math.log(100.0)).exp()[:, None, None]
+            q_BNLd, k_BNLd = _resize(q_BNLd, scale_N11), _resize(k_BNLd, 1.0)
+        return q_BNLd, k_BNLd, v_BNLd
+
+
+def _resize(x: Tensor, length: Tensor | float) -> Tensor:
+    # Vectors of the given length: one pass for the norms, one for the product.
+    return x * (length / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)).to(x.dtype)

@@ -1,0 +1,267 @@
+"""VAR and FlexVAR: the parts that differ from FlowAR, and generators of codes."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model_fixtures import (
+    NUM_CLASSES,
+    NUM_CODES,
+    CodeTokenizer,
+    make_code_generator,
+    make_generator,
+    make_head,
+    make_var_transformer,
+    randomise,
+)
+
+from scalear.benchmark.plain import plain
+from scalear.draws import RecordedDraws, SeededDraws
+from scalear.flow import FlowSolver
+from scalear.guidance import Guidance
+from scalear.models.generator import Generator
+from scalear.models.positions import GridPositions, LevelPositions, SinCosPositions
+from scalear.models.token_head import TokenHead
+from scalear.pyramid import CodePyramid, LatentPyramid
+from scalear.scales import ScaleSchedule
+from scalear.token_sampling import TokenSampling
+from scalear.tokenizers.quantizer import VectorQuantizer
+
+KINDS = ["var", "flexvar"]
+SCALABLE = [partial(GridPositions, side=4), partial(GridPositions, side=3, resize="bilinear"), SinCosPositions]
+OFF = Guidance()
+
+
+def inputs(schedule: ScaleSchedule, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    context = torch.randn(batch, schedule.num_tokens - schedule.lengths[0], 4, dtype=torch.double, generator=generator)
+    return context, torch.randn(batch, 24, dtype=torch.double, generator=generator)
+
+
+def stepwise(transformer, schedule: ScaleSchedule, context: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+    cache = transformer.make_cache(len(cond), schedule, cond.device, cond.dtype)
+    contexts = [context[:, :0], *context.split(schedule.lengths[1:], dim=1)]
+    return torch.cat([transformer.step(part, cond, cache) for part in contexts], dim=1)
+
+
+def seeded(count: int) -> SeededDraws:
+    return SeededDraws([(0, index) for index in range(count)])
+
+
+@pytest.mark.parametrize("positions", SCALABLE)
+@pytest.mark.parametrize("scales", ["1,2,4", "1,4", "1,2,3,4,5,6,7", "1,1x2,2x3,3x5", "1x2,2x4,4x8"])
+@torch.no_grad()
+def test_scalable_models_do_any_list_cached_as_masked(positions, scales):
+    transformer = randomise(make_var_transformer("1,2,4", positions=positions)).double()
+    schedule = ScaleSchedule.parse(scales)
+    context, cond = inputs(schedule)
+    whole = transformer(context, cond, schedule)
+    assert whole.shape == (2, schedule.num_tokens, 24)
+    torch.testing.assert_close(stepwise(transformer, schedule, context, cond), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [{}, {"normalise": False}, {"shared_modulation": True}])
+@torch.no_grad()
+def test_cached_steps_equal_the_masked_forward_and_the_plain_one(block):
+    transformer = randomise(make_var_transformer(block=block)).double()
+    context, cond = inputs(transformer.schedule)
+    whole = transformer(context, cond, transformer.schedule)
+    steps = stepwise(transformer, transformer.schedule, context, cond)
+    torch.testing.assert_close(steps, whole, rtol=0, atol=1e-12)
+    with plain(transformer):  # dense block-causal masks
+        torch.testing.assert_close(transformer(context, cond, transformer.schedule), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("changed", [1, 2])
+@torch.no_grad()
+def test_a_scale_changes_nothing_before_it(changed):
+    transformer = randomise(make_var_transformer()).double()
+    schedule = transformer.schedule
+    context, cond = inputs(schedule)
+    before = schedule.split(transformer(context, cond, schedule))
+    context[:, schedule.offsets[changed] - 1 : schedule.offsets[changed + 1] - 1] += 1.0
+    after = schedule.split(transformer(context, cond, schedule))
+    equal = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
+    assert equal == [k < changed for k in range(3)]
+
+
+def test_learned_positions_refuse_another_list():
+    transformer = make_var_transformer("1,2,4")
+    other = ScaleSchedule.parse("1,3,4")
+    with pytest.raises(ValueError, match="learned positions for scales 1,2,4 and cannot do 1,3,4"):
+        transformer(*(part.float() for part in inputs(other)), other)
+
+
+@pytest.mark.parametrize("positions", [LevelPositions, *SCALABLE])
+def test_the_start_vector_marks_scale_0_alone(positions):
+    schedule = ScaleSchedule.parse("1,2,3")
+    table = positions(24, schedule)
+    vectors = schedule.split(table(schedule, 0, 3)[None])
+    with torch.no_grad():
+        table.start += 1.0
+    moved = schedule.split(table(schedule, 0, 3)[None])
+    assert [bool((one != other).all()) for one, other in zip(vectors, moved, strict=True)] == [True, False, False]
+    for k in range(3):
+        torch.testing.assert_close(table(schedule, k, k + 1), moved[k][0], rtol=0, atol=0)
+
+
+def test_the_grid_is_averaged_and_knows_rows_and_columns_apart():
+    grid = GridPositions(8, ScaleSchedule.parse("1"), side=4)
+    vectors = grid(ScaleSchedule.parse("1,2,2x4"), 1, 3)
+    torch.testing.assert_close(vectors[1], grid.grid_Dhw[:, :2, 2:].mean((1, 2)))
+    torch.testing.assert_close(vectors[4:], F.avg_pool2d(grid.grid_Dhw, (2, 1)).flatten(1).T)
+    assert grid.grid_Dhw[2, 3, 1].item() == pytest.approx(math.sin(3 * 10000 ** (-2 / 8)))
+    assert grid.grid_Dhw[3, 3, 1].item() == pytest.approx(math.cos(1 * 10000 ** (-2 / 8)))
+
+
+def test_fixed_positions_are_alike_at_the_same_place():
+    table = SinCosPositions(16, ScaleSchedule.parse("1,4"))
+    coarse, fine = table(ScaleSchedule.parse("1,2,6"), 1, 2), table(ScaleSchedule.parse("1,2,6"), 2, 3)
+    torch.testing.assert_close(coarse[3], fine[4 * 6 + 4])  # the centre of the last quarter
+    assert torch.cdist(fine, fine).add(torch.eye(36)).min() > 0.1
+
+
+def test_initial_weights_are_vars():
+    transformer = make_var_transformer(dim=128, depths=[4], num_heads=4)
+    std, block = (3 * 128) ** -0.5, transformer.stacks[0][1]
+    gates, others = block.modulation.weight[:256], block.modulation.weight[256:]
+    expected = {
+        transformer.context_proj.weight: 1.0,
+        transformer.class_embedding.weight: 1.0,
+        transformer.positions[0].table_LD: 1.0,
+        block.attention.qkv.weight: 1.0,
+        block.attention.proj.weight: 8**-0.5,
+        block.mlp.fc1.weight: 1.0,
+        block.mlp.fc2.weight: 8**-0.5,
+        transformer.norms[0].modulation.weight: 0.5,
+        TokenHead(64, 128).output_proj.weight: 0.02,
+        gates: 1e-5,
+        others: 0.5,
+    }
+    for weight, factor in expected.items():
+        assert weight.std().item() == pytest.approx(factor * std, rel=0.15)
+    torch.testing.assert_close(block.attention.log_scale_N.exp(), torch.full((4,), 4.0))
+    shared = make_var_transformer(dim=128, block={"shared_modulation": True, "gate_init": 1e-3}, num_heads=4)
+    table = shared.stacks[0][0].modulation.table
+    assert table[:256].std().item() == pytest.approx(1e-3 * 128**-0.5, rel=0.15)
+    assert table[256:].std().item() == pytest.approx(0.5 * 128**-0.5, rel=0.15)
+
+
+def test_stochastic_depth_rises_to_the_last_block_and_only_in_training():
+    transformer = randomise(make_var_transformer(depths=[3], block={"drop_path": 0.5}))
+    assert [getattr(block.drop_path, "drop_prob", 0.0) for block in transformer.stacks[0]] == [0.0, 0.25, 0.5]
+    context, cond = (part.float() for part in inputs(transformer.schedule))
+    runs = [transformer.train(mode)(context, cond, transformer.schedule) for mode in (True, True, False, False)]
+    assert not torch.equal(runs[0], runs[1]) and torch.equal(runs[2], runs[3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_the_mean_over_all_tokens(kind):
+    generator = randomise(make_code_generator(kind))
+    pyramid = generator.pyramid.build(torch.randn(3, 4, 4, 4), generator.schedule)
+    label, draws = torch.tensor([0, 1, 2]), RecordedDraws({"label_drop": torch.tensor([0.0, 0.5, 0.5])})
+    loss = generator.loss(pyramid, label, draws)
+    cond = generator.transformer.embed(torch.tensor([NUM_CLASSES, 1, 2]))
+    context, codes = torch.cat(pyramid.contexts[1:], 1), torch.cat(pyramid.targets, 1)
+    logits = generator.head(generator.transformer(context, cond, generator.schedule))
+    torch.testing.assert_close(loss.total, F.cross_entropy(logits.flatten(0, 1), codes.flatten()))
+    right = (logits.argmax(-1) == codes).float()
+    torch.testing.assert_close(loss.overall["accuracy"], right.mean())
+    per_scale = torch.stack([part.mean() for part in generator.schedule.split(right)])
+    torch.testing.assert_close(loss.per_scale["accuracy"], per_scale)
+
+
+def test_a_fresh_model_is_uncertain():
+    generator = make_code_generator("flexvar")
+    pyramid = generator.pyramid.build(torch.randn(3, 4, 4, 4), generator.schedule)
+    loss = generator.loss(pyramid, torch.tensor([0, 1, 2]), seeded(3))
+    torch.testing.assert_close(loss.per_scale["loss"], torch.full((3,), math.log(NUM_CODES)), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("sampling", [TokenSampling(top_k=8, top_p=0.9), TokenSampling(more_smooth=True)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_does_not_depend_on_its_batch(kind, sampling):
+    generator = randomise(make_code_generator(kind), std=0.4).eval()
+    label = torch.arange(8) % NUM_CLASSES
+    together = list(generator.generate_scales(label, seeded(8), sampling, Guidance(2.5)))
+    if not sampling.more_smooth:
+        assert all(len(content.unique()) > 1 and content.dtype == torch.int64 for content in together)
+    for index in range(8):
+        draws = SeededDraws([(0, index)])
+        alone = list(generator.generate_scales(label[index : index + 1], draws, sampling, Guidance(2.5)))
+        for one, many in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], many[index], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampling", [TokenSampling(), TokenSampling(more_smooth=True)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_forced_codes_come_out_unchanged_and_are_what_later_scales_read(kind, sampling):
+    generator = randomise(make_code_generator(kind), std=0.4).eval()
+    label, schedule = torch.tensor([0, 1]), generator.schedule
+    codes = [torch.randint(NUM_CODES, (2, length)) for length in schedule.lengths]
+    keep = [torch.rand(2, length) < 0.5 for length in schedule.lengths]
+    forced = [None, (codes[1], keep[1]), (codes[2], torch.ones_like(keep[2]))]
+    scales = list(generator.generate_scales(label, seeded(2), sampling, OFF, forced=forced))
+    found = [content.argmax(-1) if sampling.more_smooth else content for content in scales]
+    assert torch.equal(found[1][keep[1]], codes[1][keep[1]]) and torch.equal(found[2], codes[2])
+    everything = [(values, torch.ones_like(where)) for values, where in zip(codes, keep, strict=True)]
+    latent = generator.generate(label, seeded(2), sampling, OFF, forced=everything)
+    torch.testing.assert_close(latent, generator.pyramid.latent(codes, schedule))
+    first = generator.generate(label, seeded(2), sampling, OFF, forced=[everything[0], None, None])
+    other = (1 - codes[0] % 2, torch.ones_like(keep[0]))
+    assert not torch.equal(first, generator.generate(label, seeded(2), sampling, OFF, forced=[other, None, None]))
+    with pytest.raises(ValueError, match="forced has 2 entries for the 3 scales 1,2,4"):
+        generator.generate(label, seeded(2), sampling, OFF, forced=[None, None])
+
+
+def test_guidance_mixes_logits():
+    head = randomise(TokenHead(NUM_CODES, 24))
+    schedule, hidden = ScaleSchedule.parse("1,2,4"), torch.randn(2, 3, 4, 24)
+
+    def codes(weight: float) -> torch.Tensor:
+        return head.sample(*hidden, 1, schedule, RecordedDraws({}), TokenSampling(greedy=0), Guidance(weight))
+
+    cond, uncond = head(hidden[0]), head(hidden[1])
+    assert torch.equal(codes(9.0), (uncond + 5.0 * (cond - uncond)).argmax(-1))  # half way up the ramp
+    assert torch.equal(codes(1.0), cond.argmax(-1))
+
+
+def test_flexvar_makes_any_size_and_var_its_own():
+    label, schedule = torch.tensor([0, 1]), ScaleSchedule.parse("1,2x3,4x6")
+    latent = make_code_generator("flexvar").generate(label, seeded(2), TokenSampling(), Guidance(2.0), schedule)
+    assert latent.shape == (2, 4, 4, 6)
+    with pytest.raises(ValueError, match="learned positions"):
+        make_code_generator("var").generate(label, seeded(2), TokenSampling(), Guidance(2.0), schedule)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: make_var_transformer(dim=25), "dim 25 is not a multiple of num_heads 2"),
+        (lambda: SinCosPositions(6, ScaleSchedule.parse("1")), "width divisible by 4, got 6"),
+        (lambda: make_generator().check_sampling(TokenSampling()), "FlowHead cannot sample with .* set method, num_st"),
+        (lambda: make_code_generator("var").check_sampling(FlowSolver()), "TokenHead cannot .* set temperature, top_k"),
+        (
+            lambda: make_code_generator("flexvar").bind(CodeTokenizer(VectorQuantizer(9, 4))),
+            "vocab_size is 16, but the tokenizer's codebook has 9 codes",
+        ),
+        (
+            lambda: Generator(make_var_transformer(), TokenHead(8, 24), LatentPyramid()).bind(torch.nn.Identity()),
+            "TokenHead predicts codes: take CodePyramid",
+        ),
+        (
+            lambda: Generator(make_var_transformer(), make_head(), CodePyramid()).bind(
+                CodeTokenizer(VectorQuantizer(9, 4))
+            ),
+            "FlowHead predicts latents, not codes",
+        ),
+        (lambda: make_code_generator("var").check_latent(4, (8, 8)), "end at 4 tokens, but the latent has 8"),
+        (lambda: make_code_generator("flexvar").check_latent(4, (2, 4)), "the latent has only 2x4"),
+        (lambda: make_code_generator("flexvar").check_latent(5, (4, 4)), "must be 5, not 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
