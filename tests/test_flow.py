@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from scalear.flow import FlowSolver, euler, flowar_times, heun, interpolate, midpoint, uniform_times
+from scalear.flow import FlowSolver, euler, flowar_times, heun, interpolate, logit_normal, midpoint, uniform_times
 
 # Noise levels (1 - t) of the official code for 25, and the whole thousandths that its network is given.
 OFFICIAL_25 = [
@@ -112,3 +112,11 @@ def test_steps_per_scale():
 def test_too_few_steps_are_refused(num_steps, grid, low):
     with pytest.raises(ValueError, match=f"num_steps must be at least {low} on the {grid} grid"):
         FlowSolver(num_steps=num_steps, grid=grid)
+
+
+def test_logit_normal_times_prefer_the_middle():
+    times = logit_normal(torch.arange(10_000, dtype=torch.float64) / 10_000)
+    assert times[0] == 0 and times[5_000] == 0.5 and times.max() < 1
+    torch.testing.assert_close(times[1:] + times[1:].flip(0), torch.ones(9_999, dtype=torch.float64))
+    # Half of all normal numbers are within 0.6745 of zero.
+    assert times[2_500] == pytest.approx(1 / (1 + math.exp(0.6745)), abs=1e-4)

@@ -4,13 +4,14 @@ Legend: B batch, K scales, L tokens of all scales given, C channels of a token, 
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalear.draws import Draws
-from scalear.flow import FlowSolver, interpolate
+from scalear.flow import FlowSolver, interpolate, logit_normal
 from scalear.guidance import Guidance
 from scalear.models.blocks import AdaLNBlock, require_heads
 from scalear.models.head import Head
@@ -98,6 +99,7 @@ class FlowHead(Head):
         cross_attention: Use `CrossAttentionBlock` (FlowAR-L, -H) instead of spatial-adaLN throughout (-S, -B).
         rotary_side: Extent of rotary coordinates, the side of the finest scale in training.
         quantise_time: As in `TimeEmbedding`.
+        time_sampling: Distribution of training times: `uniform` (paper), or `logit_normal` as in `scalear.flow`.
     """
 
     sampling_type = FlowSolver
@@ -112,12 +114,14 @@ class FlowHead(Head):
         cross_attention: bool = False,
         rotary_side: int = 16,
         quantise_time: bool = False,
+        time_sampling: Literal["uniform", "logit_normal"] = "uniform",
     ) -> None:
         super().__init__()
         require_heads(dim, num_heads)
         self.token_dim = token_dim
         self.cond_dim = cond_dim
         self.cross_attention = cross_attention
+        self.time_sampling = time_sampling
         self.time_embedding = TimeEmbedding(dim, quantise_time)
         self.cond_proj = linear(cond_dim, dim)
         self.input_proj = linear(token_dim, dim)
@@ -168,11 +172,14 @@ class FlowHead(Head):
     ) -> dict[str, Tensor]:
         """Flow-matching loss of each scale (eq. 9, mean instead of sum over tokens and channels).
 
-        One time per sample and scale; draws `t_k` (a noise level, 1 - t) and `noise_k`.
+        One time per sample and scale; draws `t_k` (for a noise level, 1 - t) and `noise_k`.
         """
         samples, times = [], []
         for k, target_BlC in enumerate(targets):
-            t_B = 1.0 - draws.uniform(f"t_{k}").double()
+            noise_level_B = draws.uniform(f"t_{k}").double()
+            if self.time_sampling == "logit_normal":
+                noise_level_B = logit_normal(noise_level_B)
+            t_B = 1.0 - noise_level_B
             noise_BlC = draws.normal(f"noise_{k}", *target_BlC.shape[1:])
             samples.append(interpolate(noise_BlC, target_BlC, t_B[:, None, None]))
             times.append(t_B)
