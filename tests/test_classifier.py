@@ -8,7 +8,7 @@ from scalear.evaluation.classifier import ImageClassifier, classifier_record, lo
 from scalear.evaluation.evaluate import extract
 from scalear.evaluation.features import ClassifierFeatures
 from scalear.evaluation.fid import frechet_distance
-from scalear.evaluation.image_set import ImageSet
+from scalear.evaluation.image_set import ArraySet, ShardSet
 from scalear.evaluation.precision_recall import PrecisionRecall
 from scalear.evaluation.variety import ClassVariety
 
@@ -21,8 +21,8 @@ def extractor():
 
 
 def test_shipped_classifier_knows_the_embedded_validation_images(extractor):
-    val = ImageSet.from_shards(EMBEDDED, "val")
-    right = (extractor.predict(extract(extractor, val)) == torch.from_numpy(val.labels)).float().mean().item()
+    features, label = extract(extractor, ShardSet(EMBEDDED, "val"))
+    right = (extractor.predict(features) == label).float().mean().item()
     assert right > 0.91
     record = classifier_record(extractor.weights)
     assert record["val_accuracy"] > 0.91 and len(record["class_names"]) == 10 and record["optimizer"]["lr"] > 0
@@ -30,20 +30,20 @@ def test_shipped_classifier_knows_the_embedded_validation_images(extractor):
 
 
 def test_real_images_are_near_and_damaged_ones_far(extractor):
-    val, train = ImageSet.from_shards(EMBEDDED, "val", 1000), ImageSet.from_shards(EMBEDDED, "train", 1000)
+    val, train = (ShardSet(EMBEDDED, split, 1000).load() for split in ("val", "train"))
     noise = 25.5 * np.random.default_rng(0).standard_normal(train.images.shape)
     noisy = (train.images + noise).round().clip(0, 255).astype(np.uint8)
-    real, other = extract(extractor, val), extract(extractor, train)
+    (real, real_label), (other, other_label) = extract(extractor, val), extract(extractor, train)
     floor = frechet_distance(real, other)
-    assert floor < 0.05 * frechet_distance(real, extract(extractor, ImageSet(noisy, train.labels, "noisy")))
+    assert floor < 0.05 * frechet_distance(real, extract(extractor, ArraySet(noisy, train.labels, "noisy"))[0])
 
     neighbours = PrecisionRecall()
     neighbours.update(real, real=True)
     neighbours.update(other, real=False)
     assert all(value > 0.8 for value in neighbours.compute().values())
     variety = ClassVariety(10, extractor.num_features)
-    variety.update(real, torch.from_numpy(val.labels), real=True)
-    variety.update(other, torch.from_numpy(train.labels), real=False)
+    variety.update(real, real_label, real=True)
+    variety.update(other, other_label, real=False)
     assert 0.8 < variety.compute().min() <= variety.compute().max() < 1.25
 
 

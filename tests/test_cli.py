@@ -85,6 +85,8 @@ def test_what_is_typed_wins_over_the_checkpoint(experiment):
 def test_chosen_classes_and_label_files(experiment, tmp_path):
     _, labels = predict(experiment, "classes", "--model.samples.classes=[2,0]", "--model.samples.num_per_class=2")
     assert labels.tolist() == [2, 2, 0, 0]
+    _, labels = predict(experiment, "counts", "--model.samples.num_per_class={2: 3, 0: 1}")
+    assert labels.tolist() == [2, 2, 2, 0]
     (tmp_path / "labels.txt").write_text("1\n3\n0\n1\n1\n")  # 3 is the null class
     from_file, labels = predict(experiment, "file", f"--model.samples.label_file={tmp_path / 'labels.txt'}")
     assert labels.tolist() == [1, 3, 0, 1, 1]

@@ -35,7 +35,7 @@ def test_solvers_of_second_order_can_be_typed(experiment: Experiment, method):
     images = {}
     for name in ("euler", method):
         folder = experiment.root / f"by-{name}"
-        args = (f"--ckpt_path={experiment.checkpoint('flowar')}", f"--model.solver.method={name}")
+        args = (f"--ckpt_path={experiment.checkpoint('flowar')}", f"--model.sampling.method={name}")
         assert run("predict", *experiment.generator(folder), *args) == 0
         images[name], labels = load_samples(folder / "samples.npz")
         assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4

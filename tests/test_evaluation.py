@@ -1,5 +1,6 @@
 import io
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from scalear.data.shards import ShardFile
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
 from scalear.evaluation.evaluate import describe, evaluate_samples
 from scalear.evaluation.features import ClassifierFeatures
-from scalear.evaluation.image_set import ImageSet
+from scalear.evaluation.image_set import ArraySet, SampleSet, ShardSet
+from scalear.evaluation.images import save_samples
 from scalear.evaluation.precision_recall import PrecisionRecall
 from scalear.evaluation.variety import ClassVariety
 
@@ -76,7 +78,7 @@ def image_set(count, seed, name, classes=3):
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     images = rng.integers(0, 80, (count, 16, 16, 1)) + 60 * labels[:, None, None, None]
-    return ImageSet(images.astype(np.uint8), labels, name)
+    return ArraySet(images.astype(np.uint8), labels, name)
 
 
 def test_real_images_come_from_shards_in_equal_shares(tmp_path):
@@ -88,18 +90,40 @@ def test_real_images_come_from_shards_in_equal_shares(tmp_path):
             shard.write(f"{place:03d}", {"png": stream.getvalue(), "cls": str(label).encode()})
     DatasetIndex("toys", "images", 4, 1, ["a", "b", "c"], {"train": [shard.result]}).save(tmp_path)
 
-    whole = ImageSet.from_shards(tmp_path, "train")
+    whole = ShardSet(tmp_path, "train").load()
     assert whole.images.shape == (8, 4, 4, 1) and whole.labels.tolist() == labels and whole.labels.dtype == np.int64
-    part = ImageSet.from_shards(tmp_path, "train", 3)
+    part = ShardSet(tmp_path, "train", 3).load()
     assert part.images[:, 0, 0, 0].tolist() == [0, 4, 6] and part.labels.tolist() == [0, 1, 2]
     # Class 2 has one image only: the first spare one fills the gap.
-    assert ImageSet.from_shards(tmp_path, "train", 6).images[:, 0, 0, 0].tolist() == [0, 1, 4, 5, 6, 2]
+    assert ShardSet(tmp_path, "train", 6).load().images[:, 0, 0, 0].tolist() == [0, 1, 4, 5, 6, 2]
     assert "toys train" in whole.name and whole.name != part.name
     with pytest.raises(ValueError, match="holds 8"):
-        ImageSet.from_shards(tmp_path, "train", 9)
+        ShardSet(tmp_path, "train", 9)
     (tmp_path / "train-0.tar").write_bytes(b"garbage")
     with pytest.raises(ValueError, match="train-0.tar"):
-        ImageSet.from_shards(tmp_path, "train")
+        ShardSet(tmp_path, "train").load()
+
+
+def test_every_set_comes_in_blocks_that_need_not_fit_in_memory(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (1200, 64, 64, 3), np.uint8)  # 15 MB
+    whole = ArraySet(images, np.arange(1200) % 3, "whole")
+    save_samples(tmp_path / "samples.npz", images, whole.labels)
+    with ShardFile(tmp_path / "train-0.tar") as shard:
+        for place, image in enumerate(images):
+            stream = io.BytesIO()
+            Image.fromarray(image).save(stream, format="PNG", compress_level=0)
+            shard.write(f"{place:04d}", {"png": stream.getvalue(), "cls": b"%d" % (place % 3)})
+    DatasetIndex("toys", "images", 64, 3, ["a", "b", "c"], {"train": [shard.result]}).save(tmp_path)
+
+    sets = {2: SampleSet(tmp_path / "samples.npz", num_classes=2), 3: ShardSet(tmp_path, "train", 1200)}
+    tracemalloc.start()
+    for num_classes, images in sets.items():
+        assert len(images) == 1200
+        for block, expected in zip(images.blocks(50), whole.blocks(50), strict=True):
+            assert np.array_equal(block.images, expected.images) and block.labels.dtype == np.int64
+            assert np.array_equal(block.labels, np.where(expected.labels < num_classes, expected.labels, -1))
+    assert tracemalloc.get_traced_memory()[1] < 6e6
+    tracemalloc.stop()
 
 
 def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
@@ -111,7 +135,7 @@ def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
     assert copies["fid"] == pytest.approx(0, abs=1e-6) and copies["fid_floor"] > 1e-7
     assert copies["precision"] == copies["recall"] == copies["variety_min"] == 1.0
 
-    collapsed = ImageSet(real.images[real.labels], real.labels, "one image per class")
+    collapsed = ArraySet(real.images[real.labels], real.labels, "one image per class")
     scores = evaluate_samples(collapsed, real, other, extractor, batch_size=32)
     assert scores["fid"] > scores["fid_floor"] == copies["fid_floor"]
     assert scores["variety_min"] == pytest.approx(0, abs=1e-6) and scores["recall"] < 0.2

@@ -1,12 +1,14 @@
 """`index.json`: what a directory of shards holds. Written last, so a directory with an index is complete."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 SCHEMA_VERSION = 1
 INDEX_NAME = "index.json"
@@ -159,14 +161,21 @@ def shard_url(directory: str | Path, shard: Shard) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file under a temporary name, force it to disk, then rename it into place.
+    """Write a small file completely or not at all."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write under a temporary name; without an error it is forced to disk and renamed into place.
 
     The temporary name is the same for every attempt, so a killed run leaves at most one such file.
     """
     temporary = path.with_name(path.name + ".partial")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -38,8 +38,9 @@ def evaluate_samples(
     """
     if len(floor) != len(samples):
         raise ValueError(f"the floor of {len(samples)} samples needs as many real images, got {len(floor)}")
-    fake, real, other = (extract(extractor, images, batch_size, device) for images in (samples, reference, floor))
-    fake_label, real_label = torch.as_tensor(samples.labels), torch.as_tensor(reference.labels)
+    (fake, fake_label), (real, real_label), (other, _) = (
+        extract(extractor, images, batch_size, device) for images in (samples, reference, floor)
+    )
 
     neighbours = PrecisionRecall(k)
     neighbours.sync_on_compute = False  # one rank has everything; the others do not compute
@@ -65,10 +66,14 @@ def evaluate_samples(
 
 def extract(
     extractor: FeatureExtractor, images: ImageSet, batch_size: int = 250, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Features (N, F) of all images, on the CPU."""
-    image_BCHW = torch.from_numpy(images.images).permute(0, 3, 1, 2)
-    return torch.cat([extractor(block.to(device)).cpu() for block in image_BCHW.split(batch_size)])
+) -> tuple[Tensor, Tensor]:
+    """Features (N, F) and labels (N,) of all images, on the CPU; one batch of images is in memory at a time."""
+    features, labels = [], []
+    for block in images.blocks(batch_size):
+        image_BCHW = torch.tensor(block.images, device=device).permute(0, 3, 1, 2)
+        features.append(extractor(image_BCHW).cpu())
+        labels.append(torch.tensor(block.labels))
+    return torch.cat(features), torch.cat(labels)
 
 
 def describe(

@@ -3,7 +3,7 @@
 No file is ever half written: a killed run leaves the old one or the new one.
 """
 
-import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from scalear.data.index import write_atomically
+from scalear.data.index import atomic_file
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def save_samples(path: str | Path, images: NDArray[np.uint8], labels: NDArray[np
 
     Args:
         path: File to write, ending in `.npz`.
-        images: uint8 (N, H, W, C), C = 1 or 3.
+        images: uint8 (N, H, W, C), C = 1 or 3; may be mapped from a file, for it is never copied as a whole.
         labels: Class of each image.
     """
     images, labels = np.asarray(images), np.asarray(labels)
@@ -91,19 +91,30 @@ def save_samples(path: str | Path, images: NDArray[np.uint8], labels: NDArray[np
 
 def load_samples(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read what `save_samples` wrote: images uint8 (N, H, W, C) and labels int64 (N,)."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no sample set at {path}; write one with `scalear predict`")
+    check_sample_file(path)
     with np.load(path) as archive:
-        missing = {"arr_0", "arr_1"} - set(archive.files)
-        if missing:
-            raise ValueError(f"{path} is not a sample set: it has no {sorted(missing)}, only {sorted(archive.files)}")
         return archive["arr_0"], archive["arr_1"]
+
+
+def check_sample_file(path: str | Path) -> None:
+    """Look at what a sample set must have, without reading the images.
+
+    Raises:
+        ValueError: The file is missing or another one.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no sample set at {path}; write one with `scalear predict`")
+    try:
+        with np.load(path) as archive:
+            found = sorted(archive.files)
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a sample set: {error}") from error
+    if missing := sorted({"arr_0", "arr_1"} - set(found)):
+        raise ValueError(f"{path} is not a sample set: it has no {missing}, only {found}")
 
 
 def _write(path: str | Path, save: Callable[[BinaryIO], None]) -> None:
     """Write what `save` puts into a file, completely or not at all; makes the folder."""
-    buffer = io.BytesIO()
-    save(buffer)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(path), buffer.getvalue())
+    with atomic_file(Path(path)) as file:
+        save(file)

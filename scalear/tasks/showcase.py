@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from scalear.draws import SeededDraws
-from scalear.evaluation.image_set import ImageSet
+from scalear.evaluation.image_set import ShardSet
 from scalear.evaluation.images import make_grid, save_png, to_uint8
 from scalear.scales import ScaleSchedule
 from scalear.schedules import continue_schedule, make_schedule
@@ -59,7 +59,7 @@ def draw_pictures(request: PictureRequest, editor: Editor) -> None:
     Raises:
         ValueError: `image_dir` is no dataset of images, or has too few.
     """
-    images = ImageSet.from_shards(request.image_dir, "val", request.num_images)
+    images = ShardSet(request.image_dir, "val", request.num_images).load()
     order, device = np.argsort(images.labels, kind="stable"), editor.tokenizer.latent_mean.device
     image_BCHW = torch.from_numpy(images.images[order]).permute(0, 3, 1, 2).to(device) / 127.5 - 1
     label_B = torch.from_numpy(images.labels[order]).to(device)

@@ -3,15 +3,13 @@
 import json
 from pathlib import Path
 
-import numpy as np
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from numpy.typing import NDArray
 
 from scalear.data.index import write_atomically
 from scalear.evaluation.evaluate import describe, evaluate_samples
 from scalear.evaluation.features import FeatureExtractor
-from scalear.evaluation.image_set import ImageSet
+from scalear.evaluation.image_set import ImageSet, ShardSet
 
 
 class SampleReport:
@@ -36,12 +34,10 @@ class SampleReport:
         self.reference_split = reference_split
         self.floor_split = floor_split
 
-    def measure(self, images: NDArray[np.uint8], labels: NDArray[np.int64], module: LightningModule) -> None:
-        """Evaluate samples (N, H, W, C) and report. Runs on one rank."""
-        has_class = labels < module.generator.num_classes  # what follows is the null class
-        samples = ImageSet(images, np.where(has_class, labels, -1), "samples.npz")
-        reference = ImageSet.from_shards(self.data_dir, self.reference_split)
-        floor = ImageSet.from_shards(self.data_dir, self.floor_split, len(samples))
+    def measure(self, samples: ImageSet, module: LightningModule) -> None:
+        """Evaluate samples and report. Runs on one rank."""
+        reference = ShardSet(self.data_dir, self.reference_split)
+        floor = ShardSet(self.data_dir, self.floor_split, len(samples))
         scores = evaluate_samples(samples, reference, floor, self.extractor, device=module.device)
         rank_zero_info("\n" + describe(scores, samples, reference, floor, self.extractor))
         write_metrics(

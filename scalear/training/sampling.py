@@ -1,7 +1,10 @@
 """Which images to sample, and the files that hold them."""
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,10 +22,10 @@ from scalear.scales import ScaleSchedule
 class SampleRequest:
     """Labels of the images to sample; image i of the list uses the random numbers of (seed, i), always."""
 
-    num_per_class: int = 10
-    """Images of each class, in label order."""
+    num_per_class: int | dict[int, int] = 10
+    """Images of each class: one number for all, or the number of each class, as in {3: 10, 7: 5}, and no others."""
     classes: list[int] | None = None
-    """Classes to sample; all by default."""
+    """Classes to sample, in this order; all by default."""
     label_file: str | None = None
     """Text file with one label per line, instead of the two above."""
     scales: str | None = None
@@ -37,9 +40,15 @@ class SampleRequest:
     """Most rows of grid.png; further images are in samples.npz only."""
 
     def __post_init__(self) -> None:
-        if self.num_per_class < 1 or self.batch_size < 1:
+        counts = self.num_per_class.values() if isinstance(self.num_per_class, dict) else [self.num_per_class]
+        if min(counts, default=0) < 1 or self.batch_size < 1:
             raise ValueError(
                 f"num_per_class and batch_size must be at least 1, got {self.num_per_class}, {self.batch_size}"
+            )
+        if isinstance(self.num_per_class, dict) and self.classes is not None:
+            raise ValueError(
+                f"num_per_class {self.num_per_class} says which classes to sample already: leave out classes "
+                f"{self.classes}"
             )
         if self.scales is not None:
             ScaleSchedule.parse(self.scales)
@@ -66,9 +75,11 @@ class SampleRequest:
             except ValueError as error:
                 raise ValueError(f"label file {path} must hold one integer per line: {error}") from None
         else:
-            every_class = range(num_classes) if num_classes else [0]  # without classes, the null class
-            classes = every_class if self.classes is None else self.classes
-            labels = [label for label in classes for _ in range(self.num_per_class)]
+            counts = self.num_per_class
+            if not isinstance(counts, dict):
+                every_class = range(num_classes) if num_classes else [0]  # without classes, the null class
+                counts = dict.fromkeys(every_class if self.classes is None else self.classes, counts)
+            labels = [label for label, count in counts.items() for _ in range(count)]
         bad = [label for label in labels if not 0 <= label <= num_classes]
         if bad or not labels:
             named = f"label {bad[0]} is out of range" if bad else "no labels to sample"
@@ -91,38 +102,75 @@ class SampleStore:
         folder: Gets `samples.npz` and `grid.png`.
         labels: (N,) of all images.
         trainer: Knows the ranks, which must share the folder.
+
+    Raises:
+        ValueError: The trainer is limited to a part of the batches.
     """
 
     def __init__(self, folder: str | Path, labels: Tensor, trainer: Trainer) -> None:
-        self.folder = Path(folder)
-        self.labels = labels.numpy()
+        stage = "test" if trainer.testing else "predict"
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        if isinstance(limit, int) or limit < 1:
+            raise ValueError(
+                f"trainer.limit_{stage}_batches (or fast_dev_run) would leave out samples that are asked for: "
+                "ask for fewer with samples.num_per_class or samples.classes"
+            )
+        self.path = Path(folder, "samples.npz")
+        self._labels = labels.numpy()
         self._trainer = trainer
-        self._partial = self.folder / "samples.partial.npy"
-        self._images: np.memmap | None = None
+        self._partial = self.path.with_name("samples.partial.npy")
+        self._file: BinaryIO | None = None
 
     def add(self, index_B: Tensor, image_BCHW: Tensor) -> None:
         """Store uint8 images at their places."""
         image_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
-        if self._images is None:
-            if self._trainer.is_global_zero:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                shape = (len(self.labels), *image_BHWC.shape[1:])
-                np.lib.format.open_memmap(self._partial, "w+", np.uint8, shape).flush()
-            self._trainer.strategy.barrier("sample store")
-            self._images = np.load(self._partial, mmap_mode="r+")
-        self._images[index_B.cpu().numpy()] = image_BHWC
+        if self._file is None:
+            self._open(image_BHWC.shape[1:])
+        for index, image in zip(index_B.tolist(), image_BHWC, strict=True):
+            self._file.seek(self._start + index * image.nbytes)
+            self._file.write(image.tobytes())
+        self._file.flush()
 
-    def close(self, request: SampleRequest) -> NDArray[np.uint8] | None:
-        """Write `samples.npz` and `grid.png`; rank 0 gets the images (N, H, W, C), the others None."""
-        self._images.flush()
+    def close(self, request: SampleRequest) -> None:
+        """Write `samples.npz` and `grid.png`, on rank 0, once all ranks are here."""
+        self._file.close()
         self._trainer.strategy.barrier("samples complete")
         if not self._trainer.is_global_zero:
-            return None
-        images = np.array(self._images)
-        save_samples(self.folder / "samples.npz", images, self.labels)
-        save_png(self.folder / "grid.png", sample_grid(images, self.labels, request))
+            return
+        images = np.load(self._partial, mmap_mode="r")
+        save_samples(self.path, images, self._labels)
+        save_png(self.path.with_name("grid.png"), sample_grid(images, self._labels, request))
         self._partial.unlink()
-        return images
+
+    def _open(self, image_shape: tuple[int, ...]) -> None:
+        if self._trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _make_array_file(self._partial, (len(self._labels), *image_shape))
+            except OSError as error:
+                self._partial.unlink(missing_ok=True)
+                raise OSError(
+                    f"cannot make room for {len(self._labels):,} samples of {math.prod(image_shape):,} bytes in "
+                    f"{self.path.parent}: {error}. Free some space, or sample fewer"
+                ) from error
+        self._trainer.strategy.barrier("sample store")
+        self._file = open(self._partial, "r+b")
+        np.lib.format.read_magic(self._file)
+        np.lib.format.read_array_header_1_0(self._file)
+        self._start = self._file.tell()
+
+
+def _make_array_file(path: Path, shape: tuple[int, ...]) -> None:
+    """An .npy file of zeros, its space reserved: a full disk shall not be noticed after hours of sampling."""
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        size = file.tell() + math.prod(shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
 
 
 def sample_grid(images: NDArray[np.uint8], labels: NDArray[np.int64], request: SampleRequest) -> NDArray[np.uint8]:

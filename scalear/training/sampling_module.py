@@ -8,6 +8,7 @@ from abc import abstractmethod
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
 from scalear.training.gradients import GuardedModule
 from scalear.training.report import SampleReport
@@ -59,9 +60,9 @@ class SamplingModule(GuardedModule):
         self.test_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        images = self._store.close(self.samples)
-        if images is not None and self.report is not None:
-            self.report.measure(images, self._store.labels, self)
+        self._store.close(self.samples)
+        if self.report is not None and self.trainer.is_global_zero:
+            self.report.measure(SampleSet(self._store.path, self.num_classes), self)
 
     def on_predict_epoch_end(self) -> None:
         self._store.close(self.samples)
