@@ -108,13 +108,13 @@ def test_no_lightning_is_needed(exported):
 def test_what_cannot_be_exported_leaves_no_trace(experiment, capsys, overrides, message):
     before = sorted(experiment.root.rglob("*"))
     overrides = [override.format(images=experiment.images) for override in overrides]
-    assert export(experiment, "refused", *overrides) == 2
+    assert export(experiment, "not-exported", *overrides) == 2
     assert message in capsys.readouterr().err
     assert sorted(experiment.root.rglob("*")) == before
 
 
 def test_tokenizers_are_not_exported(experiment, capsys):
-    places = (f"--ckpt_path={experiment.checkpoint('kl')}", f"--output_dir={experiment.root / 'refused'}")
+    places = (f"--ckpt_path={experiment.checkpoint('kl')}", f"--output_dir={experiment.root / 'not-exported'}")
     assert run("export", *experiment.tokenizer(), *places) == 2
     assert "scalear export takes generators" in capsys.readouterr().err
 
