@@ -77,7 +77,7 @@ class RefineRequest(EditRequest):
 
     def apply(self, editor: Editor, given: "_Given") -> Edit:
         height, width = given.image_BCHW.shape[-2:]
-        size = (2 * height, 2 * width) if self.size is None else _parse_size(self.size)
+        size = (2 * height, 2 * width) if self.size is None else parse_size(self.size)
         return editor.refine(given.image_BCHW, given.label_B, given.draws, size, given.mask_B1HW, given.schedule)
 
 
@@ -93,8 +93,8 @@ class ExtendRequest(EditRequest):
     """Put the known pixels themselves into the result."""
 
     def apply(self, editor: Editor, given: "_Given") -> Edit:
-        size, (height, width) = _parse_size(self.size), given.image_BCHW.shape[-2:]
-        corner = _parse_place(self.place, (size[0] - height, size[1] - width), editor.tokenizer.stride)
+        size, (height, width) = parse_size(self.size), given.image_BCHW.shape[-2:]
+        corner = parse_place(self.place, (size[0] - height, size[1] - width), editor.tokenizer.stride)
         return editor.extend(
             given.image_BCHW, given.label_B, given.draws, size, corner, given.mask_B1HW, given.schedule
         )
@@ -170,15 +170,24 @@ def read_image(path: str, channels: int) -> Tensor:
     return torch.from_numpy(array.copy()).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Pixels (H, W) of "HxW".
+
+    Raises:
+        ValueError: It is written otherwise.
+    """
     sides = text.split("x")
     if len(sides) != 2 or not all(side.isdecimal() for side in sides):
         raise ValueError(f"--size {text!r} is not a size: write HEIGHTxWIDTH in pixels, such as 32x64")
     return int(sides[0]), int(sides[1])
 
 
-def _parse_place(text: str, free: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Upper left corner of an image with `free` rows and columns of pixels around it."""
+def parse_place(text: str, free: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Upper left corner (row, column) of an image with `free` rows and columns of pixels around it.
+
+    Raises:
+        ValueError: `text` is neither the name of a place nor a corner.
+    """
     rows, columns = free
     middle_row, middle_column = (side // 2 // stride * stride for side in free)
     places = {

@@ -74,7 +74,7 @@ class Editor:
             )
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold must be in [0, 1), got {self.threshold}: it is a share of a cell")
-        self.generator.pyramid.bind(self.tokenizer)
+        self.generator.bind(self.tokenizer)
 
     def inpaint(
         self,
