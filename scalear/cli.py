@@ -250,7 +250,7 @@ def _with_generator(parser: ArgumentParser, request_type: type) -> ArgumentParse
     parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of the run.")
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     for name in ("data", "trainer", "seed_everything", "weights_only", "verbose", "return_predictions"):
-        parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
+        parser.add_argument(f"--{name}", type=dict | int | bool | None, help=SUPPRESS)
     return parser
 
 
