@@ -142,9 +142,12 @@ def test_an_impossible_edit_ends_in_one_message(flexvar, files, capsys, what, im
     assert not (files / "refused.png").exists()
 
 
-def test_fixed_scales_cannot_be_edited(images, files, tmp_path, capsys):
-    assert edit(files, train_var(tmp_path, images), "inpaint", "--mask={files}/hole.png") == 2
+def test_fixed_scales_cannot_be_edited_or_changed(images, files, tmp_path, capsys):
+    var = train_var(tmp_path, images)
+    assert edit(files, var, "inpaint", "--mask={files}/hole.png") == 2
     assert "this one has a ResidualPyramid: use a FlexVAR config and checkpoint" in capsys.readouterr().err
+    assert run("fit", "-c", var.folder / "config.yaml", "--model.generator.transformer.scales=[1,3,8]") == 2
+    assert "scales are 1,3,8, those of the tokenizer's residual codes 1,2,4,8" in capsys.readouterr().err
 
 
 def test_an_edit_has_a_name(capsys):

@@ -5,6 +5,7 @@ from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
 from scalear.tokenizers.base import Tokenizer
+from scalear.tokenizers.vq import ResidualVQTokenizer
 
 
 def check_data(
@@ -24,7 +25,7 @@ def check_data(
         schedules: What draws the scales of training, if not the generator's are used.
 
     Raises:
-        ValueError: Tokenizer, classes, channels or sizes differ; names both sides.
+        ValueError: Tokenizer, classes, channels, sizes or scales differ; names both sides.
     """
     data.check_tokenizer(fingerprint)
     index = data.index
@@ -41,6 +42,11 @@ def check_data(
     side = data.random_crop or index.image_size
     latent_size = tokenizer.latent_size((side, side))
     generator.check_latent(tokenizer.latent_channels, latent_size)
+    if isinstance(tokenizer, ResidualVQTokenizer) and generator.schedule != tokenizer.schedule:
+        raise ValueError(
+            f"the generator's scales are {generator.schedule}, those of the tokenizer's residual codes "
+            f"{tokenizer.schedule}: set transformer.scales to these"
+        )
     if schedules is not None:
         generator.check_latent(tokenizer.latent_channels, latent_size, ScaleSchedule((schedules.final,)))
 
