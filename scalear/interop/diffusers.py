@@ -130,7 +130,7 @@ class ScaleARPipeline(DiffusionPipeline):
         scales = scales or self.scheduler.config.scales
         schedule = ScaleSchedule.parse(scales) if scales else model.schedule
         draws = SeededDraws(_streams(generator, len(label_B)), label_B.device)
-        model.pyramid.bind(self.vae.part)
+        model.bind(self.vae.part)
         contents: list[Tensor] = []
         with compute_precision(model, autocast), self.progress_bar(total=schedule.num_scales) as bar:
             for content in model.generate_scales(label_B, draws, self.scheduler.sampling, guidance, schedule):

@@ -95,6 +95,7 @@ class ScaleARModel(
         self.tokenizer = build(Tokenizer, tokenizer)
         self.generator.bind(self.tokenizer)
         self.sampling = build_settings(sampling)
+        self.generator.check_sampling(self.sampling)
         self.guidance = build_settings(guidance)
         self.scales = scales
         self.class_names = class_names

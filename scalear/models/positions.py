@@ -139,7 +139,9 @@ def _sincos_table(size: tuple[int, int], side: int, dim: int, device: torch.devi
 
 def start_vector(dim: int) -> nn.Parameter:
     """What distinguishes the class token from all others, (D,)."""
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=var_std(dim)))
+    start_D = nn.Parameter(torch.empty(dim))  # not of what init returns: diffusers loads with init switched off
+    nn.init.trunc_normal_(start_D, std=var_std(dim))
+    return start_D
 
 
 def with_start(vectors_lD: Tensor, start_D: Tensor, schedule: ScaleSchedule, first: int) -> Tensor:

@@ -47,7 +47,8 @@ class ResidualQuantizer(Quantizer):
         """Convolution phi of scale k of `num_scales`, applied to latent_BChw at full size."""
         if not self.phi_ratio:
             return latent_BChw
-        smoothed_BChw = self.phis[self.phi_index(k, num_scales)](latent_BChw)
+        conv = self.phis[self.phi_index(k, num_scales)]
+        smoothed_BChw = F.conv2d(latent_BChw, conv.weight.float(), conv.bias.float(), padding=1)
         return (1 - self.phi_ratio) * latent_BChw + self.phi_ratio * smoothed_BChw
 
     def phi_index(self, k: int, num_scales: int) -> int:

@@ -1,0 +1,96 @@
+"""VAR and FlexVAR as folders and pipelines: the same code as for FlowAR, with other parts in config.json."""
+
+import numpy as np
+import pytest
+import torch
+from model_fixtures import NUM_CLASSES, NUM_CODES, randomise
+
+from scalear.draws import SeededDraws
+from scalear.evaluation.images import to_uint8
+from scalear.guidance import Guidance
+from scalear.interop.diffusers import ScaleARPipeline
+from scalear.interop.parts import Part, describe
+from scalear.interop.pretrained import ScaleARModel
+from scalear.token_sampling import TokenSampling
+
+
+def part(class_path: str, **init_args) -> Part:
+    return {"class_path": f"scalear.{class_path}", "init_args": init_args}
+
+
+def make_model(kind: str, **sampling) -> ScaleARModel:
+    flexible = kind == "flexvar"
+    transformer = part(
+        "models.transformer.ScaleTransformer",
+        context_dim=4,
+        dim=24,
+        depths=[2],
+        num_classes=NUM_CLASSES,
+        scales=[1, 2, 4],
+        positions=part("models.positions.GridPositions", side=4)
+        if flexible
+        else part("models.positions.LevelPositions"),
+        block=part("models.var_block.VARBlock", num_heads=2),
+        norm=part("models.norms.ModulatedNorm"),
+        var_init=True,
+    )
+    head = part("models.token_head.TokenHead", vocab_size=NUM_CODES, cond_dim=24)
+    pyramid = part("pyramid.CodePyramid" if flexible else "pyramid.ResidualPyramid")
+    small = {"image_channels": 1, "latent_channels": 4, "num_codes": NUM_CODES, "channels": 32}
+    small |= {"channel_multipliers": [1, 1], "num_res_blocks": 1, "patch_size": 4}
+    tokenizer = part("tokenizers.vq.VQTokenizer", feature_channels=32, **small)
+    if not flexible:
+        tokenizer = part("tokenizers.vq.ResidualVQTokenizer", scales=[1, 2, 4], num_phis=2, **small)
+    torch.manual_seed(0)
+    model = ScaleARModel(
+        generator=part("models.generator.Generator", transformer=transformer, head=head, pyramid=pyramid),
+        tokenizer=tokenizer,
+        sampling=describe(TokenSampling(**sampling)),
+        guidance=describe(Guidance(2.5, "flexvar" if flexible else "linear")),
+    )
+    randomise(model, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["var", "flexvar"])
+@pytest.mark.parametrize("sampling", [{"top_k": 5, "top_p": 0.9}, {"more_smooth": True}], ids=["codes", "smooth"])
+def test_folders_and_pipelines_sample_what_the_parts_do(kind, sampling, tmp_path):
+    model = make_model(kind, **sampling)
+    labels = [0, 1, 2, NUM_CLASSES]
+    draws = SeededDraws([(0, i) for i in range(4)])
+    latent = model.generator.generate(torch.tensor(labels), draws, TokenSampling(**sampling), model.guidance)
+    expected = to_uint8(model.tokenizer.decode(latent)).permute(0, 2, 3, 1).detach().numpy()
+
+    model.save_pretrained(tmp_path / "own")
+    loaded = ScaleARModel.from_pretrained(tmp_path / "own")
+    assert np.array_equal(loaded.generate(labels, output_type="np"), expected)
+    ScaleARPipeline.from_model(model).save_pretrained(tmp_path / "pipeline")
+    pipe = ScaleARPipeline.from_pretrained(tmp_path / "pipeline")
+    images = pipe(labels, generator=torch.Generator().manual_seed(0), output_type="np").images
+    assert np.array_equal((images * 255).round(), expected)
+
+
+@pytest.mark.parametrize("kind", ["var", "flexvar"])
+def test_half_precision_runs(kind):
+    model = make_model(kind, top_k=1)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert model.to(dtype).generate([0, 1], output_type="np").shape == (2, 32, 32, 1)
+
+
+def test_flexvar_samples_other_scales():
+    model = make_model("flexvar", top_k=1)
+    assert model.generate([0], scales="1,2,3,6")[0].size == (48, 48)
+    pipe = ScaleARPipeline.from_model(model)
+    assert pipe([0], scales="1,2x4", output_type="np").images.shape == (1, 16, 32, 1)
+    model.scales = "1,3"
+    assert model.generate([0])[0].size == (24, 24)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    model = make_model("var")
+    config = {name: model.config[name] for name in ("generator", "tokenizer", "sampling", "guidance")}
+    with pytest.raises(ValueError, match="take a ResidualVQTokenizer"):
+        ScaleARModel(**config | {"tokenizer": make_model("flexvar").config["tokenizer"]})
+    flow = {"class_path": "scalear.flow.FlowSolver", "init_args": {}}
+    with pytest.raises(ValueError, match="TokenHead cannot sample with FlowSolver"):
+        ScaleARModel(**config | {"sampling": flow})
