@@ -7,6 +7,7 @@ A sample owns a stream that is named by integers:
                                    which says the optimizer step and the row of the global batch
     (seed, VALIDATION, index)      validation sample
     (seed, SCHEDULES, step)        what all samples of a step share
+    (seed, CODEBOOK, step)         which vectors become codes, at the start and when codes are revived
 
 What a sample draws therefore never depends on the batch it happens to share, on the number of ranks, or on the
 device; and no two streams are the same, for hashes of their names start them.
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 # What a stream is for. Images have no such part, and their numbers are never negative.
-VALIDATION, DROPOUT, SCHEDULES, TRAINING = -1, -2, -3, -4
+VALIDATION, DROPOUT, SCHEDULES, TRAINING, CODEBOOK = -1, -2, -3, -4, -5
 
 
 class Draws(Protocol):

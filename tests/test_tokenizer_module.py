@@ -141,7 +141,7 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
     logger = TensorBoardLogger(tmp_path, name="", version="")
     make_trainer(tmp_path, logger=logger).test(module, datamodule=make_data(dataset))
     results = json.loads((tmp_path / "metrics.json").read_text())
-    assert results.keys() == {"val/psnr", "val/ssim", "val/rfid"}
+    assert results.keys() == {"val/psnr", "val/rfid"}  # 8x8 images are too small for SSIM
 
     module.eval()
     images = torch.cat([batch.inputs for batch in make_data(dataset).val_dataloader()])

@@ -45,6 +45,29 @@ def load_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
         raise ValueError(f"{path} does not fit {_class_path(tokenizer)}: {error}") from error
 
 
+def begin_from(tokenizer: Tokenizer, path: str | Path) -> str:
+    """Take from another tokenizer's file, for training, what has the same name and shape; the rest stays as it is.
+
+    Returns:
+        What was taken and what was not, for the user.
+
+    Raises:
+        ValueError: The file is missing or damaged, or its encoder or decoder does not fit.
+    """
+    tensors, _ = read_tensors(path)
+    own = tokenizer.state_dict()
+    fresh = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
+    misfits = [name for name in fresh if name.startswith(("encoder.", "decoder."))]
+    if misfits:
+        raise ValueError(
+            f"{path} has another encoder or decoder than {_class_path(tokenizer)} in the config: {len(misfits)} "
+            f"tensors are missing or have another shape, such as {misfits[0]}. Align channels, channel_multipliers, "
+            "num_res_blocks and feature_channels, or convert official files with `scalear convert` first"
+        )
+    tokenizer.load_state_dict({name: tensors[name] for name in own if name not in fresh}, strict=False)
+    return f"training begins from {path}: {len(own) - len(fresh)} tensors taken, initialised anew: {fresh or 'none'}"
+
+
 def architecture(tokenizer: Tokenizer) -> dict:
     """Constructor arguments but the source of the weights; each is an attribute of the same name, a plain value."""
     names = [name for name in inspect.signature(type(tokenizer)).parameters if name != "weights"]

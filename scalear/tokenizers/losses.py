@@ -24,6 +24,8 @@ class TokenizerLoss(nn.Module):
         perceptual: Distance between images in the features of a frozen network; None for none.
         perceptual_weight: Of that distance.
         adversarial: The discriminator and when it starts; None for none.
+        size_exponent: Of several sizes each weighs as its number of pixels to this power: 0 for all sizes alike, 1
+            for all pixels alike.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class TokenizerLoss(nn.Module):
         perceptual: PerceptualDistance | None = None,
         perceptual_weight: float = 1.0,
         adversarial: AdversarialLoss | None = None,
+        size_exponent: float = 0.0,
     ) -> None:
         super().__init__()
         self.l1_weight = l1_weight
@@ -42,6 +45,7 @@ class TokenizerLoss(nn.Module):
         self.perceptual = perceptual
         self.perceptual_weight = perceptual_weight
         self.adversarial = adversarial
+        self.size_exponent = size_exponent
 
     def load_weights(self) -> None:
         """Read the weights of the perceptual network, if there is one."""
@@ -53,7 +57,7 @@ class TokenizerLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """Scalar terms by name; `loss` is their weighted sum, the only one to differentiate.
 
-        Every size counts the same, with all its terms; sizes below those that the perceptual distance or the
+        Every size counts with all its terms; sizes below those that the perceptual distance or the
         discriminator accept (a single cell decodes to few pixels) go without that one.
 
         Args:
@@ -62,9 +66,10 @@ class TokenizerLoss(nn.Module):
             step: Optimizer step.
         """
         loss, terms = 0.0, {}
-        for reconstruction in reconstructions:
+        weights = [reconstruction.target_BCHW[0].numel() ** self.size_exponent for reconstruction in reconstructions]
+        for reconstruction, weight in zip(reconstructions, weights, strict=True):
             loss_at_size, terms_at_size = self._without_adversary(reconstruction)
-            loss = loss + loss_at_size / len(reconstructions)
+            loss = loss + weight / sum(weights) * loss_at_size
             suffix = f"_scale_{reconstruction.scale}" if reconstruction.scale else ""
             terms |= {name + suffix: term for name, term in terms_at_size.items()}
         if self.adversarial is not None:

@@ -76,16 +76,16 @@ class ResidualQuantizer(Quantizer):
         Raises:
             ValueError: The schedule does not end at the latent's size.
         """
-        return [codes_Bl for codes_Bl, _, _ in self._steps(latent_BChw, schedule)]
+        return [codes_Bl for codes_Bl, _, _ in self.steps(latent_BChw, schedule)]
 
     def quantize(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Tensor:
         """The sum of all scales, latent_BChw, that these codes stand for."""
-        return [f_hat_BChw for _, _, f_hat_BChw in self._steps(latent_BChw, schedule)][-1]
+        return [f_hat_BChw for _, _, f_hat_BChw in self.steps(latent_BChw, schedule)][-1]
 
     def forward(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Quantized:
         """Quantise for training; penalties are the means over scales of those of the sum so far (VAR's loss)."""
         latent_BChw = latent_BChw.float()
-        codes, vectors, sums = zip(*self._steps(latent_BChw, schedule), strict=True)
+        codes, vectors, sums = zip(*self.steps(latent_BChw, schedule), strict=True)
         errors = [
             ((f_hat - latent_BChw.detach()).square().mean(), (f_hat.detach() - latent_BChw).square().mean())
             for f_hat in sums
@@ -94,7 +94,7 @@ class ResidualQuantizer(Quantizer):
         straight_BChw = latent_BChw + (sums[-1] - latent_BChw).detach()
         return Quantized(straight_BChw, {"codebook": codebook, "commitment": commitment}, list(codes), list(vectors))
 
-    def _steps(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def steps(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Codes (B, l), the vectors (B, l, C) that they replaced, and f_hat, scale by scale."""
         schedule.require_final(latent_BChw.shape[-2:])
         latent_BChw = latent_BChw.float()

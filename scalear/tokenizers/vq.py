@@ -4,6 +4,7 @@ Shapes as in `scalear.tokenizers.base`. Moments are the latent before quantisati
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.autoencoder import ConvTokenizer
-from scalear.tokenizers.quantizer import Quantizer, VectorQuantizer
+from scalear.tokenizers.quantizer import Quantized, Quantizer, VectorQuantizer
 from scalear.tokenizers.residual import ResidualQuantizer
 from scalear.tokenizers.trainable import Reconstruction, TrainingRequest
 
@@ -25,11 +26,33 @@ class CodeTokenizer(ConvTokenizer):
     def quantize(self, latent: Tensor) -> Tensor:
         """latent_BChw -> the latent_BChw that its codes stand for."""
 
+    @abstractmethod
+    def scale_by_scale(self, latent: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor]]:
+        """Codes (B, l) of each scale, and the latent_BChw to decode once this scale is known."""
+
+    @abstractmethod
+    def quantized(self, image: Tensor, request: TrainingRequest) -> list[Quantized]:
+        """image_BCHW through encoder and codebook in training, at full size and at each of the request's sizes."""
+
     def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         return moments.float()
 
     def reconstruction(self, image: Tensor) -> Tensor:
         return self.decode(self.quantize(self.encode(image)))
+
+    def reconstruction_at(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """image_BCHW -> latent averaged to (h, w) -> the nearest code of each cell -> image (FlexVAR fig. 3)."""
+        latent = F.adaptive_avg_pool2d(self.encode(image), size)
+        return self.decode(self.quantizer.embed(self.quantizer.codes(latent), size))
+
+    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
+        reconstructions = []
+        for quantized in self.quantized(image, request):
+            decoded = self.decode_for_loss(quantized.latent_BChw)
+            target = F.adaptive_avg_pool2d(image, decoded.shape[-2:])  # the image itself at full size
+            scale = str(ScaleSchedule((tuple(quantized.latent_BChw.shape[-2:]),))) if reconstructions else ""
+            reconstructions.append(Reconstruction(decoded, target, quantized.penalties, quantized, scale))
+        return reconstructions
 
 
 class VQTokenizer(CodeTokenizer):
@@ -90,17 +113,15 @@ class VQTokenizer(CodeTokenizer):
     def quantize(self, latent: Tensor) -> Tensor:
         return self.quantizer.embed(self.quantizer.codes(latent), latent.shape[-2:])
 
-    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
+    def scale_by_scale(self, latent: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor]]:
+        for size in schedule.sizes:
+            codes = self.quantizer.codes(F.adaptive_avg_pool2d(latent, size))
+            yield codes, self.quantizer.embed(codes, size)
+
+    def quantized(self, image: Tensor, request: TrainingRequest) -> list[Quantized]:
         latent = self.moments(image)
-        reconstructions = []
-        for size in (tuple(latent.shape[-2:]), *request.sizes):
-            # Latent and target, both averaged to the size (FlexVAR section 3.3)
-            quantized = self.quantizer(F.adaptive_avg_pool2d(latent, size), "entropy" in request.penalties)
-            decoded = self.decode_for_loss(quantized.latent_BChw)
-            target = F.adaptive_avg_pool2d(image, decoded.shape[-2:])
-            name = str(ScaleSchedule((size,))) if reconstructions else ""
-            reconstructions.append(Reconstruction(decoded, target, quantized.penalties, quantized, name))
-        return reconstructions
+        maps = [latent, *(F.adaptive_avg_pool2d(latent, size) for size in request.sizes)]
+        return [self.quantizer(latent, entropy="entropy" in request.penalties) for latent in maps]
 
 
 class ResidualVQTokenizer(CodeTokenizer):
@@ -167,6 +188,8 @@ class ResidualVQTokenizer(CodeTokenizer):
     def quantize(self, latent: Tensor) -> Tensor:
         return self.quantizer.quantize(latent, self.schedule)
 
-    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
-        quantized = self.quantizer(self.moments(image), self.schedule)
-        return [Reconstruction(self.decode_for_loss(quantized.latent_BChw), image, quantized.penalties, quantized)]
+    def scale_by_scale(self, latent: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((codes, f_hat) for codes, _, f_hat in self.quantizer.steps(latent, schedule))
+
+    def quantized(self, image: Tensor, request: TrainingRequest) -> list[Quantized]:
+        return [self.quantizer(self.moments(image), self.schedule)]

@@ -4,13 +4,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from scalear.data.datamodule import ShardDataModule
+from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.tokenizers.trainable import TrainableTokenizer
+from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
+from scalear.training.latent_sizes import RandomSizes
 
 
-def check_data(tokenizer: Tokenizer, loss: TokenizerLoss, data: ShardDataModule) -> None:
-    """Compare the dataset's images with what tokenizer and discriminator take.
+def check_data(
+    tokenizer: Tokenizer, loss: TokenizerLoss, schedule: ScaleSchedule | None, data: ShardDataModule
+) -> None:
+    """Compare the dataset's images with what tokenizer, discriminator and the scales to be measured take.
 
     Raises:
         ValueError: They do not fit; names the remedy.
@@ -24,12 +29,25 @@ def check_data(tokenizer: Tokenizer, loss: TokenizerLoss, data: ShardDataModule)
             f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
         )
     size = data.random_crop or index.image_size
-    tokenizer.latent_size((size, size))
+    _check_scales(tokenizer, schedule, tokenizer.latent_size((size, size)))
     if loss.adversarial is not None:
         loss.adversarial.discriminator.check_size((size, size))
 
 
-def check_training(tokenizer: Tokenizer, loss: TokenizerLoss, trainer: Trainer) -> None:
+def _check_scales(tokenizer: Tokenizer, schedule: ScaleSchedule | None, full: tuple[int, int]) -> None:
+    if schedule is None:
+        return
+    if isinstance(tokenizer, ResidualVQTokenizer):
+        tokenizer.schedule.require_final(full)
+        schedule.require_final(full)
+    height, width = schedule.sizes[-1]
+    if height > full[0] or width > full[1]:
+        raise ValueError(
+            f"the last size {height}x{width} of scales is larger than the latent, {full[0]}x{full[1]}: shorten the list"
+        )
+
+
+def check_training(tokenizer: Tokenizer, loss: TokenizerLoss, sizes: RandomSizes | None, trainer: Trainer) -> None:
     """Check what only training needs.
 
     Raises:
@@ -38,6 +56,9 @@ def check_training(tokenizer: Tokenizer, loss: TokenizerLoss, trainer: Trainer) 
     if not isinstance(tokenizer, TrainableTokenizer):
         name = type(tokenizer).__name__
         raise ValueError(f"{name} cannot be trained here, only tested and used: fit a KLAutoencoder instead")
+    if sizes is not None and not isinstance(tokenizer, VQTokenizer):
+        name = type(tokenizer).__name__
+        raise ValueError(f"{name} has one latent size: leave out `sizes`, or fit a VQTokenizer, which scales")
     data = trainer.datamodule
     if data is not None and data.train_split not in data.predict_splits:
         raise ValueError(

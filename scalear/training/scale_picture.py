@@ -1,0 +1,72 @@
+"""The picture of FlexVAR's figure 3: which tokenizers survive that their latent is resized?"""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch.nn import functional as F
+
+from scalear.data.batch import Batch
+from scalear.evaluation.images import make_grid, save_png, to_uint8
+from scalear.scales import ScaleSchedule
+from scalear.tokenizers.vq import CodeTokenizer
+
+PICTURE_NAME = "scales.png"
+
+
+class ScalePicture(Callback):
+    """`scalear test` of a tokenizer also draws images at all scales, into `scales.png` of the run's folder.
+
+    One column per scale. For each image there is a row of the image itself, resized; then one of the tested
+    tokenizer, and one of each other tokenizer. They all do the same, with residual codes too, as in the figure: the
+    latent is averaged to the scale, every cell becomes its nearest code, and that is decoded.
+
+    Args:
+        scales: Latent sizes, coarse to fine.
+        others: Tokenizers to compare with, by name; their `weights` say where they come from.
+        num_images: Validation images shown.
+        enlarge: Whole number that every pixel of the picture is enlarged by.
+    """
+
+    def __init__(
+        self,
+        scales: str | list[int | list[int]],
+        others: dict[str, CodeTokenizer] | None = None,
+        num_images: int = 3,
+        enlarge: int = 2,
+    ) -> None:
+        self.schedule = ScaleSchedule.parse(scales)
+        self.others = others or {}
+        self.num_images = num_images
+        self.enlarge = enlarge
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if stage != "test":
+            return
+        for name, tokenizer in {"model.tokenizer": pl_module.tokenizer, **self.others}.items():
+            if not isinstance(tokenizer, CodeTokenizer):
+                raise ValueError(f"ScalePicture needs tokenizers with a codebook, {name} is {type(tokenizer).__name__}")
+            if tokenizer.image_channels != pl_module.tokenizer.image_channels:
+                raise ValueError(
+                    f"ScalePicture compares tokenizers of the same images, but {name} has {tokenizer.image_channels} "
+                    f"image channel(s) and model.tokenizer {pl_module.tokenizer.image_channels}"
+                )
+        for tokenizer in self.others.values():
+            tokenizer.eval().requires_grad_(False).to(pl_module.device).load_weights()
+
+    def on_test_batch_start(self, trainer, pl_module, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if batch_idx or not trainer.is_global_zero:
+            return
+        image_BCHW, stride = batch.inputs[: self.num_images], pl_module.tokenizer.stride
+        rows = [[F.adaptive_avg_pool2d(image_BCHW, (h * stride, w * stride)) for h, w in self.schedule.sizes]]
+        with trainer.precision_plugin.forward_context():
+            for tokenizer in (pl_module.tokenizer, *self.others.values()):
+                rows.append([tokenizer.reconstruction_at(image_BCHW, size) for size in self.schedule.sizes])
+        full = image_BCHW.shape[-2:]
+        cells = [F.interpolate(column, size=full)[i] for i in range(len(image_BCHW)) for row in rows for column in row]
+        grid = make_grid(to_uint8(torch.stack(cells)), columns=self.schedule.num_scales, scale=self.enlarge)
+        path = Path(trainer.default_root_dir, PICTURE_NAME)
+        save_png(path, grid)
+        names = ", ".join(["the image", "model.tokenizer", *self.others])
+        rank_zero_info(f"\n{path}: columns are scales {self.schedule}, rows {names}")
