@@ -90,10 +90,10 @@ class Case:
         if name in self._recorded:
             self.compare(name, ours())
 
-    def rows(self, name: str, ours: Tensor, count: int) -> None:
-        """As `maybe`, where ours has only the first `count` rows of dimension 1."""
+    def rows(self, name: str, ours: Tensor, dim: int, count: int) -> None:
+        """As `maybe`, where ours has only the first `count` rows of a dimension."""
         if name in self._recorded:
-            self._recorded[name] = self._recorded[name][:, :count]
+            self._recorded[name] = self._recorded[name].narrow(dim, 0, count)
             self.compare(name, ours)
 
     def finish(self) -> str:
@@ -148,6 +148,11 @@ def compare_gradients(case: Case, prefix: str, gradients: dict[str, Tensor]) -> 
     for key in case.names(f"{prefix}.grad."):
         if key in gradients:
             case.compare(f"{prefix}.grad.{key}", gradients[key])
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Gradients by our names, of the weights that have one."""
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

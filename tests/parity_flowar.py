@@ -62,7 +62,7 @@ def _sample(case: Case, model: Generator, tag: str, num_steps: int, guidance: fl
         case.maybe(f"mid.{tag}.z.{k}", lambda steps=steps: steps[0][0][2][:batch])
         case.maybe(f"mid.{tag}.x_input.{k}", lambda k=k: calls["context"][k - 1][0][0][:batch])
         trajectory = torch.stack([args[0][:batch] for args, _ in steps])
-        case.rows(f"mid.{tag}.trajectory.{k}", trajectory, batch)
+        case.rows(f"mid.{tag}.trajectory.{k}", trajectory, 1, batch)
     noise_level = 1 - torch.tensor(solver.times(0, schedule.num_scales)[:-1], dtype=torch.float64)
     case.maybe(f"mid.{tag}.t_float32", lambda: noise_level.float())
     case.maybe(f"mid.{tag}.t_index", lambda: model.head.time_embedding.noise_level(1 - noise_level).long())

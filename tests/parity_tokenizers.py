@@ -1,7 +1,7 @@
 """Replays of the official tokenizers in our classes: KL-16, VQ-16 and VAR's VQVAE."""
 
 import torch
-from parity_case import Case, compare_gradients, watching
+from parity_case import Case, compare_gradients, gradients_of, watching
 from torch import Tensor
 
 from scalear.interop.code_usage import llamagen_usage, var_usage
@@ -119,8 +119,3 @@ def sums(model: ResidualVQTokenizer, latent: Tensor, schedule: ScaleSchedule) ->
     for k, codes in enumerate(model.quantizer.encode(latent, schedule)):
         f_hats.append(model.quantizer.add(f_hats[-1], codes, k, schedule))
     return f_hats[1:]
-
-
-def gradients_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Gradients by our names, of the weights that have one."""
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}

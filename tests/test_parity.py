@@ -8,6 +8,7 @@ from pathlib import Path
 
 import parity_flowar
 import parity_tokenizers
+import parity_var
 import pytest
 import torch
 from parity_case import FAMILIES, Case
@@ -22,6 +23,9 @@ REPLAYS = {
     "models.vae.AutoencoderKL": parity_tokenizers.replay_kl16,
     "models.vq_llama.VQModel": parity_tokenizers.replay_vq16,
     "models.vqvae.VQVAE": parity_tokenizers.replay_var_vqvae,
+    "models.var.VAR": parity_var.replay_var,
+    "models.flexvar.FlexVAR": parity_var.replay_flexvar,
+    "models.helpers.sample_with_top_k_top_p_": parity_var.replay_filter,
 }
 
 

@@ -8,9 +8,12 @@ from scalear.interop.family import Family
 from scalear.interop.flowar import FlowAR, FlowARHead
 from scalear.interop.kl16 import KL16
 from scalear.interop.official_files import AVERAGED
+from scalear.interop.var import VAR, FlexVAR
 from scalear.interop.vq import VARVQVAE, VQ16
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (FlowAR(), FlowARHead(), KL16(), VQ16(), VARVQVAE())}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (FlowAR(), FlexVAR(), VAR(), FlowARHead(), KL16(), VQ16(), VARVQVAE())
+}
 
 
 def family_named(name: str) -> Family:

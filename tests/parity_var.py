@@ -1,0 +1,136 @@
+"""Replays of the official VAR, FlexVAR and their sampling filter in our classes."""
+
+import torch
+from parity_case import Case, compare_gradients, gradients_of, numbered, watching
+from parity_tokenizers import residual_codes
+from scalear.token_sampling import TokenSampling
+from torch import Tensor
+
+from scalear.draws import RecordedDraws
+from scalear.guidance import Guidance
+from scalear.interop.convert import official_names
+from scalear.models.generator import Generator
+from scalear.models.positions import GridPositions
+from scalear.pyramid import Pyramid, join
+from scalear.scales import ScaleSchedule
+
+
+class Watched(TokenSampling):
+    """Decodes greedily and keeps the guided logits of every scale."""
+
+    def __init__(self, more_smooth: bool) -> None:
+        super().__init__(greedy=0, more_smooth=more_smooth)
+        object.__setattr__(self, "logits", [])
+
+    def sample(self, logits_BlV: Tensor, *args: object) -> Tensor:
+        self.logits.append(logits_BlV)
+        return super().sample(logits_BlV, *args)
+
+
+def replay_var(case: Case) -> None:
+    tokenizer, conversion = case.convert("vae").model(), case.convert("var")
+    model = conversion.model()
+    model.bind(tokenizer)
+    schedule = model.schedule
+    latent = residual_codes(case, tokenizer, case.inputs["img"], "tok.", "tok.")
+    blocks, logits, loss = _teacher_forcing(case, model, model.pyramid.build(latent, schedule), "label_drop_u")
+    case.compare("out.forward.logits", logits)
+    case.compare("out.forward.loss", loss)
+    case.maybe("mid.forward.x_embedded", lambda: blocks[0][0])
+    for index, (_, output) in enumerate(blocks):
+        case.maybe(f"mid.forward.block{index}_out", lambda output=output: output)
+    compare_gradients(case, "out.forward", official_names(conversion, gradients_of(model)))
+    for tag, run in case.extra["infer"].items():
+        call = dict(run["call"])
+        # VAR's number is one less than ours.
+        scales = _infer(case, model, tag, Guidance(call.pop("cfg") + 1, "linear"), schedule, call)
+        for k in range(schedule.num_scales):
+            codes = scales[k].argmax(-1) if scales[k].is_floating_point() else scales[k]
+            case.compare(f"out.{tag}.idx.{k}", codes)
+            case.compare(f"out.{tag}.f_hat.{k}", model.pyramid.latent(scales[: k + 1], schedule))
+        with torch.no_grad():
+            image = tokenizer.decode(model.pyramid.latent(scales, schedule))
+        case.compare(f"out.{tag}.img", (image + 1) / 2)
+
+
+def replay_flexvar(case: Case) -> None:
+    tokenizer, conversion = case.convert("vae").model(), case.convert("var")
+    model = conversion.model()
+    model.bind(tokenizer)
+    with torch.no_grad():
+        latent, double = (tokenizer.encode(case.inputs[name]) for name in ("img", "img_double"))
+    for name, sides in case.constructor["train_lists"].items():
+        _flexvar_training(case, model, conversion, name, ScaleSchedule.parse(sides), latent, double)
+    positions = model.transformer.positions[0]
+    for side in case.constructor["pos_sizes"]:
+        vectors = positions(ScaleSchedule.parse([side]), 0, 1) - positions.start
+        case.maybe(f"mid.pos.{side}", lambda vectors=vectors: vectors[None])
+    for name in case.names("out.pos_init."):
+        height, width, dim = (int(part[1:]) for part in name.split("_"))
+        grid = GridPositions(dim, model.schedule, side=max(height, width)).grid_Dhw
+        case.compare(f"out.pos_init.{name}", grid[None, :, :height, :width])
+    for tag, run in case.extra["infer"].items():
+        call = dict(run["call"])
+        schedule, cfg = ScaleSchedule.parse(call.pop("infer_patch_nums")), call.pop("cfg")
+        constant = call.pop("used_llamagen_cfg", False)
+        guidance = Guidance(cfg, "constant") if constant else Guidance(cfg + 1, "flexvar")
+        scales = _infer(case, model, tag, guidance, schedule, call, run.get("last_logits_stride"))
+        case.compare(f"out.{tag}.idx", join(scales))
+        with torch.no_grad():
+            case.compare(f"out.{tag}.img", tokenizer.decode_raw(model.pyramid.latent(scales, schedule)))
+
+
+def _flexvar_training(
+    case: Case, model: Generator, conversion, name: str, schedule: ScaleSchedule, latent: Tensor, double: Tensor
+) -> None:
+    out = f"out.train.{name}"
+    pyramid = model.pyramid.build(latent, schedule)
+    case.compare(f"{out}.x_wo_first", join(pyramid.contexts[1:]))
+    case.compare(f"{out}.gt_idx", join(pyramid.targets))
+    case.maybe(f"{out}.gt_idx_double", lambda: join(model.pyramid.build(double, schedule).targets))
+    blocks, logits, loss = _teacher_forcing(case, model, pyramid, f"train.{name}.label_drop_u")
+    case.compare(f"{out}.logits", logits)
+    case.compare(f"{out}.loss", loss)
+    case.maybe(f"mid.train.{name}.x_embedded_first4", lambda: blocks[0][0][:, : schedule.offsets[4]])
+    gradients = official_names(conversion, gradients_of(model))
+    compare_gradients(case, out, gradients)
+    case.maybe(f"{out}.grad.pos_1LC_norm_per_cell", lambda: gradients["pos_1LC"][0].norm(dim=0))
+
+
+def _teacher_forcing(
+    case: Case, model: Generator, pyramid: Pyramid, drop: str
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """Input and output of each block, logits and loss; leaves gradients behind."""
+    (stack,) = model.transformer.stacks
+    model.zero_grad()
+    draws = RecordedDraws({"label_drop": case.inputs[drop]})
+    with watching(head=model.head, **numbered("block", stack)) as calls:
+        loss = model.loss(pyramid, case.inputs["labels"], draws).total
+    loss.backward()
+    blocks = [(args[0], output) for (args, output) in (calls[f"block{i}"][0] for i in range(len(stack)))]
+    return blocks, calls["head"][0][1], loss
+
+
+def _infer(
+    case: Case, model: Generator, tag: str, guidance: Guidance, schedule: ScaleSchedule, call: dict, stride: int = 0
+) -> list[Tensor]:
+    """Content of every scale, decoded greedily as all recordings are; compares logits and inputs on the way."""
+    sampling = Watched(call.pop("more_smooth", False))
+    unknown = call.keys() - {"top_p", "g_seed", "top_k", "max_pn"}
+    assert not unknown and call.get("top_k", 1) == 1 and call.get("max_pn", 16) == 16, f"{tag} cannot be replayed"
+    label_B = case.inputs["infer.labels"]
+    with watching(block=model.transformer.stacks[0][0]) as calls:
+        scales = list(model.generate_scales(label_B, RecordedDraws({}), sampling, guidance, schedule))
+    for k in range(schedule.num_scales):
+        case.maybe(f"mid.{tag}.logits.{k}", lambda k=k: sampling.logits[k])
+        # Without guidance there are no unconditional rows.
+        case.rows(f"mid.{tag}.x_in.{k}", calls["block"][k][0][0], 0, len(calls["block"][k][0][0]))
+    case.maybe(f"mid.{tag}.logits_last_strided", lambda: sampling.logits[-1][:, ::stride])
+    return scales
+
+
+def replay_filter(case: Case) -> None:
+    for name, (top_k, top_p) in case.constructor["settings"].items():
+        filtered = TokenSampling(top_k=top_k or None, top_p=top_p or 1.0).filter(case.inputs["logits"])
+        case.compare(f"out.filtered_logits.{name}", filtered)
+        case.compare(f"out.probs.{name}", filtered.softmax(-1))
