@@ -143,6 +143,8 @@ class ScalearCLI(LightningCLI):
         path = self._get(self.config_init, "ckpt_path")
         if path is not None:
             check_checkpoint(path, self.model)
+            if isinstance(self.model, GeneratorModule):
+                self.model.weights = None  # the checkpoint holds all of them
         elif self.subcommand != "fit" and not self._has_weights():
             raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
 
@@ -151,7 +153,7 @@ class ScalearCLI(LightningCLI):
         if isinstance(self.model, TokenizerModule):
             tokenizer = self.model.tokenizer
             return getattr(tokenizer, "weights", None) is not None or getattr(tokenizer, "source", None) is not None
-        return not isinstance(self.model, GeneratorModule)
+        return not isinstance(self.model, GeneratorModule) or self.model.weights is not None
 
     def _run_on_own_data(self, name: str, kwargs: dict) -> None:
         if isinstance(self.model, GeneratorModule):

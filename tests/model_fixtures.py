@@ -38,7 +38,8 @@ def make_generator(scales: str = "1,2,4", channels: int = 4, patch_size: int = 1
     torch.manual_seed(0)
     token_dim = channels * patch_size**2
     parts = {"cross_attention": changes.pop("cross_attention", False)}
-    transformer = make_transformer(scales, token_dim, dropout=changes.pop("dropout", 0.0))
+    ours = {name: changes.pop(name) for name in ("dropout", "num_classes") if name in changes}
+    transformer = make_transformer(scales, token_dim, **ours)
     return Generator(transformer, make_head(token_dim, **parts), LatentPyramid(patch_size), **changes)
 
 

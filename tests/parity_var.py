@@ -3,7 +3,6 @@
 import torch
 from parity_case import Case, compare_gradients, gradients_of, numbered, watching
 from parity_tokenizers import residual_codes
-from scalear.token_sampling import TokenSampling
 from torch import Tensor
 
 from scalear.draws import RecordedDraws
@@ -13,6 +12,7 @@ from scalear.models.generator import Generator
 from scalear.models.positions import GridPositions
 from scalear.pyramid import Pyramid, join
 from scalear.scales import ScaleSchedule
+from scalear.token_sampling import TokenSampling
 
 
 class Watched(TokenSampling):

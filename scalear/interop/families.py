@@ -11,9 +11,8 @@ from scalear.interop.official_files import AVERAGED
 from scalear.interop.var import VAR, FlexVAR
 from scalear.interop.vq import VARVQVAE, VQ16
 
-FAMILIES: dict[str, Family] = {
-    family.name: family for family in (FlowAR(), FlexVAR(), VAR(), FlowARHead(), KL16(), VQ16(), VARVQVAE())
-}
+_ALL = (FlowAR(), FlexVAR(), VAR(), FlowARHead(), KL16(), VQ16(), VARVQVAE())
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
 
 def family_named(name: str) -> Family:

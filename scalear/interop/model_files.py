@@ -5,9 +5,11 @@ from pathlib import Path
 
 import scalear
 from scalear.interop.convert import Conversion
+from scalear.models import files as generator_files
+from scalear.models.generator import Generator
 from scalear.tensor_files import CARRIED, read_tensors, write_tensors
+from scalear.tokenizers import files as tokenizer_files
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.files import describe
 
 
 def save_conversion(conversion: Conversion, path: str | Path) -> None:
@@ -19,7 +21,9 @@ def save_conversion(conversion: Conversion, path: str | Path) -> None:
         "scalear_version": scalear.__version__,
     }
     if isinstance(model, Tokenizer):
-        metadata |= describe(model)
+        metadata |= tokenizer_files.describe(model)
+    elif isinstance(model, Generator):
+        metadata |= generator_files.describe(model)
     official = {"family": conversion.family, "keys": conversion.official_keys, "constants": conversion.constants}
     metadata["official"] = json.dumps(official)
     carried = {CARRIED + key: tensor for key, tensor in conversion.carried.items()}

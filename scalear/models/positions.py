@@ -16,7 +16,13 @@ from scalear.scales import ScaleSchedule
 
 
 class Positions(nn.Module, ABC):
-    """Vectors for the tokens of a schedule; in YAML built without their first two arguments, width and schedule."""
+    """Vectors for the tokens of a schedule; in YAML built without their first two arguments, width and schedule.
+
+    Attributes:
+        scalable: Whether they serve any schedule, not only the one that they were made for.
+    """
+
+    scalable = True
 
     @abstractmethod
     def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
@@ -34,6 +40,8 @@ class TokenPositions(Positions):
         dim: D.
         schedule: The only schedule that these positions serve.
     """
+
+    scalable = False
 
     def __init__(self, dim: int, schedule: ScaleSchedule) -> None:
         super().__init__()
@@ -54,6 +62,8 @@ class LevelPositions(Positions):
         dim: D.
         schedule: The only schedule that these positions serve.
     """
+
+    scalable = False
 
     def __init__(self, dim: int, schedule: ScaleSchedule) -> None:
         super().__init__()

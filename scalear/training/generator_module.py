@@ -1,12 +1,14 @@
 """Training, sampling and measuring a generator."""
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from scalear.data.batch import Batch
 from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
+from scalear.models.files import load_generator
 from scalear.models.generator import Generator, Loss
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
@@ -38,6 +40,8 @@ class GeneratorModule(SamplingModule):
         schedules: Draws the scales of every training step; None trains on those of the generator. Validation and
             sampling use the generator's, unless `samples` names others.
         sample_posterior: Train on samples of the tokenizer's posterior instead of its mode.
+        weights: File of `scalear convert` to start from, or to sample from without a checkpoint. In `fit`, tables of
+            another number of classes or other scales than the file's start afresh.
         compile: Compile transformer and head in `fit`. Pays on long runs; the first steps take minutes.
         seed: Of training draws and of the grids in TensorBoard.
     """
@@ -53,6 +57,7 @@ class GeneratorModule(SamplingModule):
         report: SampleReport | None = None,
         schedules: ScheduleSampler | None = None,
         sample_posterior: bool = True,
+        weights: str | None = None,
         compile: bool = False,
         seed: int = 0,
     ) -> None:
@@ -64,6 +69,7 @@ class GeneratorModule(SamplingModule):
         self.guidance = guidance
         self.schedules = schedules
         self.sample_posterior = sample_posterior
+        self.weights = weights
         self.compile_parts = compile
         self.seed = seed
         self._fingerprint = ""
@@ -74,6 +80,8 @@ class GeneratorModule(SamplingModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.tokenizer.load_weights()
+        if self.weights is not None:
+            rank_zero_info(load_generator(self.generator, self.weights, fine_tune=stage == "fit"))
         self._fingerprint = self.tokenizer.fingerprint()
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, self.generator, self.tokenizer, self._fingerprint, self.schedules)
