@@ -249,7 +249,7 @@ def _with_generator(parser: ArgumentParser, request_type: type) -> ArgumentParse
     if switch:
         parser.add_argument("--paste", action="store_true", help="Put the known pixels themselves into the result.")
     parser.add_argument("-c", "--config", action="config", help="Config of the run, or fit.yaml in its folder.")
-    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of the run.")
+    parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint of the run.")
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     for name in ("data", "trainer", "seed_everything", "weights_only", "verbose", "return_predictions"):
         parser.add_argument(f"--{name}", type=dict | int | bool | None, help=SUPPRESS)
@@ -266,7 +266,13 @@ def _editor(options: Namespace, threshold: float = 0.5) -> Editor:
     if not isinstance(module, GeneratorModule):
         raise ValueError(f"a {type(module).__name__} generates nothing: take the config of a generator")
     editor = Editor(module.generator, module.tokenizer, module.sampling, module.guidance, threshold)
-    load_weights(module, options.ckpt_path)
+    if options.ckpt_path is not None:
+        module.weights = None  # the checkpoint holds all of them
+        load_weights(module, options.ckpt_path)
+    elif module.weights is not None:
+        module.setup("weights")
+    else:
+        raise ValueError("editing needs trained weights: give --ckpt_path")
     module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return editor
 
