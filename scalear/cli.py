@@ -164,6 +164,9 @@ class ScalearCLI(LightningCLI):
         """LightningCLI would let the checkpoint's hyperparameters override what was typed."""
 
 
+_CKPT_HELP = "Checkpoint of the run; not needed where model.weights names a converted model."
+
+
 class _PartsOnly(ScalearCLI):
     """Builds model and data of a config, and no trainer."""
 
@@ -188,7 +191,7 @@ class ExportCLI(_PartsOnly):
         super().__init__(args, run=False, prog="scalear export")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of the run.")
+        parser.add_argument("--ckpt_path", type=str | None, help=_CKPT_HELP)
         parser.add_argument("--output_dir", type=str, required=True, help="Folder to make.")
         parser.add_argument("--format", type=Format, default="scalear", help="Whose from_pretrained will read it.")
         parser.add_argument("--force", type=bool, default=False, help="Replace a model that is there.")
@@ -249,7 +252,7 @@ def _with_generator(parser: ArgumentParser, request_type: type) -> ArgumentParse
     if switch:
         parser.add_argument("--paste", action="store_true", help="Put the known pixels themselves into the result.")
     parser.add_argument("-c", "--config", action="config", help="Config of the run, or fit.yaml in its folder.")
-    parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint of the run.")
+    parser.add_argument("--ckpt_path", type=str | None, help=_CKPT_HELP)
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     for name in ("data", "trainer", "seed_everything", "weights_only", "verbose", "return_predictions"):
         parser.add_argument(f"--{name}", type=dict | int | bool | None, help=SUPPRESS)
@@ -266,13 +269,7 @@ def _editor(options: Namespace, threshold: float = 0.5) -> Editor:
     if not isinstance(module, GeneratorModule):
         raise ValueError(f"a {type(module).__name__} generates nothing: take the config of a generator")
     editor = Editor(module.generator, module.tokenizer, module.sampling, module.guidance, threshold)
-    if options.ckpt_path is not None:
-        module.weights = None  # the checkpoint holds all of them
-        load_weights(module, options.ckpt_path)
-    elif module.weights is not None:
-        module.setup("weights")
-    else:
-        raise ValueError("editing needs trained weights: give --ckpt_path")
+    load_weights(module, options.ckpt_path)
     module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     return editor
 

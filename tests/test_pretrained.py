@@ -13,7 +13,9 @@ from cli_fixtures import NUM_CLASSES, Experiment, run
 from scalear.evaluation.images import load_samples
 from scalear.interop.parts import build
 from scalear.interop.pretrained import ScaleARModel
+from scalear.models.files import describe
 from scalear.models.generator import Generator
+from scalear.tensor_files import write_tensors
 
 
 def export(experiment: Experiment, folder: str, *overrides: str) -> int:
@@ -69,6 +71,20 @@ def test_the_folder_says_what_it_holds(experiment, exported):
     model = ScaleARModel.from_pretrained(exported)
     by_name = model.generate(["class1"], seeds=[4], output_type="np")
     assert np.array_equal(by_name, model.generate([1], seeds=[4], output_type="np"))
+
+
+def test_converted_weights_need_no_checkpoint(experiment, exported, tmp_path):
+    model = ScaleARModel.from_pretrained(exported)
+    write_tensors(tmp_path / "converted.safetensors", model.generator.state_dict(), describe(model.generator))
+    weights = f"--model.weights={tmp_path / 'converted.safetensors'}"
+    assert run("export", *experiment.generator("flowar"), weights, f"--output_dir={tmp_path / 'model'}") == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "model" / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_nothing_is_exported_without_weights(experiment, capsys, tmp_path):
+    assert run("export", *experiment.generator("flowar"), f"--output_dir={tmp_path / 'model'}") == 2
+    assert "give --ckpt_path, or --model.weights" in capsys.readouterr().err
 
 
 def test_the_config_beside_a_run_exports_it(experiment, exported):

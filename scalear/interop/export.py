@@ -25,7 +25,7 @@ _WEIGHT_SOURCES = ("weights", "source", "subfolder")  # arguments of tokenizers 
 def export_run(
     module: GeneratorModule,
     config: dict[str, Any],
-    ckpt_path: str,
+    ckpt_path: str | None,
     output_dir: str,
     class_names: list[str] | None,
     format: Format,
@@ -36,7 +36,7 @@ def export_run(
     Args:
         module: Built from `config`; gets the weights of the checkpoint, averages where the run kept them.
         config: The resolved config, `model` and `trainer.precision` of it.
-        ckpt_path: Checkpoint of the run.
+        ckpt_path: Checkpoint of the run; None for the weights that the config names.
         output_dir: Folder to make.
         class_names: Name of each label.
         format: `scalear` for a `ScaleARModel`, `diffusers` for a `ScaleARPipeline`.

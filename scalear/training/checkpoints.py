@@ -99,18 +99,27 @@ def check_checkpoint(path: str | Path, module: LightningModule) -> None:
         )
 
 
-def load_weights(module: LightningModule, path: str | Path) -> None:
-    """Give a module the weights that the Trainer would predict with: averages, where the run kept them.
+def load_weights(module: LightningModule, path: str | Path | None) -> None:
+    """Give a generator's module the weights that the Trainer would predict with: averages, where the run kept them.
+
+    Args:
+        module: A `GeneratorModule`.
+        path: Checkpoint; None reads the file of weights that the module names instead.
 
     Raises:
-        ValueError: The checkpoint is sharded, not one of this module, or of another tokenizer.
+        ValueError: The checkpoint is sharded, not one of this module, or of another tokenizer; or nothing is named.
     """
+    if path is None:
+        if module.weights is None:
+            raise ValueError("this needs trained weights: give --ckpt_path, or --model.weights for a converted model")
+        return module.setup("weights")
     check_checkpoint(path, module)
     if Path(path).is_dir():
         raise ValueError(
             f"{path} is a sharded checkpoint: make one file of it first with "
             "`python -m lightning.pytorch.utilities.consolidate_checkpoint`"
         )
+    module.weights = None  # the checkpoint holds all of them
     module.setup("weights")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     module.on_load_checkpoint(checkpoint)
