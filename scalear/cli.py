@@ -242,7 +242,10 @@ def run_pictures(args: list[str]) -> None:
     """Carry out `scalear pictures ...`."""
     parser = CommandParser(prog="scalear pictures", description=PictureRequest.__doc__, exit_on_error=False)
     options = parser.instantiate_classes(_with_generator(parser, PictureRequest).parse_args(args))
-    draw_pictures(_request(PictureRequest, options), _editor(options))
+    request, report = _request(PictureRequest, options), getattr(options.model, "report", None)
+    if request.image_dir is None and report is not None:
+        request.image_dir = report.data_dir
+    draw_pictures(request, _editor(options))
 
 
 def _with_generator(parser: ArgumentParser, request_type: type) -> ArgumentParser:

@@ -56,7 +56,7 @@ def demo(
         "sample and measure": ["test", *in_generator, *few, f"--ckpt_path={generator_dir / last}"],
     }
     if pictures:
-        drawn = [f"--output_dir={folder}", "--image_dir=data/fashion-mnist", f"--ckpt_path={generator_dir / last}"]
+        drawn = [f"--output_dir={folder}", f"--ckpt_path={generator_dir / last}"]
         stages["draw pictures"] = ["pictures", *in_generator, *drawn]
     seconds = {}
     for number, (stage, args) in enumerate(stages.items(), start=1):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from cli_fixtures import NUM_CLASSES, run
+from cli_fixtures import CLASSIFIER, NUM_CLASSES, run
 
 from scalear.tokenizers.files import save_tokenizer
-from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
+from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
 
 NUM_CODES, DIM = 24, 32
 _TOKENIZER = {
@@ -19,6 +19,10 @@ _TOKENIZER = {
     "channel_multipliers": [1],
     "num_res_blocks": 1,
     "patch_size": 4,
+}
+_EXTRACTOR = {
+    "class_path": "scalear.evaluation.features.ClassifierFeatures",
+    "init_args": {"weights": CLASSIFIER},
 }
 
 
@@ -37,22 +41,43 @@ class CodeRun:
 
 def train_flexvar(folder: Path, images: Path) -> CodeRun:
     """FlexVAR on 8x8 codes of 32x32 images, trained on random scales."""
-    parts = {"pyramid": "scalear.pyramid.CodePyramid", "positions": "scalear.models.positions.GridPositions"}
-    schedules = {"class_path": "scalear.schedules.PaperSchedules", "init_args": {"side": 8}}
-    return _train(folder, images, VQTokenizer(**_TOKENIZER), parts, {"schedules": schedules})
+    return _train(folder, flexvar_config(folder, images), VQTokenizer(**_TOKENIZER))
 
 
 def train_var(folder: Path, images: Path) -> CodeRun:
     """VAR on the same images."""
+    tokenizer = {"scales": [1, 2, 4, 8]} | _TOKENIZER
     parts = {"pyramid": "scalear.pyramid.ResidualPyramid", "positions": "scalear.models.positions.LevelPositions"}
-    return _train(folder, images, ResidualVQTokenizer(**_TOKENIZER, scales=[1, 2, 4, 8]), parts, {})
+    config = _generator_config(folder, images, parts, {}, "ResidualVQTokenizer", tokenizer)
+    return _train(folder, config, ResidualVQTokenizer(**tokenizer))
 
 
-def _train(folder: Path, images: Path, tokenizer, parts: dict[str, str], settings: dict) -> CodeRun:
-    torch.manual_seed(0)
-    torch.nn.init.normal_(tokenizer.quantizer.codebook)
-    weights = folder / "tokenizer.safetensors"
-    save_tokenizer(tokenizer, weights)
+def flexvar_config(folder: Path, images: Path) -> dict:
+    """What `scalear fit` takes; the tokenizer is in the same folder."""
+    parts = {"pyramid": "scalear.pyramid.CodePyramid", "positions": "scalear.models.positions.GridPositions"}
+    schedules = {"class_path": "scalear.schedules.PaperSchedules", "init_args": {"side": 8}}
+    return _generator_config(folder, images, parts, {"schedules": schedules}, "VQTokenizer", _TOKENIZER)
+
+
+def tokenizer_config(folder: Path, images: Path) -> dict:
+    """A run that trains FlexVAR's tokenizer and writes its latents."""
+    model = {
+        "tokenizer": {"class_path": "scalear.tokenizers.vq.VQTokenizer", "init_args": _TOKENIZER},
+        "optimizer": {"lr": 0.001, "warmup_steps": 1, "total_steps": 2},
+        "loss": {
+            "class_path": "scalear.tokenizers.losses.TokenizerLoss",
+            "init_args": {"penalty_weights": {"codebook": 1.0, "commitment": 0.25}},
+        },
+        "rfid": {"class_path": "scalear.evaluation.fid.FeatureFID", "init_args": {"extractor": _EXTRACTOR}},
+        "scales": [1, 2, 4, 8],
+    }
+    callbacks = ["scalear.training.latent_writer.LatentWriter"]
+    return _config("scalear.training.tokenizer_module.TokenizerModule", model, folder, images, callbacks)
+
+
+def _generator_config(
+    folder: Path, images: Path, parts: dict[str, str], settings: dict, tokenizer: str, architecture: dict
+) -> dict:
     transformer = {
         "context_dim": 4,
         "dim": DIM,
@@ -71,23 +96,28 @@ def _train(folder: Path, images: Path, tokenizer, parts: dict[str, str], setting
         },
         "pyramid": {"class_path": parts["pyramid"]},
     }
-    residual = {"scales": [1, 2, 4, 8]} if isinstance(tokenizer, ResidualVQTokenizer) else {}
+    report = {"extractor": _EXTRACTOR, "data_dir": str(images)}
     model = {
         "generator": {"class_path": "scalear.models.generator.Generator", "init_args": generator},
         "tokenizer": {
-            "class_path": f"scalear.tokenizers.vq.{type(tokenizer).__name__}",
-            "init_args": _TOKENIZER | residual | {"weights": str(weights)},
+            "class_path": f"scalear.tokenizers.vq.{tokenizer}",
+            "init_args": architecture | {"weights": str(folder / "tokenizer.safetensors")},
         },
         "optimizer": {"lr": 0.01, "warmup_steps": 1, "schedule": "constant", "total_steps": 2},
         "sampling": {"class_path": "scalear.token_sampling.TokenSampling", "init_args": {"top_k": 12}},
         "guidance": {"weight": 2.0},
         "samples": {"num_per_class": 2},
+        "report": {"class_path": "scalear.training.report.SampleReport", "init_args": report},
         "sample_posterior": False,
         **settings,
     }
-    config = {
+    return _config("scalear.training.generator_module.GeneratorModule", model, folder, images, [])
+
+
+def _config(class_path: str, model: dict, folder: Path, images: Path, callbacks: list[str]) -> dict:
+    return {
         "seed_everything": 0,
-        "model": {"class_path": "scalear.training.generator_module.GeneratorModule", "init_args": model},
+        "model": {"class_path": class_path, "init_args": model},
         "data": {
             "class_path": "scalear.data.datamodule.ShardDataModule",
             "init_args": {"data_dir": str(images), "batch_size": 8, "num_workers": 0},
@@ -97,9 +127,15 @@ def _train(folder: Path, images: Path, tokenizer, parts: dict[str, str], setting
             "accelerator": "cpu",
             "default_root_dir": str(folder),
             "limit_val_batches": 0,
-            "callbacks": [{"class_path": "scalear.training.checkpoints.RunCheckpoint"}],
+            "callbacks": [{"class_path": path} for path in ["scalear.training.checkpoints.RunCheckpoint", *callbacks]],
         },
     }
+
+
+def _train(folder: Path, config: dict, tokenizer: CodeTokenizer) -> CodeRun:
+    torch.manual_seed(0)
+    torch.nn.init.normal_(tokenizer.quantizer.codebook)
+    save_tokenizer(tokenizer, folder / "tokenizer.safetensors")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     assert run("fit", "-c", path) == 0

@@ -30,8 +30,8 @@ class PictureRequest:
 
     output_dir: str
     """Gets the two pictures."""
-    image_dir: str
-    """Dataset whose first validation images are edited, and whose labels are sampled."""
+    image_dir: str | None = None
+    """Dataset whose first validation images are edited, and whose labels are sampled; by default the report's."""
     num_images: int = 10
     """Images per row."""
     seed: int = 0
@@ -59,6 +59,8 @@ def draw_pictures(request: PictureRequest, editor: Editor) -> None:
     Raises:
         ValueError: `image_dir` is no dataset of images, or has too few.
     """
+    if request.image_dir is None:
+        raise ValueError("the config has no report, which would name a dataset: give --image_dir")
     images = ShardSet(request.image_dir, "val", request.num_images).load()
     order, device = np.argsort(images.labels, kind="stable"), editor.tokenizer.latent_mean.device
     image_BCHW = torch.from_numpy(images.images[order]).permute(0, 3, 1, 2).to(device) / 127.5 - 1

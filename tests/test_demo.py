@@ -1,0 +1,29 @@
+import json
+
+import numpy as np
+import yaml
+from cli_fixtures import run
+from code_fixtures import flexvar_config, tokenizer_config
+from PIL import Image
+
+from scalear.evaluation.images import load_samples
+
+
+def test_a_demo_makes_everything_from_two_configs(images, tmp_path, capsys):
+    for name, config in (("tokenizer", tokenizer_config), ("generator", flexvar_config)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config(tmp_path, images)))
+    folder = tmp_path / "demo"
+    configs = [f"--{name}={tmp_path / name}.yaml" for name in ("tokenizer", "generator")]
+    args = ["demo", *configs, f"--output_dir={folder}", "--generator_name=flexvar", "--fast=true"]
+    assert run(*args, "--pictures=true") == 0
+    samples, labels = load_samples(folder / "flexvar" / "samples.npz")
+    assert samples.shape == (6, 32, 32, 1) and labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (folder / "flexvar" / "grid.png").is_file() and (folder / "tokenizer" / "tokenizer.safetensors").is_file()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"fid", "rfid", "accuracy", "psnr_scale_4", "seconds"} <= metrics.keys()
+    assert metrics["seconds"].keys() >= {"train flexvar", "draw pictures", "total"}
+    for name in ("flexible.png", "editing.png"):
+        assert np.asarray(Image.open(folder / name)).std() > 0
+    assert "FID of reconstructions" in capsys.readouterr().out
+    assert run(*args) == 2
+    assert "holds an earlier demo" in capsys.readouterr().err
