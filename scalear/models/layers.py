@@ -12,7 +12,7 @@ from einops import rearrange
 from timm.layers import GluMlp
 from torch import Tensor, nn
 
-from scalear.attention import attend
+from scalear.attention import SHORT, attend, attend_masked
 from scalear.models.cache import LayerCache
 from scalear.scales import ScaleSchedule
 
@@ -78,13 +78,23 @@ def attend_by_scale(
     """Attention inside every scale, and with `causal` also to all coarser ones (block-causal).
 
     One unmasked call per scale on the keys that it may see: flash kernels take no block-causal mask, and the
-    masked half of the product is never computed.
+    masked half of the product is never computed. Short lists are done in one masked product on CPUs, where the
+    many small operations of the other way cost more than the half that they save.
     """
-    out = []
-    for start, end in zip(schedule.offsets, schedule.offsets[1:], strict=False):
-        keys = slice(0 if causal else start, end)
-        out.append(attend(q_BNLd[:, :, start:end], k_BNLd[:, :, keys], v_BNLd[:, :, keys], dropout, scale))
-    return torch.cat(out, dim=2)
+    if causal and q_BNLd.device.type == "cpu" and schedule.num_tokens <= SHORT:
+        return attend_masked(q_BNLd, k_BNLd, v_BNLd, _causal_bias(schedule, q_BNLd.dtype), dropout, scale)
+    queries = q_BNLd.split(schedule.lengths, dim=2)
+    if causal:
+        keys, values = ([x_BNLd[:, :, :end] for end in schedule.offsets[1:]] for x_BNLd in (k_BNLd, v_BNLd))
+    else:
+        keys, values = (x_BNLd.split(schedule.lengths, dim=2) for x_BNLd in (k_BNLd, v_BNLd))
+    return torch.cat([attend(*qkv, dropout, scale) for qkv in zip(queries, keys, values, strict=True)], dim=2)
+
+
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)
+def _causal_bias(schedule: ScaleSchedule, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(()).where(schedule.block_causal_mask(), float("-inf")).to(dtype)
 
 
 class Attention(nn.Module, ABC):
