@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from scalear.cli import ScalearCLI, data_parser
+from scalear.training.optim import split_parameters
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))
@@ -21,6 +22,18 @@ FLOWAR_PARAMETERS = {
     "flowar-b": 299_270_584,
     "flowar-l": 586_862_912,
     "flowar-h": 1_913_316_880,
+}
+# Those of VAR and FlexVAR are the official code's, too, when it is built for these scales.
+CODE_PARAMETERS = {
+    "imagenet256/var-d12": 133_186_960,
+    "imagenet256/var-d16": 310_283_520,
+    "imagenet256/var-d20": 600_917_136,
+    "imagenet256/var-d24": 1_033_399_360,
+    "imagenet256/var-d30": 2_010_020_356,
+    "imagenet512/var-d36": 2_350_299_664 + 1560 * 2304,  # 2,240 positions instead of 680
+    "imagenet256/flexvar-d16": 315_561_936,
+    "imagenet256/flexvar-d20": 607_513_952,
+    "imagenet256/flexvar-d24": 1_041_314_576,
 }
 
 
@@ -60,7 +73,7 @@ def at_root(monkeypatch):
 def test_every_experiment_parses_and_its_model_is_built_on_meta(path):
     model = model_on_meta(str(path))
     assert all(parameter.is_meta for parameter in model.parameters())
-    stated = re.search(r"([\d,]+) .*parameters, all trainable", (ROOT / path).read_text().splitlines()[0])
+    stated = re.search(r"(\d+(?:,\d{3})+) .*parameters, all trainable", (ROOT / path).read_text().splitlines()[0])
     if stated:
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         assert trainable == int(stated[1].replace(",", ""))
@@ -72,13 +85,28 @@ def test_flowar_has_the_papers_parameters(size):
     assert sum(parameter.numel() for parameter in model.generator.parameters()) == FLOWAR_PARAMETERS[size]
 
 
+@pytest.mark.parametrize("name", CODE_PARAMETERS)
+def test_generators_of_codes_have_the_papers_parameters(name):
+    model = model_on_meta(f"configs/{name}.yaml")
+    assert sum(parameter.numel() for parameter in model.generator.parameters()) == CODE_PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ["imagenet512/var-d36", "imagenet256/flexvar-d16"])
+def test_what_is_not_decayed_is_what_the_official_code_exempts(name):
+    generator = model_on_meta(f"configs/{name}.yaml").generator
+    plain = {id(parameter) for parameter in split_parameters([generator])[1]}
+    names = {name for name, parameter in generator.named_parameters() if id(parameter) in plain}
+    exempt = ("bias", "class_embedding", "positions.", "modulation.table", "log_scale_N")
+    assert names == {name for name, _ in generator.named_parameters() if any(word in name for word in exempt)}
+
+
 @pytest.mark.parametrize(
     "overlay, path",
     [
         (overlay, path)
         for overlay, folder in (("debug", "fashion"), ("slurm", "imagenet256"))
         for path in EXPERIMENTS
-        if path.parent.name == folder and "flowar" in path.name
+        if path.parent.name == folder and "generator_module" in (ROOT / path).read_text()
     ],
     ids=str,
 )
@@ -116,7 +144,7 @@ def test_the_schedule_ends_when_training_does(path):
     optimizer = config["model"]["init_args"].get("optimizer")
     if optimizer and config.get("trainer", {}).get("max_steps"):
         optimizer = optimizer.get("init_args", optimizer)
-        if optimizer.get("schedule") == "cosine":
+        if optimizer.get("schedule") in ("cosine", "linear"):
             assert optimizer["total_steps"] == config["trainer"]["max_steps"]
 
 

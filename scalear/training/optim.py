@@ -32,7 +32,7 @@ class OptimizerSettings:
     final_lr: float = 0.0
     """Learning rate at the end of the decay."""
     final_weight_decay: float | None = None
-    """Weight decay at `total_steps`, reached by half a cosine from `weight_decay` (VAR); by default it does not change."""
+    """Weight decay at `total_steps`, reached by half a cosine from `weight_decay` (VAR); None keeps it as it is."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.warmup_steps < 0 or self.constant_steps < 0:
