@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from cli_fixtures import run
+from code_fixtures import train_flexvar, train_var
 from model_fixtures import NUM_CLASSES, NUM_CODES, randomise
 
 from scalear.draws import SeededDraws
-from scalear.evaluation.images import to_uint8
+from scalear.evaluation.images import load_samples, to_uint8
 from scalear.guidance import Guidance
 from scalear.interop.diffusers import ScaleARPipeline
 from scalear.interop.parts import Part, describe
@@ -68,6 +70,31 @@ def test_folders_and_pipelines_sample_what_the_parts_do(kind, sampling, tmp_path
     pipe = ScaleARPipeline.from_pretrained(tmp_path / "pipeline")
     images = pipe(labels, generator=torch.Generator().manual_seed(0), output_type="np").images
     assert np.array_equal((images * 255).round(), expected)
+
+
+@pytest.mark.parametrize(
+    "train, changes",
+    [(train_var, []), (train_flexvar, ["--model.samples.scales=1,2,3x4,5x6"])],
+    ids=["var", "flexvar"],
+)
+def test_exported_runs_sample_what_predict_does(train, changes, images, tmp_path):
+    trained = train(tmp_path, images)
+    changes = [
+        *changes,
+        "--model.samples.num_per_class=2",
+        "--model.samples.batch_size=6",
+        "--trainer.precision=32-true",
+    ]
+    assert run("predict", *trained.model, f"--trainer.default_root_dir={tmp_path / 'predicted'}", *changes) == 0
+    expected, labels = load_samples(tmp_path / "predicted" / "samples.npz")
+    for kind in ("scalear", "diffusers"):
+        output = f"--output_dir={tmp_path / kind}"
+        assert run("export", *trained.model, output, f"--format={kind}", *changes) == 0
+    model = ScaleARModel.from_pretrained(tmp_path / "scalear")
+    assert np.array_equal(model.generate(labels.tolist(), output_type="np"), expected)
+    pipe = ScaleARPipeline.from_pretrained(tmp_path / "diffusers")
+    sampled = pipe(labels.tolist(), generator=torch.Generator().manual_seed(0), output_type="np").images
+    assert np.array_equal((sampled * 255).round(), expected)
 
 
 @pytest.mark.parametrize("kind", ["var", "flexvar"])
