@@ -50,6 +50,29 @@ class Experiment:
         }
         return ["-c", str(ROOT / "configs/fashion/kl.yaml"), *_typed(settings)]
 
+    def code_tokenizer(self, kind: str, folder: str | Path) -> list[str]:
+        """Config and overrides of vq.yaml or rvq.yaml."""
+        settings = {
+            "model.tokenizer.latent_channels": 4,
+            "model.tokenizer.num_codes": 32,
+            "model.tokenizer.channels": 32,
+            "model.tokenizer.num_res_blocks": 1,
+            "model.tokenizer.patch_size": 8,
+            "model.rfid.extractor.weights": CLASSIFIER,
+            "model.optimizer.warmup_steps": 1,
+            "model.optimizer.total_steps": 3,
+            "data.data_dir": self.images,
+            "data.batch_size": 8,
+            "trainer.max_steps": 3,
+            "trainer.log_every_n_steps": 1,
+            "trainer.default_root_dir": self.root / folder,
+        }
+        if kind == "vq":
+            settings |= {"model.tokenizer.feature_channels": 8, "model.scales": [1, 2, 4]}
+        else:
+            settings |= {"model.tokenizer.scales": [1, 2, 4], "model.tokenizer.num_phis": 3}
+        return ["-c", str(ROOT / f"configs/fashion/{kind}.yaml"), *_typed(settings)]
+
     def generator(self, folder: str | Path) -> list[str]:
         """Config and overrides of flowar.yaml."""
         settings = _SHARED_TOKENIZER | {

@@ -108,20 +108,23 @@ def test_kmeans_lowers_the_error_and_dead_codes_move_to_where_it_is_large():
     def error() -> float:
         return (quantizer.vectors[quantizer.nearest(vectors)] - vectors).square().sum(1).mean().item()
 
+    def pool(vectors: torch.Tensor, codes: torch.Tensor) -> codebook_file._Pool:
+        return codebook_file._Pool(vectors, codes, torch.ones(len(vectors)))
+
     with torch.no_grad():
-        codebook_file._lloyd(quantizer, vectors, quantizer.nearest(vectors), True, generator)
+        codebook_file._lloyd(quantizer, pool(vectors, quantizer.nearest(vectors)), True, generator)
         errors = [error()]
         for _ in range(6):
-            codebook_file._lloyd(quantizer, vectors, quantizer.nearest(vectors), False, generator)
+            codebook_file._lloyd(quantizer, pool(vectors, quantizer.nearest(vectors)), False, generator)
             errors.append(error())
         assert all(after <= before for before, after in zip(errors, errors[1:], strict=False))
         quantizer.codebook[:] = quantizer.codebook.mean(0)
         quantizer.codebook[1:, 0] -= 1000.0  # nobody's
         codes = quantizer.nearest(vectors)
-        codebook_file._move(quantizer, torch.tensor([2]), vectors, codes, generator)
+        codebook_file._move(quantizer, torch.tensor([2]), pool(vectors, codes), generator)
         assert (quantizer.codebook[2] == 50.0).all()
         before = quantizer.codebook.clone()
-        codebook_file._move(quantizer, torch.tensor([1]), quantizer.codebook[codes], codes, generator)
+        codebook_file._move(quantizer, torch.tensor([1]), pool(quantizer.codebook[codes], codes), generator)
         assert torch.equal(quantizer.codebook, before)  # nothing is far from its code
 
 

@@ -1,6 +1,7 @@
 """Runs as a shell starts them: interrupted by a signal, and on two processes."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cli_fixtures import Experiment, run
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scalear.evaluation.images import load_samples
@@ -73,6 +75,22 @@ def test_two_ranks_train_as_one(experiment: Experiment):
     one, two = losses(experiment.root / "flowar"), losses(experiment.root / "two")
     assert len(one) == 4 and one[0] != one[-1]
     assert two == pytest.approx(one, rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vq", "rvq"])
+def test_two_ranks_train_one_codebook(experiment: Experiment, kind: str):
+    """K-means at the start and codes revived at every step, on the same global batches: 2 x 4 and 1 x 8."""
+    care = {"class_path": "scalear.training.codebook.CodebookCare", "init_args": {"revive_every": 1, "min_usage": 0.5}}
+    settings = [f"--trainer.callbacks={json.dumps([care])}", "--trainer.precision=32-true"]
+    process = start(
+        "fit", *experiment.code_tokenizer(kind, f"{kind}-two"), "--data.batch_size=4", *settings, *TWO_RANKS
+    )
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert run("fit", *experiment.code_tokenizer(kind, f"{kind}-one"), *settings) == 0
+    one, two = (load_file(experiment.root / f"{kind}-{ranks}" / "tokenizer.safetensors") for ranks in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-3)
 
 
 def test_two_ranks_sample_as_one(experiment: Experiment):

@@ -38,6 +38,9 @@ class ResidualQuantizer(Quantizer):
         self.phi_ratio = phi_ratio
         count = num_phis if phi_ratio else 0
         self.phis = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(count))
+        for conv in self.phis:  # begin as no phi; PyTorch's own start, which the official code has, trains more slowly
+            nn.init.dirac_(conv.weight)
+            nn.init.zeros_(conv.bias)
 
     @property
     def vectors(self) -> Tensor:

@@ -1,5 +1,7 @@
 """What keeps a codebook healthy in training: a start from data, and new places for codes that nobody uses."""
 
+from dataclasses import dataclass
+
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -17,8 +19,8 @@ class CodebookCare(Callback):
     Both work on the vectors of the global batch, gathered in its order, with random numbers of (seed, step): all
     ranks compute the same codebook, whatever their number. What was counted is in the checkpoint, so that a resumed
     run goes on as if nothing had happened. Dead codes move to vectors drawn with probability proportional to their
-    squared distance from their code, as in k-means++ (Arthur and Vassilvitskii 2007); reviving codes from data is
-    due to Jukebox (Dhariwal et al. 2020, section 3.1).
+    squared distance from their code, as in k-means++ (Arthur and Vassilvitskii 2007), every scale with the same total;
+    reviving codes from data is due to Jukebox (Dhariwal et al. 2020, section 3.1).
 
     Args:
         kmeans_steps: Lloyd iterations at the very first step; 0 leaves the codebook as it is, which is right when it
@@ -61,7 +63,7 @@ class CodebookCare(Callback):
         for iteration in range(self.kmeans_steps):
             with trainer.precision_plugin.forward_context():
                 quantized = pl_module.tokenizer.quantized(batch.inputs, pl_module.request(batch))
-            _lloyd(quantizer, *_gather(trainer, quantized), iteration == 0, generator)
+            _lloyd(quantizer, _Pool.gather(trainer, quantized), iteration == 0, generator)
         self._uses_V = torch.zeros(quantizer.num_codes, dtype=torch.int64)
 
     @torch.no_grad()
@@ -74,7 +76,7 @@ class CodebookCare(Callback):
             return
         dead = (self._uses_V < self.min_usage * self._uses_V.double().mean()).nonzero().flatten()
         if len(dead):
-            _move(quantizer, dead, *_gather(trainer, quantized), self._generator(trainer.global_step))
+            _move(quantizer, dead, _Pool.gather(trainer, quantized), self._generator(trainer.global_step))
         pl_module.log("train/revived_codes", float(len(dead)))
         self._uses_V.zero_()
 
@@ -82,35 +84,52 @@ class CodebookCare(Callback):
         return torch.Generator().manual_seed(stream_seed((self.seed, CODEBOOK, step)))
 
 
-def _gather(trainer: Trainer, quantized: list[Quantized]) -> tuple[Tensor, Tensor]:
-    """Vectors (n, C) of the global batch and their codes (n,), all scales, in an order that ranks do not change.
+@dataclass
+class _Pool:
+    """What a step quantised, on all ranks and at all scales, in an order that the number of ranks does not change.
 
     On the CPU, where sums do not depend on the order of threads.
+
+    Attributes:
+        vectors_nC: Before quantisation.
+        codes_n: What they became.
+        weight_n: One over the number of vectors of the same scale: coarse scales have few, and matter as much.
     """
-    vectors = [trainer.strategy.all_gather(v).reshape(-1, v.shape[-1]).cpu() for q in quantized for v in q.vectors]
-    codes = [trainer.strategy.all_gather(c).reshape(-1).cpu() for q in quantized for c in q.codes]
-    return torch.cat(vectors), torch.cat(codes)
+
+    vectors_nC: Tensor
+    codes_n: Tensor
+    weight_n: Tensor
+
+    @classmethod
+    def gather(cls, trainer: Trainer, quantized: list[Quantized]) -> "_Pool":
+        def all_ranks(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+            return trainer.strategy.all_gather(x).reshape(shape).cpu()
+
+        vectors = [all_ranks(v_BlC, (-1, v_BlC.shape[-1])) for q in quantized for v_BlC in q.vectors]
+        codes = [all_ranks(c_Bl, (-1,)) for q in quantized for c_Bl in q.codes]
+        weights = [torch.full((len(v_nC),), 1 / len(v_nC), dtype=torch.float64) for v_nC in vectors]
+        return cls(torch.cat(vectors), torch.cat(codes), torch.cat(weights))
 
 
-def _lloyd(quantizer: Quantizer, vectors_nC: Tensor, codes_n: Tensor, first: bool, generator: torch.Generator) -> None:
+def _lloyd(quantizer: Quantizer, pool: _Pool, first: bool, generator: torch.Generator) -> None:
     """One iteration of k-means; the first puts all codes on random vectors."""
+    codebook = quantizer.codebook
     if first:
-        chosen = torch.randint(len(vectors_nC), (quantizer.num_codes,), generator=generator)
-        quantizer.codebook.copy_(vectors_nC[chosen])
+        chosen = torch.multinomial(pool.weight_n, len(codebook), replacement=True, generator=generator)
+        codebook.copy_(pool.vectors_nC[chosen])
         return
-    counts_V = codes_n.bincount(minlength=quantizer.num_codes)
-    sums_VC = torch.zeros(quantizer.codebook.shape, dtype=torch.float64).index_add_(0, codes_n, vectors_nC.double())
-    used = counts_V > 0
-    quantizer.codebook[used.to(quantizer.codebook.device)] = (sums_VC[used] / counts_V[used, None]).to(
-        quantizer.codebook
-    )
-    _move(quantizer, (~used).nonzero().flatten(), vectors_nC, codes_n, generator)
+    count_V = pool.codes_n.bincount(minlength=len(codebook))
+    sum_VC = torch.zeros(codebook.shape, dtype=torch.float64).index_add_(0, pool.codes_n, pool.vectors_nC.double())
+    used = count_V > 0
+    codebook[used.to(codebook.device)] = (sum_VC[used] / count_V[used, None]).to(codebook)
+    _move(quantizer, (~used).nonzero().flatten(), pool, generator)
 
 
-def _move(quantizer: Quantizer, dead: Tensor, vectors_nC: Tensor, codes_n: Tensor, generator: torch.Generator) -> None:
+def _move(quantizer: Quantizer, dead: Tensor, pool: _Pool, generator: torch.Generator) -> None:
     """Put dead codes on vectors that are far from theirs."""
-    distance_n = (vectors_nC - quantizer.vectors.cpu()[codes_n]).double().square().sum(1)
-    count = min(len(dead), int(distance_n.count_nonzero()))
+    distance_n = (pool.vectors_nC - quantizer.scaled(quantizer.codebook).cpu()[pool.codes_n]).double().square().sum(1)
+    chance_n = distance_n * pool.weight_n
+    count = min(len(dead), int(chance_n.count_nonzero()))
     if count:
-        chosen = torch.multinomial(distance_n, count, generator=generator)
-        quantizer.codebook[dead[:count].to(quantizer.codebook.device)] = vectors_nC[chosen].to(quantizer.codebook)
+        chosen = torch.multinomial(chance_n, count, generator=generator)
+        quantizer.codebook[dead[:count].to(quantizer.codebook.device)] = pool.vectors_nC[chosen].to(quantizer.codebook)

@@ -59,6 +59,14 @@ def check_training(tokenizer: Tokenizer, loss: TokenizerLoss, sizes: RandomSizes
     if sizes is not None and not isinstance(tokenizer, VQTokenizer):
         name = type(tokenizer).__name__
         raise ValueError(f"{name} has one latent size: leave out `sizes`, or fit a VQTokenizer, which scales")
+    if isinstance(tokenizer, ResidualVQTokenizer) and trainer.world_size > 1:
+        served = tokenizer.schedule.num_scales
+        used = {tokenizer.quantizer.phi_index(k, served) for k in range(served)}
+        if tokenizer.phi_ratio and len(used) < tokenizer.num_phis:
+            raise ValueError(
+                f"{served} scales use {len(used)} of {tokenizer.num_phis} phis, but DDP waits for gradients of all: "
+                f"set tokenizer.num_phis to 1 or {served}"
+            )
     data = trainer.datamodule
     if data is not None and data.train_split not in data.predict_splits:
         raise ValueError(
