@@ -103,7 +103,7 @@ def test_resumed_training_equals_uninterrupted_training(dataset, tmp_path, make,
 def test_kmeans_lowers_the_error_and_dead_codes_move_to_where_it_is_large():
     torch.manual_seed(0)
     quantizer, generator = VectorQuantizer(8, 3, normalise=False), torch.Generator().manual_seed(0)
-    vectors = torch.cat([torch.randn(400, 3), torch.full((5, 3), 50.0)])  # few are far away
+    vectors = torch.cat([torch.randn(400, 3), torch.full((5, 3), 500.0)])  # few are far away
 
     def error() -> float:
         return (quantizer.vectors[quantizer.nearest(vectors)] - vectors).square().sum(1).mean().item()
@@ -118,11 +118,11 @@ def test_kmeans_lowers_the_error_and_dead_codes_move_to_where_it_is_large():
             codebook_file._lloyd(quantizer, pool(vectors, quantizer.nearest(vectors)), False, generator)
             errors.append(error())
         assert all(after <= before for before, after in zip(errors, errors[1:], strict=False))
-        quantizer.codebook[:] = quantizer.codebook.mean(0)
-        quantizer.codebook[1:, 0] -= 1000.0  # nobody's
+        quantizer.codebook.zero_()
+        quantizer.codebook[1:, 0] -= 10_000.0  # nobody's
         codes = quantizer.nearest(vectors)
         codebook_file._move(quantizer, torch.tensor([2]), pool(vectors, codes), generator)
-        assert (quantizer.codebook[2] == 50.0).all()
+        assert (quantizer.codebook[2] == 500.0).all()
         before = quantizer.codebook.clone()
         codebook_file._move(quantizer, torch.tensor([1]), pool(quantizer.codebook[codes], codes), generator)
         assert torch.equal(quantizer.codebook, before)  # nothing is far from its code
@@ -151,9 +151,8 @@ def test_usage_and_perplexity_count_codes():
 @pytest.mark.parametrize("make", [make_vq, make_residual])
 def test_test_prints_a_table_over_scales_and_draws_them(dataset, tmp_path, make, caplog):
     suffixes = ["_scale_1", "_scale_2", "_scale_4"]
-    other = make_residual(num_codes=8)
-    save_tokenizer(other, tmp_path / "other.safetensors")
-    picture = ScalePicture("1,2,4", {"other": make_residual(num_codes=8, weights=str(tmp_path / "other.safetensors"))})
+    save_tokenizer(make_residual(num_codes=8), tmp_path / "other.safetensors")
+    picture = ScalePicture("1,2,4", {"other": str(tmp_path / "other.safetensors")})
     module = make_module(make(), scales="1,2,4")
     make_trainer(tmp_path, callbacks=[picture]).test(module, datamodule=make_data(dataset))
     results = json.loads((tmp_path / "metrics.json").read_text())
@@ -236,7 +235,11 @@ def test_what_cannot_work_is_refused_before_training(dataset, tmp_path, module, 
 
 
 def test_a_picture_of_scales_needs_codes(dataset, tmp_path):
-    with pytest.raises(ValueError, match="needs tokenizers with a codebook, model.tokenizer is KLAutoencoder"):
+    save_tokenizer(kl(), tmp_path / "kl.safetensors")
+    picture = ScalePicture("1,2", {"other": str(tmp_path / "kl.safetensors")})
+    with pytest.raises(ValueError, match="must hold a VQTokenizer or ResidualVQTokenizer, but it holds .*KLAuto"):
+        make_trainer(tmp_path, callbacks=[picture]).test(make_module(make_vq()), datamodule=make_data(dataset))
+    with pytest.raises(ValueError, match="needs a tokenizer with a codebook, model.tokenizer is KLAutoencoder"):
         make_trainer(tmp_path, callbacks=[ScalePicture("1,2")]).test(
             make_module(kl(), {"kl": 1.0}), datamodule=make_data(dataset)
         )

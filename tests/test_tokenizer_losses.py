@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models.vgg import cfgs, make_layers
 
@@ -33,6 +34,39 @@ def test_terms_and_weights(image: torch.Tensor):
     torch.testing.assert_close(terms["loss"], expected)
     with pytest.raises(ValueError, match=r"set loss\.penalty_weights\.codebook"):
         loss([Reconstruction(image, image, {"codebook": torch.zeros(4)})], nn.Parameter(torch.zeros(1)), step=0)
+
+
+def test_small_sizes_keep_reconstruction_and_code_losses_alone(image: torch.Tensor):
+    """24 pixels are judged by all, 12 are too few for the perceptual distance, 4 also for the discriminator."""
+    torch.manual_seed(0)
+    distance = FeatureDistance(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), ["1"], minimum_size=16)
+    adversarial = AdversarialLoss(image_channels=1, start_step=0, adaptive=False, channels=8, num_layers=1)
+    loss = TokenizerLoss(penalty_weights={"codebook": 1.0}, perceptual=distance, adversarial=adversarial)
+    reconstructions = []
+    for side, scale in ((24, ""), (12, "2"), (4, "1")):
+        target = F.adaptive_avg_pool2d(image, side)
+        decoded = (0.5 * target).requires_grad_()
+        reconstructions.append(Reconstruction(decoded, target, {"codebook": torch.tensor(side / 10)}, scale=scale))
+    last_layer = nn.Parameter(torch.zeros(1))
+    terms = loss(reconstructions, last_layer, step=0)
+    for scale in ("", "_scale_2", "_scale_1"):
+        assert {f"l1{scale}", f"l2{scale}", f"codebook{scale}"} <= terms.keys()
+        assert (f"perceptual{scale}" in terms) == (scale == "")
+    judge = adversarial.discriminator
+    expected = -torch.stack([judge(r.image_BCHW).mean() for r in reconstructions[:2]]).mean()
+    torch.testing.assert_close(terms["generator"], expected.detach())
+    small = reconstructions[2].image_BCHW
+    (gradient,) = torch.autograd.grad(terms["loss"], small)
+    torch.testing.assert_close(gradient, (small - reconstructions[2].target_BCHW).sign() / small.numel() / 3)
+
+
+def test_sizes_weigh_alike_or_by_their_pixels(image: torch.Tensor):
+    small = F.adaptive_avg_pool2d(image, 6)
+    pairs = [Reconstruction(torch.zeros_like(x), x, {}, scale=name) for x, name in ((image, ""), (small, "1"))]
+    errors = [x.abs().mean() for x in (image, small)]
+    for exponent, shares in ((0.0, (1 / 2, 1 / 2)), (1.0, (16 / 17, 1 / 17)), (0.5, (4 / 5, 1 / 5))):
+        loss = TokenizerLoss(size_exponent=exponent)(pairs, nn.Parameter(torch.zeros(1)), step=0)["loss"]
+        torch.testing.assert_close(loss, shares[0] * errors[0] + shares[1] * errors[1])
 
 
 def test_adversarial_gradients_equal_two_alternating_steps(decoder: nn.Conv2d, image: torch.Tensor):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import scalear
@@ -17,7 +18,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
 def describe(tokenizer: Tokenizer) -> dict[str, str]:
     """Who the weights belong to: the text of a tokenizer's file."""
     return {
-        "class_path": _class_path(tokenizer),
+        "class_path": _class_path(type(tokenizer)),
         "init_args": json.dumps(architecture(tokenizer)),
         "fingerprint": tokenizer.fingerprint(),
         "scalear_version": scalear.__version__,
@@ -42,7 +43,27 @@ def load_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     try:
         tokenizer.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {_class_path(tokenizer)}: {error}") from error
+        raise ValueError(f"{path} does not fit {_class_path(type(tokenizer))}: {error}") from error
+
+
+def open_tokenizer(path: str | Path, kinds: Sequence[type[Tokenizer]]) -> Tokenizer:
+    """The tokenizer, with its weights, that a file holds.
+
+    Args:
+        path: A file of `save_tokenizer`.
+        kinds: Classes that it may be of; each takes `weights`.
+
+    Raises:
+        ValueError: The file is missing, damaged, or of another class.
+    """
+    _, metadata = read_tensors(path)
+    names = {_class_path(kind): kind for kind in kinds}
+    if metadata.get("class_path") not in names:
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{path} must hold a {wanted}, but it holds {metadata.get('class_path', 'no tokenizer')}")
+    tokenizer = names[metadata["class_path"]](**json.loads(metadata["init_args"]), weights=str(path))
+    tokenizer.load_weights()
+    return tokenizer
 
 
 def begin_from(tokenizer: Tokenizer, path: str | Path) -> str:
@@ -60,7 +81,7 @@ def begin_from(tokenizer: Tokenizer, path: str | Path) -> str:
     misfits = [name for name in fresh if name.startswith(("encoder.", "decoder."))]
     if misfits:
         raise ValueError(
-            f"{path} has another encoder or decoder than {_class_path(tokenizer)} in the config: {len(misfits)} "
+            f"{path} has another encoder or decoder than {_class_path(type(tokenizer))} in the config: {len(misfits)} "
             f"tensors are missing or have another shape, such as {misfits[0]}. Align channels, channel_multipliers, "
             "num_res_blocks and feature_channels, or convert official files with `scalear convert` first"
         )
@@ -74,13 +95,13 @@ def architecture(tokenizer: Tokenizer) -> dict:
     return json.loads(json.dumps({name: getattr(tokenizer, name) for name in names}))
 
 
-def _class_path(tokenizer: Tokenizer) -> str:
-    return f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+def _class_path(kind: type[Tokenizer]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _differences(tokenizer: Tokenizer, metadata: dict[str, str]) -> list[str]:
-    if metadata["class_path"] != _class_path(tokenizer):
-        return [f"class {metadata['class_path']} in the file, {_class_path(tokenizer)} in the config"]
+    if metadata["class_path"] != _class_path(type(tokenizer)):
+        return [f"class {metadata['class_path']} in the file, {_class_path(type(tokenizer))} in the config"]
     in_file, in_config = json.loads(metadata["init_args"]), architecture(tokenizer)
     return [
         f"{name} is {in_file.get(name)!r} in the file, {in_config.get(name)!r} in the config"

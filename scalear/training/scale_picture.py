@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from scalear.data.batch import Batch
 from scalear.evaluation.images import make_grid, save_png, to_uint8
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.vq import CodeTokenizer
+from scalear.tokenizers.files import open_tokenizer
+from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
 
 PICTURE_NAME = "scales.png"
 
@@ -24,7 +25,7 @@ class ScalePicture(Callback):
 
     Args:
         scales: Latent sizes, coarse to fine.
-        others: Tokenizers to compare with, by name; their `weights` say where they come from.
+        others: Files of tokenizers to compare with, as training leaves them, by name.
         num_images: Validation images shown.
         enlarge: Whole number that every pixel of the picture is enlarged by.
     """
@@ -32,28 +33,33 @@ class ScalePicture(Callback):
     def __init__(
         self,
         scales: str | list[int | list[int]],
-        others: dict[str, CodeTokenizer] | None = None,
+        others: dict[str, str] | None = None,
         num_images: int = 3,
         enlarge: int = 2,
     ) -> None:
         self.schedule = ScaleSchedule.parse(scales)
         self.others = others or {}
+        self._tokenizers: list[CodeTokenizer] = []
         self.num_images = num_images
         self.enlarge = enlarge
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         if stage != "test":
             return
-        for name, tokenizer in {"model.tokenizer": pl_module.tokenizer, **self.others}.items():
-            if not isinstance(tokenizer, CodeTokenizer):
-                raise ValueError(f"ScalePicture needs tokenizers with a codebook, {name} is {type(tokenizer).__name__}")
-            if tokenizer.image_channels != pl_module.tokenizer.image_channels:
+        tested = pl_module.tokenizer
+        if not isinstance(tested, CodeTokenizer):
+            raise ValueError(
+                f"ScalePicture needs a tokenizer with a codebook, model.tokenizer is {type(tested).__name__}"
+            )
+        self._tokenizers = [tested]
+        for path in self.others.values():
+            other = open_tokenizer(path, (VQTokenizer, ResidualVQTokenizer))
+            if other.image_channels != tested.image_channels:
                 raise ValueError(
-                    f"ScalePicture compares tokenizers of the same images, but {name} has {tokenizer.image_channels} "
-                    f"image channel(s) and model.tokenizer {pl_module.tokenizer.image_channels}"
+                    f"{path} is for images of {other.image_channels} channel(s), model.tokenizer of "
+                    f"{tested.image_channels}: compare tokenizers of the same images"
                 )
-        for tokenizer in self.others.values():
-            tokenizer.eval().requires_grad_(False).to(pl_module.device).load_weights()
+            self._tokenizers.append(other.eval().requires_grad_(False))
 
     def on_test_batch_start(self, trainer, pl_module, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if batch_idx or not trainer.is_global_zero:
@@ -61,7 +67,8 @@ class ScalePicture(Callback):
         image_BCHW, stride = batch.inputs[: self.num_images], pl_module.tokenizer.stride
         rows = [[F.adaptive_avg_pool2d(image_BCHW, (h * stride, w * stride)) for h, w in self.schedule.sizes]]
         with trainer.precision_plugin.forward_context():
-            for tokenizer in (pl_module.tokenizer, *self.others.values()):
+            for tokenizer in self._tokenizers:
+                tokenizer.to(pl_module.device)
                 rows.append([tokenizer.reconstruction_at(image_BCHW, size) for size in self.schedule.sizes])
         full = image_BCHW.shape[-2:]
         cells = [F.interpolate(column, size=full)[i] for i in range(len(image_BCHW)) for row in rows for column in row]
