@@ -1,8 +1,10 @@
 import json
+import re
 
 import numpy as np
+import pytest
 import yaml
-from cli_fixtures import run
+from cli_fixtures import ROOT, run
 from code_fixtures import flexvar_config, tokenizer_config
 from PIL import Image
 
@@ -27,3 +29,11 @@ def test_a_demo_makes_everything_from_two_configs(images, tmp_path, capsys):
     assert "FID of reconstructions" in capsys.readouterr().out
     assert run(*args) == 2
     assert "holds an earlier demo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["demo-flexvar", "demo-var"])
+def test_demos_of_the_makefile_name_configs_that_exist(target):
+    makefile = (ROOT / "Makefile").read_text()
+    recipe = makefile[makefile.index(f"{target}: ") :].split("\n\n")[0]
+    configs = re.findall(r"configs/\S+\.yaml", recipe)
+    assert len(configs) == 2 and all((ROOT / config).is_file() for config in configs)
