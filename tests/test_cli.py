@@ -160,6 +160,17 @@ def test_latents_are_not_overwritten(experiment, capsys):
     _check_message(capsys, [f"{experiment.latents} holds a finished dataset; delete it"])
 
 
+def test_shards_of_a_killed_run_are_not_left_among_the_latents(experiment):
+    folder = experiment.root / "again" / "latents"
+    folder.mkdir(parents=True)
+    stray = ["train-007-00000.tar", "val-000-00003.tar", "train-001-00000.tar.4711.partial"]
+    for name in (*stray, "notes.tar", "train-00001.tar"):
+        (folder / name).write_bytes(b"of a run that was killed, on eight ranks, or of somebody else")
+    assert run("predict", *experiment.tokenizer("again"), f"--ckpt_path={experiment.checkpoint('kl')}") == 0
+    left = {path.name for path in folder.iterdir()} - {path.name for path in experiment.latents.iterdir()}
+    assert left == {"notes.tar", "train-00001.tar"}
+
+
 def test_a_damaged_shard_is_named(experiment, capsys, tmp_path):
     shutil.copytree(experiment.latents, tmp_path / "latents")
     shard = truncated(next((tmp_path / "latents").glob("train-*.tar")))

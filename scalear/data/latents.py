@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from scalear.data.index import INDEX_NAME, DatasetIndex, LatentInfo, Shard
 from scalear.data.shards import ShardFile
+
+
+# {split}-{rank}-{number}.tar, as LatentShardWriter names them, and what ShardFile has not finished of one.
+_SHARD_FILE = re.compile(r".+-\d{3,}-\d{5,}\.tar(\.\d+\.partial)?")
 
 
 class LatentShardWriter:
@@ -108,6 +113,14 @@ class LatentShardWriter:
             self._open.close()
             self._shards.append(self._shard.result)
             self._shard, self._num_blocks = None, 0
+
+
+def remove_stray_shards(directory: Path) -> int:
+    """Remove what a killed run of any number of ranks left in a folder without an index; returns how many files."""
+    stray = [path for path in directory.glob("*.tar*") if _SHARD_FILE.fullmatch(path.name)]
+    for path in stray:
+        path.unlink()
+    return len(stray)
 
 
 def write_latent_index(

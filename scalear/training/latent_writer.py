@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.batch import Batch
 from scalear.data.index import INDEX_NAME, LatentInfo, Shard
-from scalear.data.latents import LatentShardWriter, write_latent_index
+from scalear.data.latents import LatentShardWriter, remove_stray_shards, write_latent_index
 
 
 class LatentWriter(Callback):
@@ -36,6 +36,9 @@ class LatentWriter(Callback):
             raise ValueError(
                 f"{self._folder(trainer)} holds a finished dataset; delete it, or choose another folder for the latents"
             )
+        if trainer.is_global_zero and (stray := remove_stray_shards(self._folder(trainer))):
+            rank_zero_info(f"removed {stray} shards that an unfinished run left in {self._folder(trainer)}")
+        trainer.strategy.barrier("stray shards removed")
 
     def on_predict_batch_end(
         self,
