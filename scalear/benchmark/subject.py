@@ -68,7 +68,7 @@ class Subject:
     def latent(self, batch: Batch) -> Tensor:
         """Modes of a batch's latents."""
         inputs = batch.inputs.to(self.device)
-        moments = inputs if batch.kind == "latents" else self.tokenizer.moments(inputs)
+        moments = inputs.float() if batch.kind == "latents" else self.tokenizer.moments(inputs)
         return self.tokenizer.latent(moments)
 
 

@@ -1,13 +1,14 @@
 """Batches of a split: which rows to read comes from the plan, what they hold from the reader."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scalear.data.batch import Batch
 from scalear.data.plan import EvalBatches, TrainBatches, TrainPlan, augmentation_uniforms
@@ -63,7 +64,7 @@ class ShardDataset(Dataset):
         Raises:
             ValueError: A shard is broken, or a sample is and none may be.
         """
-        indices = positions if self._plan is None else self._plan.samples(positions)
+        indices = positions if self._plan is None else self._plan.samples(positions).tolist()
         samples, rows = [], []
         for row, index in enumerate(indices):
             try:
@@ -89,8 +90,10 @@ class ShardDataset(Dataset):
 
     def _moments(self, samples: list[LatentSample], uniforms: np.ndarray | None) -> Tensor:
         flipped = self._flipped(samples, uniforms)
-        moments = np.stack([s.flipped if mirror else s.moments for s, mirror in zip(samples, flipped, strict=True)])
-        return torch.from_numpy(moments).float()
+        moments = [s.flipped if mirror else s.moments for s, mirror in zip(samples, flipped, strict=True)]
+        out = _empty_batch((len(moments), *moments[0].shape), getattr(torch, str(moments[0].dtype)))
+        np.stack(moments, out=out.numpy())
+        return out
 
     def _images(self, samples: list[ImageSample], uniforms: np.ndarray | None) -> Tensor:
         images = [sample.image for sample in samples]
@@ -101,8 +104,9 @@ class ShardDataset(Dataset):
         image_BHWC = np.stack(
             [image[:, ::-1] if mirror else image for image, mirror in zip(images, flipped, strict=True)]
         )
-        image_BCHW = torch.from_numpy(image_BHWC).permute(0, 3, 1, 2).contiguous()
-        return image_BCHW.float().div_(127.5).sub_(1)
+        image_BCHW = torch.from_numpy(image_BHWC).permute(0, 3, 1, 2)
+        out = _empty_batch(image_BCHW.shape, torch.float32)
+        return out.copy_(image_BCHW).div_(127.5).sub_(1)
 
     def _flipped(self, samples: list, uniforms: np.ndarray | None) -> list[bool]:
         if uniforms is None or not self._augmentation.flip:
@@ -144,6 +148,14 @@ class ShardLoader(DataLoader):
 
 def _as_is(batch: Batch) -> Batch:
     return batch
+
+
+def _empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a batch; in a worker it is shared with the trainer's process already, so that sending copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
 
 def _crop(image: np.ndarray, size: int, vertical: float, horizontal: float) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Random access to the samples of tar shards: each shard is opened once and then indexed, not streamed."""
 
+import bisect
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import mmap
 import os
@@ -144,13 +146,13 @@ class ShardReader:
         self._directory = directory
         self._index = index
         self._shards = index.shards(split)
-        self._ends = np.cumsum([shard.num_samples for shard in self._shards])
+        self._ends = list(itertools.accumulate(shard.num_samples for shard in self._shards))
         self._max_open = max_open
         self._cache_dir = cache_dir
         self._open: OrderedDict[int, ImageShard | LatentShard] = OrderedDict()
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getitem__(self, sample: int) -> ImageSample | LatentSample:
         """Read a sample.
@@ -159,10 +161,10 @@ class ShardReader:
             BrokenSampleError: The sample is unreadable; names it and its shard.
             ValueError: The shard is missing, truncated, corrupt or not what the index says; names it.
         """
-        number = int(np.searchsorted(self._ends, sample, side="right"))
+        number = bisect.bisect_right(self._ends, sample)
         shard = self._shards[number]
         try:
-            return self._shard(number)[int(sample - self._ends[number]) + shard.num_samples]
+            return self._shard(number)[sample - self._ends[number] + shard.num_samples]
         except BrokenSampleError as error:
             raise BrokenSampleError(f"shard {shard.name}: {error}") from error
 

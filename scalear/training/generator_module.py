@@ -122,7 +122,7 @@ class GeneratorModule(SamplingModule):
     @torch.no_grad()
     def latent(self, batch: Batch, draws: SeededDraws) -> Tensor:
         """latent_BChw of images or of cached moments."""
-        moments = batch.inputs if batch.kind == "latents" else self.tokenizer.moments(batch.inputs)
+        moments = batch.inputs.float() if batch.kind == "latents" else self.tokenizer.moments(batch.inputs)
         noise = None
         if self.sample_posterior:
             noise = draws.normal("posterior", self.tokenizer.latent_channels, *moments.shape[-2:])
