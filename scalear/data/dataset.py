@@ -151,7 +151,7 @@ def _as_is(batch: Batch) -> Batch:
 
 
 def _empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a batch; in a worker it is shared with the trainer's process already, so that sending copies nothing."""
+    """Memory for a batch; that of a worker is shared memory already, so that sending it copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
