@@ -112,7 +112,7 @@ class Case:
     def _tolerance(self, name: str, theirs: Tensor) -> float:
         if ".grad" in name:
             return 1e-3 * float(theirs.abs().max())
-        return min(1e-3, max(1e-5, 20 * self._jitter[name]))
+        return min(1e-3, max(1e-5, 20 * self._jitter.get(name, 0.0)))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scalear.draws import RecordedDraws
 from scalear.guidance import Guidance
-from scalear.interop.convert import official_names
+from scalear.interop.convert import Conversion, official_names
 from scalear.models.generator import Generator
 from scalear.models.positions import GridPositions
 from scalear.pyramid import Pyramid, join
@@ -58,11 +58,11 @@ def replay_flexvar(case: Case) -> None:
     model = conversion.model()
     model.bind(tokenizer)
     with torch.no_grad():
-        latent, double = (tokenizer.encode(case.inputs[name]) for name in ("img", "img_double"))
+        latents = {name: tokenizer.encode(image) for name, image in case.inputs.items() if name.startswith("img")}
     for name, sides in case.constructor["train_lists"].items():
-        _flexvar_training(case, model, conversion, name, ScaleSchedule.parse(sides), latent, double)
+        _flexvar_training(case, model, conversion, name, ScaleSchedule.parse(sides), latents)
     positions = model.transformer.positions[0]
-    for side in case.constructor["pos_sizes"]:
+    for side in case.constructor.get("pos_sizes", ()):
         vectors = positions(ScaleSchedule.parse([side]), 0, 1) - positions.start
         case.maybe(f"mid.pos.{side}", lambda vectors=vectors: vectors[None])
     for name in case.names("out.pos_init."):
@@ -81,17 +81,22 @@ def replay_flexvar(case: Case) -> None:
 
 
 def _flexvar_training(
-    case: Case, model: Generator, conversion, name: str, schedule: ScaleSchedule, latent: Tensor, double: Tensor
+    case: Case,
+    model: Generator,
+    conversion: Conversion,
+    name: str,
+    schedule: ScaleSchedule,
+    latents: dict[str, Tensor],
 ) -> None:
     out = f"out.train.{name}"
-    pyramid = model.pyramid.build(latent, schedule)
+    pyramid = model.pyramid.build(latents["img"], schedule)
     case.compare(f"{out}.x_wo_first", join(pyramid.contexts[1:]))
     case.compare(f"{out}.gt_idx", join(pyramid.targets))
-    case.maybe(f"{out}.gt_idx_double", lambda: join(model.pyramid.build(double, schedule).targets))
+    case.maybe(f"{out}.gt_idx_double", lambda: join(model.pyramid.build(latents["img_double"], schedule).targets))
     blocks, logits, loss = _teacher_forcing(case, model, pyramid, f"train.{name}.label_drop_u")
     case.compare(f"{out}.logits", logits)
     case.compare(f"{out}.loss", loss)
-    case.maybe(f"mid.train.{name}.x_embedded_first4", lambda: blocks[0][0][:, : schedule.offsets[4]])
+    case.maybe(f"mid.train.{name}.x_embedded_first4", lambda: blocks[0][0][:, : sum(schedule.lengths[:4])])
     gradients = official_names(conversion, gradients_of(model))
     compare_gradients(case, out, gradients)
     case.maybe(f"{out}.grad.pos_1LC_norm_per_cell", lambda: gradients["pos_1LC"][0].norm(dim=0))
