@@ -111,7 +111,8 @@ class VAR(VARLike):
         600_917_136: "VAR-d20",
         1_033_399_360: "VAR-d24",
         2_010_020_356: "VAR-d30",
-        2_350_299_664: "VAR-d36",
+        2_353_893_904: "VAR-d36",  # at its 512 px
+        2_350_299_664: "VAR-d36 at 256 px",
     }
     positions, pyramid = LevelPositions, ResidualPyramid
 
