@@ -1,6 +1,7 @@
 """Every YAML under configs/, as the command line reads it."""
 
 import functools
+import json
 import re
 import shlex
 from pathlib import Path
@@ -16,25 +17,22 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))
 OVERLAYS = [path for path in CONFIGS if path.parent == Path("configs")]
 EXPERIMENTS = [path for path in CONFIGS if path not in OVERLAYS]
-# The official code's numbers; FlowAR-B has no official config, the paper says 300M.
-FLOWAR_PARAMETERS = {
-    "flowar-s": 171_718_072,
-    "flowar-b": 299_270_584,
-    "flowar-l": 586_862_912,
-    "flowar-h": 1_913_316_880,
+FACTS = json.loads((ROOT / "tests/parity/facts.json").read_text())
+_FLOWAR, _VAR, _FLEXVAR = (FACTS[name]["parameters"] for name in ("FlowAR", "VAR", "FlexVAR"))
+# Parameters of the official models, by the name of our config.
+OFFICIAL_PARAMETERS = {
+    "flowar-s": _FLOWAR["flowar_small"]["total"],
+    "flowar-b": FACTS["FlowAR"]["flowar_b_candidates_within_1_percent"][0]["params"],  # inferred: none is official
+    "flowar-l": _FLOWAR["flowar_large"]["total"],
+    "flowar-h": _FLOWAR["flowar_huge"]["total"],
+    **{f"var-{size}": count for size, count in _VAR.items() if size[1:].isdigit()},
+    "var-d36": _VAR["d36_shared_aln"] + (2240 - 680) * 36 * 64,  # at 512 px; the fact is for the tokens of 256 px
+    **{f"flexvar-{size}": count for size, count in _FLEXVAR.items() if size[1:].isdigit()},
+    "tokenizer-kl16": FACTS["mar"]["parameters"]["kl16"],
+    "tokenizer-vq16": _FLEXVAR["vq16_8912x32"],
+    "tokenizer-rvq16": _VAR["vqvae_ch160_V4096_C32"],
 }
-# Those of VAR and FlexVAR are the official code's, too, when it is built for these scales.
-CODE_PARAMETERS = {
-    "imagenet256/var-d12": 133_186_960,
-    "imagenet256/var-d16": 310_283_520,
-    "imagenet256/var-d20": 600_917_136,
-    "imagenet256/var-d24": 1_033_399_360,
-    "imagenet256/var-d30": 2_010_020_356,
-    "imagenet512/var-d36": 2_350_299_664 + 1560 * 2304,  # 2,240 positions instead of 680
-    "imagenet256/flexvar-d16": 315_561_936,
-    "imagenet256/flexvar-d20": 607_513_952,
-    "imagenet256/flexvar-d24": 1_041_314_576,
-}
+PAPER_SIZES = [path for path in EXPERIMENTS if "imagenet" in path.parent.name and path.stem in OFFICIAL_PARAMETERS]
 
 
 class Parsed(ScalearCLI):
@@ -79,16 +77,15 @@ def test_every_experiment_parses_and_its_model_is_built_on_meta(path):
         assert trainable == int(stated[1].replace(",", ""))
 
 
-@pytest.mark.parametrize("size", FLOWAR_PARAMETERS)
-def test_flowar_has_the_papers_parameters(size):
-    model = model_on_meta(f"configs/imagenet256/{size}.yaml")
-    assert sum(parameter.numel() for parameter in model.generator.parameters()) == FLOWAR_PARAMETERS[size]
+@pytest.mark.parametrize("path", PAPER_SIZES, ids=str)
+def test_paper_sizes_have_the_official_parameters(path):
+    model = model_on_meta(str(path))
+    part = model.generator if hasattr(model, "generator") else model.tokenizer
+    assert sum(parameter.numel() for parameter in part.parameters()) == OFFICIAL_PARAMETERS[path.stem]
 
 
-@pytest.mark.parametrize("name", CODE_PARAMETERS)
-def test_generators_of_codes_have_the_papers_parameters(name):
-    model = model_on_meta(f"configs/{name}.yaml")
-    assert sum(parameter.numel() for parameter in model.generator.parameters()) == CODE_PARAMETERS[name]
+def test_every_official_size_has_a_config():
+    assert {path.stem for path in PAPER_SIZES} == OFFICIAL_PARAMETERS.keys() - {"flexvar-d30"}  # never released
 
 
 @pytest.mark.parametrize("name", ["imagenet512/var-d36", "imagenet256/flexvar-d16"])
