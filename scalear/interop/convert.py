@@ -45,7 +45,7 @@ class Conversion:
         return family_named(self.family).sizes.get(self.num_parameters, "custom")
 
     def model(self) -> nn.Module:
-        """Our model with the converted weights, in eval mode."""
+        """Our model with the converted weights (the tensors themselves, not copies), in eval mode."""
         model = _empty(self.config)
         model.load_state_dict(self.tensors, assign=True)
         return model.eval()

@@ -1,0 +1,124 @@
+"""Official options that no recording has: keys and shapes as the official classes spell them, there and back."""
+
+import pytest
+import torch
+from model_fixtures import randomise
+from torch import nn
+
+from scalear.interop.convert import Conversion, convert_state, revert_state
+from scalear.interop.family import node
+from scalear.interop.parts import build
+from scalear.models.generator import Generator
+from scalear.models.norms import ModulatedNorm
+from scalear.models.positions import GridPositions, LevelPositions
+from scalear.models.token_head import TokenHead
+from scalear.models.transformer import ScaleTransformer
+from scalear.models.var_block import VARBlock
+from scalear.pyramid import CodePyramid, ResidualPyramid
+from scalear.tokenizers.kl import KLAutoencoder
+from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
+
+WIDTHS = {"channels": 32, "channel_multipliers": [1, 2], "num_res_blocks": 1, "latent_channels": 4}
+
+
+def official(family: str, config: dict) -> dict[str, torch.Tensor]:
+    """The official state dict of a random model of ours."""
+    model = randomise(build(nn.Module, config))
+    return revert_state(Conversion(family, config, model.state_dict()))
+
+
+def var(family: str, **block) -> dict:
+    transformer = node(
+        ScaleTransformer,
+        context_dim=4,
+        dim=16,
+        depths=[2],
+        num_classes=5,
+        scales=[1, 2, 3],
+        positions=node(LevelPositions if family == "var" else GridPositions),
+        block=node(VARBlock, num_heads=2, **block),
+        norm=node(ModulatedNorm),
+        var_init=True,
+    )
+    pyramid = node(ResidualPyramid if family == "var" else CodePyramid)
+    return node(Generator, transformer=transformer, head=node(TokenHead, vocab_size=8, cond_dim=16), pyramid=pyramid)
+
+
+@pytest.mark.parametrize("family", ["var", "flexvar"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_shared_modulation(family, normalise):
+    state = official(family, var(family, shared_modulation=True, normalise=normalise))
+    assert state["shared_ada_lin.1.weight"].shape == (96, 16)
+    assert state["blocks.1.ada_gss"].shape == (1, 1, 6, 16)
+    assert "blocks.1.ada_lin.1.weight" not in state
+    assert ("blocks.0.attn.scale_mul_1H11" in state) == normalise
+    arguments = {} if normalise else {"num_heads": 2}
+    conversion = convert_state(state, arguments=arguments)
+    assert conversion.family == family
+    assert_same(revert_state(conversion), state)
+    if not normalise:
+        with pytest.raises(ValueError, match="num_heads"):
+            convert_state(state)
+
+
+@pytest.mark.parametrize(
+    "num_phis, arguments, key",
+    [
+        (1, {}, "quantize.quant_resi.qresi.weight"),
+        (2, {"share_quant_resi": 2}, "quantize.quant_resi.qresi_ls.1.weight"),
+        (3, {"share_quant_resi": 0}, "quantize.quant_resi.2.weight"),
+    ],
+)
+@pytest.mark.parametrize("conv_size", [1, 3])
+def test_phis_and_convolutions_of_vars_tokenizer(num_phis, arguments, key, conv_size):
+    config = node(ResidualVQTokenizer, num_codes=8, scales="1,2,4", num_phis=num_phis, conv_size=conv_size, **WIDTHS)
+    state = official("var-vqvae", config)
+    assert state[key].shape == (4, 4, 3, 3) and state["quant_conv.weight"].shape[-1] == conv_size
+    given = {"v_patch_nums": [1, 2, 4], "using_znorm": True, "quant_resi": -0.3, "quant_conv_ks": conv_size}
+    conversion = convert_state(state, "var-vqvae", given | arguments)
+    model = conversion.model()
+    assert len(model.quantizer.phis) == num_phis
+    assert model.quantizer.normalise and model.quantizer.phi_ratio == 0.3
+    assert_same(revert_state(conversion), state)
+
+
+def test_partially_shared_phis_may_be_as_many_as_scales():
+    config = node(ResidualVQTokenizer, num_codes=8, scales="1,2,4", num_phis=3, **WIDTHS)
+    state = official("var-vqvae", config)
+    renamed = {key.replace("quant_resi.", "quant_resi.qresi_ls."): tensor for key, tensor in state.items()}
+    conversion = convert_state(renamed, arguments={"v_patch_nums": [1, 2, 4]})
+    assert_same(revert_state(conversion), renamed)
+
+
+def test_tokenizers_without_phi():
+    config = node(ResidualVQTokenizer, num_codes=8, scales="1,2,4", phi_ratio=0.0, **WIDTHS)
+    state = official("var-vqvae", config)
+    assert not [key for key in state if "quant_resi" in key]
+    conversion = convert_state(state, arguments={"v_patch_nums": [1, 2, 4], "quant_resi": 0.0})
+    assert conversion.model().quantizer.phi_ratio == 0
+    assert_same(revert_state(conversion), state)
+
+
+def test_codes_searched_by_direction_are_used_as_they_are():
+    tokenizer = randomise(ResidualVQTokenizer(num_codes=8, scales="1,2", normalise_codes=True, **WIDTHS), std=1.0)
+    vectors = torch.randn(3, 4)
+    nearest = tokenizer.quantizer.nearest(vectors)
+    cosine = nn.functional.cosine_similarity(vectors[:, None], tokenizer.quantizer.codebook[None], dim=-1)
+    assert torch.equal(nearest, cosine.argmax(1))
+    embedded = tokenizer.quantizer.embed(nearest[None], (1, 3))
+    assert torch.equal(embedded[0, :, 0].T, tokenizer.quantizer.codebook[nearest])
+
+
+@pytest.mark.parametrize("cls, family", [(KLAutoencoder, "kl16"), (VQTokenizer, "vq16")])
+def test_three_levels_and_two_blocks(cls, family):
+    more = {"num_codes": 8, "feature_channels": 6} if cls is VQTokenizer else {}
+    layout = WIDTHS | {"channel_multipliers": [1, 2, 2], "num_res_blocks": 2}
+    state = official(family, node(cls, **layout, **more))
+    conversion = convert_state(state)
+    assert conversion.family == family
+    assert_same(revert_state(conversion), state)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
