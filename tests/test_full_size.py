@@ -1,0 +1,32 @@
+"""Models of the papers' sizes on this CPU: one forward, one backward and one sampled image of the shipped configs."""
+
+import pytest
+import torch
+from test_configs import ROOT, Parsed
+
+from scalear.draws import SeededDraws
+from scalear.tokenizers.vq import VQTokenizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flowar-s", "flexvar-d16"])
+def test_runs(name):
+    cli = Parsed(["fit", "-c", str(ROOT / f"configs/imagenet256/{name}.yaml")])
+    module = cli.parser.instantiate_classes(cli.config)["fit"].model
+    generator, tokenizer, draws = module.generator, module.tokenizer, SeededDraws([(0, 0)])
+    label = torch.tensor([207])
+    with torch.no_grad():
+        latent = tokenizer.encode(torch.rand(1, 3, 256, 256) * 2 - 1)
+    loss = generator.loss(generator.pyramid.build(latent, generator.schedule), label, draws)
+    loss.total.backward()
+    gradients = [parameter.grad for parameter in generator.parameters()]
+    assert loss.total.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
+    with torch.no_grad():
+        image = tokenizer.decode(generator.eval().generate(label, draws, module.sampling, module.guidance))
+    assert image.shape == (1, 3, 256, 256) and image.isfinite().all() and image.abs().max() <= 1
+
+
+def test_llamagens_own_release_has_as_many_parameters_as_ours():
+    with torch.device("meta"):
+        tokenizer = VQTokenizer(latent_channels=8, num_codes=16_384)
+    assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 71_883_403
