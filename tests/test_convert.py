@@ -14,8 +14,12 @@ from safetensors.torch import load_file
 from test_parity import FOLDER
 
 from scalear.__main__ import main
+from scalear.flow import FlowSolver
+from scalear.guidance import Guidance
 from scalear.interop.convert import convert_state, revert_state
 from scalear.interop.family import attention_mask
+from scalear.interop.parts import describe
+from scalear.interop.pretrained import ScaleARModel
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.files import load_tokenizer
 from scalear.tokenizers.kl import KLAutoencoder
@@ -210,3 +214,21 @@ def test_files_say_what_they_hold(kl16, tmp_path, capsys):
         metadata = file.metadata()
     assert metadata["class_path"] == "scalear.tokenizers.kl.KLAutoencoder" and metadata["fingerprint"]
     assert json.loads(metadata["official"])["family"] == "kl16"
+
+
+def test_exported_models_leave_as_official_ones(flowar, kl16, tmp_path, capsys):
+    generator, tokenizer = convert_state(flowar), convert_state(kl16)
+    model = ScaleARModel(generator.config, tokenizer.config, describe(FlowSolver()), describe(Guidance()))
+    model.generator.load_state_dict(generator.tensors)
+    model.tokenizer.load_state_dict(tokenizer.tensors)
+    model.save_pretrained(tmp_path / "model")
+    for family, expected in (("flowar", flowar), ("kl16", kl16)):
+        output = tmp_path / f"{family}.pth"
+        assert convert(capsys, tmp_path / "model", output, "--reverse", "--family", family)[0] == 0
+        official = torch.load(output, weights_only=True)
+        assert official.keys() == expected.keys()
+        assert all(torch.equal(official[key], tensor) for key, tensor in expected.items())
+    code, text = convert(capsys, tmp_path / "model", tmp_path / "x.pth", "--reverse")
+    assert code == 2 and "--family" in text
+    code, text = convert(capsys, tmp_path, tmp_path / "x.pth", "--reverse", "--family", "kl16")
+    assert code == 2 and "scalear export" in text

@@ -64,8 +64,9 @@ def convert(
         raise ValueError(f"{output} is there already: choose another name, or replace it with --force")
     if reverse:
         conversion = load_conversion(source, family)
-        _save_official(revert_state(conversion), output)
-        return f"{conversion.report()}\nwritten     {output}, official keys"
+        official = revert_state(conversion)
+        _save_official(official, output)
+        return f"{conversion.title()}\nwritten     {output}, {len(official)} official keys"
     place, chosen, state = pick(read_official(source), family, averaged=not raw)
     conversion = convert_state(state, chosen.name, **_read_config(config, chosen.name))
     save_conversion(conversion, output)

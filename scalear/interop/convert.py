@@ -50,13 +50,16 @@ class Conversion:
         model.load_state_dict(self.tensors, assign=True)
         return model.eval()
 
+    def title(self) -> str:
+        """What it is, and how large."""
+        return f"family      {self.family} ({self.size})\nparameters  {self.num_parameters:,}"
+
     def report(self) -> str:
-        """What was converted, in a few lines."""
+        """What became of the keys of the source, in a few lines."""
         kept = f", {len(self.carried)} of them kept for --reverse" if self.carried else ""
         return "\n".join(
             [
-                f"family      {self.family} ({self.size})",
-                f"parameters  {self.num_parameters:,}",
+                self.title(),
                 f"used        {len(self.official_keys) - len(self.constants)} source keys, "
                 f"for {len(self.tensors)} of ours",
                 f"constants   {len(self.constants)} source keys{kept}: {_list(self.constants)}",

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import scalear
 from scalear.interop.convert import Conversion
+from scalear.interop.families import family_named
+from scalear.interop.pretrained import CONFIG, WEIGHTS
 from scalear.models import files as generator_files
 from scalear.models.generator import Generator
 from scalear.tensor_files import CARRIED, read_tensors, write_tensors
@@ -31,18 +33,21 @@ def save_conversion(conversion: Conversion, path: str | Path) -> None:
 
 
 def load_conversion(path: str | Path, family: str | None = None) -> Conversion:
-    """Read what `save_conversion`, or training, wrote.
+    """Read what `save_conversion`, training or `scalear export` wrote.
 
     Args:
-        path: The file.
-        family: Of files that were not converted.
+        path: The file; or the folder of an exported model, of which `family` names a part.
+        family: Of what was not converted from an official file.
 
     Raises:
         ValueError: The file is missing, damaged or of another library, or of an unknown or another family.
     """
+    path = Path(path)
+    if path.is_dir():
+        return _load_exported(path, family)
     tensors, metadata = read_tensors(path, carried=True)
     if "class_path" not in metadata or "init_args" not in metadata:
-        raise ValueError(f"{path} does not say what model it holds: only files that scalear wrote can be reversed")
+        raise ValueError(f"{path} does not say what model it holds: only what scalear wrote can be reversed")
     official = json.loads(metadata.get("official", "{}"))
     found = official.get("family", family)
     if found is None:
@@ -57,3 +62,17 @@ def load_conversion(path: str | Path, family: str | None = None) -> Conversion:
         constants=official.get("constants", []),
         carried={name.removeprefix(CARRIED): t for name, t in tensors.items() if name.startswith(CARRIED)},
     )
+
+
+def _load_exported(folder: Path, family: str | None) -> Conversion:
+    """One part of a `ScaleARModel`'s folder."""
+    if family is None:
+        raise ValueError(f"{folder} holds a generator and a tokenizer: say which with --family")
+    part = family_named(family).part
+    try:
+        config = json.loads((folder / CONFIG).read_text())[part]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} is no folder of `scalear export` with a {part}: {CONFIG} is not its") from error
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+    return Conversion(family=family, config=config, tensors=own)
