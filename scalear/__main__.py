@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 
 _HELP = """\
@@ -86,14 +87,27 @@ def _run(command: str, args: list[str]) -> None:
 
 def _message(error: BaseException) -> str:
     """What went wrong, without what jsonargparse and DataLoader workers wrap around it."""
-    # For a part that may be absent, jsonargparse prints its whole config and what else it could have been.
-    while "Union subtypes" in str(error) and error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error) or type(error).__name__
+    text = _meant(str(error)) or type(error).__name__
     if text.startswith("Caught ") and "\n" in text:
         name = text.split()[1]
         return text.rsplit(f"{name}: ", 1)[-1].strip()
     return text
+
+
+def _meant(text: str) -> str:
+    """Of the alternatives that jsonargparse tried for a part, each with its error, the error of the one meant."""
+    key = ""
+    while listed := re.search(r"^( *)Errors:\n((?:\1 .*\n?|\n)+)", text, re.MULTILINE):
+        key = (re.findall(r'Parser key "(\w+)":', text[: listed.start()]) or [key])[-1]
+        indent, errors = listed.groups()
+        alternatives = [error.strip() for error in re.split(rf"^{indent}  - ", errors, flags=re.MULTILINE) if error]
+        own = [error for error in alternatives if "Errors:" in error or not any(words in error for words in _OF_OTHERS)]
+        text = (own or alternatives)[0]
+    return f"{key}: {text}" if text.startswith("Expected a ") else text
+
+
+# How alternatives fail that are not meant.
+_OF_OTHERS = ("is not accepted", "unexpected keyword argument", "Expected a <class 'NoneType'>")
 
 
 if __name__ == "__main__":

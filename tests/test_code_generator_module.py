@@ -1,0 +1,98 @@
+"""VAR and FlexVAR through real Trainers, on images of 8x8 and latents of 4x4."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from data_fixtures import write_images
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from model_fixtures import NUM_CLASSES, NUM_CODES, make_code_generator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_training import assert_equal_states, fit, load, make_trainer
+
+from scalear.evaluation.images import load_samples
+from scalear.guidance import Guidance
+from scalear.schedules import PaperSchedules, ScheduleSampler
+from scalear.token_sampling import TokenSampling
+from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
+from scalear.training.callbacks import SampleGrid
+from scalear.training.generator_module import GeneratorModule
+from scalear.training.optim import OptimizerSettings
+from scalear.training.sampling import SampleRequest
+
+RANDOM = PaperSchedules(side=4, max_between=2, drop_prob=0.5)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("images")
+    write_images(directory)
+    return directory
+
+
+def make_module(kind: str, schedules: ScheduleSampler | None = None, **samples) -> GeneratorModule:
+    torch.manual_seed(0)
+    small = {"image_channels": 1, "latent_channels": 4, "num_codes": NUM_CODES, "channels": 32, "num_res_blocks": 1}
+    small |= {"channel_multipliers": (1,), "patch_size": 2}
+    flexible = kind == "flexvar"
+    tokenizer = VQTokenizer(**small) if flexible else ResidualVQTokenizer(scales="1,2,4", **small)
+    return GeneratorModule(
+        make_code_generator(kind),
+        tokenizer,
+        optimizer=OptimizerSettings(lr=1e-2),
+        sampling=TokenSampling(top_k=8),
+        guidance=Guidance(2.0),
+        samples=SampleRequest(num_per_class=2, **samples),
+        schedules=schedules,
+        sample_posterior=False,
+    )
+
+
+@pytest.mark.parametrize("kind", ["var", "flexvar"])
+def test_what_a_run_logs(dataset, tmp_path, kind):
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    module = make_module(kind)
+    settings = {"callbacks": [SampleGrid(every_n_steps=2, num_per_class=1)], "val_check_interval": 2}
+    fit(dataset, tmp_path, 4, module=module, logger=logger, log_every_n_steps=1, **settings)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("loss", "accuracy"):
+        tags = {f"{stage}/{name}{part}" for stage in ("train", "val") for part in ("", "_scale_1", "_scale_4")}
+        assert tags <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["images"]) == {"pyramid/real", "samples/fixed_seeds"}
+    checkpoint = load(tmp_path / "end.ckpt")
+    assert all(name.startswith("generator.") for name in checkpoint["state_dict"])
+
+
+def test_random_lists_of_scales_are_drawn_again_after_a_resume(dataset, tmp_path):
+    seen = []
+
+    class Lists(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+            seen.append({name for name in trainer.callback_metrics if name.startswith("train/accuracy_scale")})
+
+    def run(folder: str, steps: int, ckpt: Path | None = None) -> None:
+        module = make_module("flexvar", RANDOM)
+        fit(dataset, tmp_path / folder, steps, ckpt, module=module, callbacks=[Lists()], limit_val_batches=0)
+
+    run("straight", 6)
+    straight, seen[:] = list(seen), []
+    assert straight[0] != straight[-1]
+    run("first", 3)
+    run("second", 6, tmp_path / "first" / "end.ckpt")
+    one, other = (load(tmp_path / name / "end.ckpt")["state_dict"] for name in ("straight", "second"))
+    assert_equal_states(one, other)
+
+
+def test_samples_of_another_shape(tmp_path):
+    module = make_module("flexvar", scales="1,2x3,4x6")
+    make_trainer(tmp_path).predict(module, return_predictions=False)
+    images, labels = load_samples(tmp_path / "samples.npz")
+    assert images.shape == (2 * NUM_CLASSES, 8, 12, 1) and labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_model_with_one_list_refuses_random_ones(dataset, tmp_path):
+    with pytest.raises(ValueError, match="learned positions for scales 1,2,4 and cannot do"):
+        fit(dataset, tmp_path, 4, module=make_module("var", PaperSchedules(side=4)))
+    with pytest.raises(ValueError, match="scales 8 end at 8 tokens, but the latent has only 4x4"):
+        fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(side=8)))
