@@ -41,12 +41,13 @@ class CodebookCare(Callback):
         self.min_usage = min_usage
         self.seed = seed
         self._uses_V: Tensor | None = None  # since codes were last moved, over all ranks; None before the first step
+        self._step = 0  # optimizer steps when codes were last looked at
 
     def state_dict(self) -> dict:
-        return {"uses": self._uses_V}
+        return {"uses": self._uses_V, "step": self._step}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self._uses_V = state_dict["uses"]
+        self._uses_V, self._step = state_dict["uses"], state_dict["step"]
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         if stage == "fit" and not isinstance(pl_module.tokenizer, CodeTokenizer):
@@ -72,8 +73,9 @@ class CodebookCare(Callback):
         codes_n = torch.cat([codes_Bl.flatten() for q in quantized for codes_Bl in q.codes])
         uses_V = trainer.strategy.reduce(codes_n.bincount(minlength=quantizer.num_codes), reduce_op="sum")
         self._uses_V += uses_V.cpu()
-        if trainer.fit_loop._should_accumulate() or trainer.global_step % self.revive_every:
-            return
+        if trainer.global_step % self.revive_every or trainer.global_step == self._step:
+            return  # not yet, or the same step again while gradients accumulate
+        self._step = trainer.global_step
         dead = (self._uses_V < self.min_usage * self._uses_V.double().mean()).nonzero().flatten()
         if len(dead):
             _move(quantizer, dead, _Pool.gather(trainer, quantized), self._generator(trainer.global_step))
