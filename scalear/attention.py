@@ -1,19 +1,42 @@
-"""Softmax attention, the one place that every model here calls."""
+"""Softmax attention without a mask, the one place that every model here calls.
+
+Legend: B batch, N heads, G = B N, l queries, L keys, d head width.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-# On CPUs PyTorch's fused kernel is several times slower than two plain products on short sequences, most of all
-# in the backward pass; beyond this many keys the scores no longer fit the cache.
-SHORT = 256
+from scalear.dropout import Drop
+
+# On CPUs PyTorch's fused kernel is several times slower than two plain products, most of all in the backward pass,
+# as long as the scores of the heads at hand fit the cache: so many of them are made at a time.
+_SCORES = 1 << 21
+
+
+class Segment(NamedTuple):
+    """A run of queries that sees a run of keys.
+
+    Attributes:
+        queries: Which queries.
+        keys: Which keys.
+        bias_lL: Added to the scaled scores, of the queries' dtype: -inf where a query must not see a key.
+    """
+
+    queries: slice
+    keys: slice
+    bias_lL: Tensor | None = None
 
 
 def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, dropout: float = 0.0, scale: float | None = None) -> Tensor:
     """softmax(scale q k^T) v.
 
     Args:
-        q_BNld: Queries (B, N, l, d): batch, heads, tokens, head width.
+        q_BNld: Queries.
         k_BNLd: Keys, all of which every query sees.
         v_BNLd: Values.
         dropout: Probability of dropping an attention weight.
@@ -22,35 +45,116 @@ def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, dropout: float = 0.0,
     Returns:
         (B, N, l, d).
     """
-    if q_BNld.device.type == "cpu" and k_BNLd.shape[-2] <= SHORT:
-        scale = q_BNld.shape[-1] ** -0.5 if scale is None else scale
-        weight_BNlL = ((q_BNld if scale == 1 else q_BNld * scale) @ k_BNLd.transpose(-1, -2)).softmax(-1)
-        return F.dropout(weight_BNlL, dropout) @ v_BNLd
-    return F.scaled_dot_product_attention(q_BNld, k_BNLd, v_BNLd, dropout_p=dropout, scale=scale)
+    whole = Segment(slice(0, q_BNld.shape[2]), slice(0, k_BNLd.shape[2]))
+    return attend_segments(q_BNld, k_BNLd, v_BNLd, [whole], dropout, scale)
 
 
-def attend_masked(
-    q_BNLd: Tensor,
+def attend_segments(
+    q_BNld: Tensor,
     k_BNLd: Tensor,
     v_BNLd: Tensor,
-    bias_LL: Tensor,
+    segments: list[Segment],
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v for short sequences on a CPU: all weights are held at once.
+    """Attention of several runs of queries, each to its own run of keys.
+
+    Flash kernels take no block-causal mask, and the masked part of the product is never computed here. On CPUs the
+    backward pass makes the attention weights again instead of keeping them.
 
     Args:
-        q_BNLd: Queries.
+        q_BNld: Queries.
         k_BNLd: Keys.
         v_BNLd: Values.
-        bias_LL: -inf where a query (row) must not see a key, else 0; of the queries' dtype.
-        dropout: As in `attend`.
-        scale: As in `attend`.
+        segments: In order; together they cover all queries.
+        dropout: Probability of dropping an attention weight.
+        scale: 1 / sqrt(d) by default.
 
     Returns:
-        (B, N, L, d).
+        (B, N, l, d).
     """
-    scale = q_BNLd.shape[-1] ** -0.5 if scale is None else scale
-    q_nLd, k_nLd, v_nLd = (x_BNLd.flatten(0, 1) for x_BNLd in (q_BNLd, k_BNLd, v_BNLd))
-    weight_nLL = torch.baddbmm(bias_LL, q_nLd, k_nLd.transpose(-1, -2), alpha=scale).softmax(-1)
-    return torch.bmm(F.dropout(weight_nLL, dropout), v_nLd).view_as(q_BNLd)
+    scale = q_BNld.shape[-1] ** -0.5 if scale is None else scale
+    if q_BNld.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _Attention.apply(q_BNld, k_BNLd, v_BNLd, segments, dropout, scale)
+    runs = [
+        F.scaled_dot_product_attention(
+            q_BNld[:, :, rows], k_BNLd[:, :, keys], v_BNLd[:, :, keys], bias_lL, dropout, scale=scale
+        )
+        for rows, keys, bias_lL in segments
+    ]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=2)
+
+
+class _Attention(torch.autograd.Function):
+    """Two products and a softmax, a cache-full of scores at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        q_BNld: Tensor,
+        k_BNLd: Tensor,
+        v_BNLd: Tensor,
+        segments: list[Segment],
+        dropout: float,
+        scale: float,
+    ) -> Tensor:
+        q_Gld, k_GLd, v_GLd = (x.flatten(0, 1) for x in (q_BNld, k_BNLd, v_BNLd))
+        out_Gld = torch.empty_like(q_Gld)
+        drops = []
+        with torch.autocast("cpu", enabled=False):
+            for heads, rows, keys, bias in _tiles(len(q_Gld), segments):
+                weights = _weights(q_Gld[heads, rows], k_GLd[heads, keys], scale, bias)
+                if dropout:
+                    drops.append(Drop(weights.shape, dropout))
+                    drops[-1].clear_(weights)
+                out_Gld[heads, rows] = weights @ v_GLd[heads, keys]
+            if dropout:
+                out_Gld *= drops[0].scale
+        ctx.save_for_backward(q_Gld, k_GLd, v_GLd)
+        ctx.drops = drops
+        ctx.segments, ctx.scale, ctx.batch = segments, scale, q_BNld.shape[:2]
+        return out_Gld.unflatten(0, ctx.batch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_BNld: Tensor) -> tuple[Tensor | None, ...]:
+        q_Gld, k_GLd, v_GLd = ctx.saved_tensors
+        grad_Gld = grad_BNld.flatten(0, 1)
+        if ctx.drops:
+            grad_Gld = grad_Gld * ctx.drops[0].scale
+        dq_Gld, dk_GLd, dv_GLd = torch.empty_like(q_Gld), torch.zeros_like(k_GLd), torch.zeros_like(v_GLd)
+        with torch.autocast("cpu", enabled=False):
+            for tile, (heads, rows, keys, bias) in enumerate(_tiles(len(q_Gld), ctx.segments)):
+                q, k, grad = q_Gld[heads, rows], k_GLd[heads, keys], grad_Gld[heads, rows]
+                weights = _weights(q, k, ctx.scale, bias)
+                used, dweights = weights, grad @ v_GLd[heads, keys].mT
+                if ctx.drops:
+                    used = ctx.drops[tile].clear_(weights.clone())
+                    ctx.drops[tile].clear_(dweights)
+                dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+                dscores *= ctx.scale
+                dv_GLd[heads, keys] += used.mT @ grad
+                dq_Gld[heads, rows] = dscores @ k
+                dk_GLd[heads, keys] += dscores.mT @ q
+        return *(x.unflatten(0, ctx.batch) for x in (dq_Gld, dk_GLd, dv_GLd)), None, None, None
+
+
+def _weights(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        scores = (q if scale == 1 else q * scale) @ k.mT
+    else:
+        scores = torch.baddbmm(bias, q, k.mT, alpha=scale)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _tiles(num_heads: int, segments: list[Segment]) -> Iterator[tuple[slice, slice, slice, Tensor | None]]:
+    """(heads, queries, keys, bias) of so many scores each, that together cover all."""
+    for queries, keys, bias in segments:
+        num_keys = keys.stop - keys.start
+        step = max(32, _SCORES // (2 * num_keys))
+        for first in range(queries.start, queries.stop, step):
+            rows = slice(first, min(first + step, queries.stop))
+            part = None if bias is None else bias[rows.start - queries.start : rows.stop - queries.start]
+            together = max(1, _SCORES // (num_keys * (rows.stop - rows.start)))
+            for head in range(0, num_heads, together):
+                yield slice(head, min(head + together, num_heads)), rows, keys, part

@@ -5,7 +5,8 @@ from model_fixtures import make_head, make_transformer, randomise
 
 from scalear.attention import attend
 from scalear.models.blocks import AdaLNBlock
-from scalear.models.layers import Rotary, RotaryAttention, attend_by_scale, gated_mlp, zero_linear
+from scalear.models.fused import split_heads
+from scalear.models.layers import GatedMlp, Rotary, RotaryAttention, attend_by_scale, zero_linear
 from scalear.models.norms import rms_norm
 from scalear.scales import ScaleSchedule
 
@@ -65,8 +66,10 @@ def test_attend_drops_attention_weights():
 @pytest.mark.parametrize("side", [4, 16])
 def test_rotary_is_a_rotation_by_the_place_in_a_scale(side):
     schedule, rotary = ScaleSchedule.parse("1,2x4"), Rotary(8, side)
-    q, k = (tokens(schedule, 2, 3, 8) for _ in range(2))
-    rotated, _ = rotary(q, k, schedule)
+    x = tokens(schedule, 2, 2 * 3 * 8)
+    q, k = x.unflatten(-1, (2, 3, 8)).permute(2, 0, 3, 1, 4)
+    rotated, kept = split_heads(x, 3, 2, rotary(schedule, x.device), num_turned=1)
+    assert torch.equal(kept, k)
     torch.testing.assert_close(rotated.norm(dim=-1), q.norm(dim=-1))
     assert torch.equal(rotated[:, :, :1], q[:, :, :1])  # scale 0 sits at the origin
     row, column = 1, 3
@@ -112,7 +115,7 @@ def test_cached_steps_equal_the_masked_forward(scales, dtype, tolerance):
 
 def test_a_fresh_block_is_the_identity():
     schedule = ScaleSchedule.parse("1,2")
-    block = AdaLNBlock(rms_norm(16, False), RotaryAttention(16, 2, Rotary(8), True), gated_mlp(16), zero_linear(12, 96))
+    block = AdaLNBlock(rms_norm(16, False), RotaryAttention(16, 2, Rotary(8), True), GatedMlp(16), zero_linear(12, 96))
     x_BLD = tokens(schedule, 2, 16)
     for cond in (torch.randn(2, 1, 12), torch.randn(2, schedule.num_tokens, 12)):
         assert torch.equal(block(x_BLD, cond, schedule), x_BLD)

@@ -45,7 +45,10 @@ class TrainJob(Job):
         self._generator = module.generator.train()
         fill_zeros(self._generator)
         self._optimizer = module.optimizer.build(self._generator)["optimizer"]
+        self._shape = subject.latent_shape
         self._inputs = self._loaded() if loader else self._random()
+        if not loader:
+            module.tokenizer = None  # it has no part in this, and would count as memory
         self._step = 0
 
     def run(self) -> None:
@@ -63,7 +66,7 @@ class TrainJob(Job):
 
     def _random(self) -> Iterator[tuple[Tensor, Tensor]]:
         draws = SeededDraws([(1, row) for row in range(self.images)], self.subject.device)
-        latent_BChw = draws.normal("latent", *self.subject.latent_shape())
+        latent_BChw = draws.normal("latent", *self._shape)
         label_B = torch.arange(self.images, device=self.subject.device) % max(1, self._generator.num_classes)
         while True:
             yield latent_BChw, label_B

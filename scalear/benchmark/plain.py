@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import GluMlp
 from torch import Tensor, nn
 
 from scalear.models.blocks import AdaLNBlock
 from scalear.models.cache import LayerCache
-from scalear.models.layers import Attention, CrossAttention, Rotary
+from scalear.models.layers import Attention, CrossAttention, GatedMlp, Rotary, RotaryAttention
+from scalear.models.var_block import TanhGelu
 from scalear.scales import ScaleSchedule
 
 
@@ -23,18 +25,18 @@ from scalear.scales import ScaleSchedule
 def plain(model: nn.Module) -> Iterator[None]:
     """Lets the layers inside `model` take the plain way."""
     changed = [
-        (module, forward)
+        (module, name, method)
         for module in model.modules()
-        for kind, forward in _FORWARDS.items()
+        for kind, name, method in _PLAIN
         if isinstance(module, kind)
     ]
-    for module, forward in changed:
-        module.forward = types.MethodType(forward, module)
+    for module, name, method in changed:
+        setattr(module, name, types.MethodType(method, module))
     try:
         yield
     finally:
-        for module, _ in changed:
-            del module.forward
+        for module, name, _ in changed:
+            delattr(module, name)
 
 
 def _attention(self: Attention, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
@@ -49,12 +51,17 @@ def _attention(self: Attention, x_BLD: Tensor, schedule: ScaleSchedule, cache: L
     return F.dropout(out_BLD, self.dropout, self.training)
 
 
-def _cross_attention(self: CrossAttention, x_BLD: Tensor, cond_BLD: Tensor, schedule: ScaleSchedule) -> Tensor:
-    q_BNLd = rearrange(self.q(x_BLD), "B L (N d) -> B N L d", N=self.num_heads)
-    k_BNLd, v_BNLd = rearrange(self.kv(cond_BLD), "B L (c N d) -> c B N L d", c=2, N=self.num_heads)
-    q_BNLd, k_BNLd = self.rotary(q_BNLd, k_BNLd, schedule)
-    mask_LL = _mask(schedule, False, x_BLD.device)
-    out_BNLd = F.scaled_dot_product_attention(q_BNLd, k_BNLd, v_BNLd, mask_LL)
+def _project(self: RotaryAttention, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
+    q_BNLd, k_BNLd, v_BNLd = rearrange(self.qkv(x_BLD), "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
+    turn_Lp = _turn(self.rotary, schedule)
+    return _rotate(q_BNLd, turn_Lp), _rotate(k_BNLd, turn_Lp), v_BNLd
+
+
+def _cross_attention(
+    self: CrossAttention, x_BLD: Tensor, keys: tuple[Tensor, Tensor], schedule: ScaleSchedule
+) -> Tensor:
+    q_BNLd = _rotate(rearrange(self.q(x_BLD), "B L (N d) -> B N L d", N=self.num_heads), _turn(self.rotary, schedule))
+    out_BNLd = F.scaled_dot_product_attention(q_BNLd, *keys, _mask(schedule, False, x_BLD.device))
     return self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
 
 
@@ -66,21 +73,20 @@ def _ada_ln_block(
     return x_BLD + self.drop_path(gate_2 * self.mlp(self.norm(x_BLD) * (1 + scale_2) + shift_2))
 
 
-def _rotary(self: Rotary, q_BNLd: Tensor, k_BNLd: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
-    half = self.head_dim // 2
-    frequencies = 10000.0 ** (-2.0 * torch.arange(half // 2, device=q_BNLd.device) / half)
+def _turn(rotary: Rotary, schedule: ScaleSchedule) -> Tensor:
+    half = rotary.head_dim // 2
+    frequencies = 10000.0 ** (-2.0 * torch.arange(half // 2) / half)
     angles = []
     for height, width in schedule.sizes:
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        places = torch.stack([rows.flatten() * self.side / height, columns.flatten() * self.side / width], dim=-1)
-        angles.append((places.to(frequencies)[:, :, None] * frequencies).flatten(1))
-    turn = torch.polar(torch.ones(()), torch.cat(angles))
+        places = torch.stack([rows.flatten() * rotary.side / height, columns.flatten() * rotary.side / width], dim=-1)
+        angles.append((places[:, :, None] * frequencies).flatten(1))
+    return torch.polar(torch.ones(()), torch.cat(angles))
 
-    def rotate(x_BNLd: Tensor) -> Tensor:
-        pairs = torch.view_as_complex(x_BNLd.float().unflatten(-1, (-1, 2)).contiguous())
-        return torch.view_as_real(pairs * turn).flatten(-2).to(x_BNLd.dtype)
 
-    return rotate(q_BNLd), rotate(k_BNLd)
+def _rotate(x_BNLd: Tensor, turn_Lp: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x_BNLd.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turn_Lp.to(x_BNLd.device)).flatten(-2).to(x_BNLd.dtype)
 
 
 def _mask(schedule: ScaleSchedule, causal: bool, device: torch.device) -> Tensor:
@@ -89,9 +95,11 @@ def _mask(schedule: ScaleSchedule, causal: bool, device: torch.device) -> Tensor
     return level_L[:, None] >= level_L if causal else level_L[:, None] == level_L
 
 
-_FORWARDS: dict[type[nn.Module], Callable] = {
-    Attention: _attention,
-    CrossAttention: _cross_attention,
-    AdaLNBlock: _ada_ln_block,
-    Rotary: _rotary,
-}
+_PLAIN: list[tuple[type[nn.Module], str, Callable]] = [
+    (Attention, "forward", _attention),
+    (RotaryAttention, "project", _project),
+    (CrossAttention, "forward", _cross_attention),
+    (AdaLNBlock, "forward", _ada_ln_block),
+    (GatedMlp, "forward", GluMlp.forward),
+    (TanhGelu, "forward", lambda self, x: F.gelu(x, approximate="tanh")),
+]

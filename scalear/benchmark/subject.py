@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,8 +50,9 @@ class Subject:
         """Pixels (H, W) of a generator's images; those of the dataset for a tokenizer."""
         if not self.is_generator:
             return (self.data.random_crop or self.data.index.image_size,) * 2
-        return tuple(self.tokenizer.stride * side for side in self.latent_shape()[1:])
+        return tuple(self.tokenizer.stride * side for side in self.latent_shape[1:])
 
+    @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the latents that the generator learns."""
         generator = self.module.generator

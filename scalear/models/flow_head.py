@@ -4,6 +4,7 @@ Legend: B batch, K scales, L tokens of all scales given, C channels of a token, 
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,8 +15,9 @@ from scalear.draws import Draws
 from scalear.flow import FlowSolver, interpolate, logit_normal
 from scalear.guidance import Guidance
 from scalear.models.blocks import AdaLNBlock, require_heads
+from scalear.models.fused import gated_sum
 from scalear.models.head import Head
-from scalear.models.layers import CrossAttention, Rotary, RotaryAttention, gated_mlp, linear, zero_linear
+from scalear.models.layers import CrossAttention, GatedMlp, Rotary, RotaryAttention, linear, zero_linear
 from scalear.models.norms import modulate, rms_norm
 from scalear.scales import ScaleSchedule
 
@@ -71,17 +73,44 @@ class CrossAttentionBlock(nn.Module):
         self.query_norm = rms_norm(dim, affine=True)
         self.key_norm = rms_norm(hidden_dim, affine=True)
         self.cross_attention = CrossAttention(dim, hidden_dim, num_heads, rotary)
-        self.mlp = gated_mlp(dim)
+        self.mlp = GatedMlp(dim)
         self.mlp_modulation = zero_linear(dim, 3 * dim)
 
     def forward(
-        self, x_BLE: Tensor, cond_BLE: Tensor, time_BLE: Tensor, hidden_BLD: Tensor, schedule: ScaleSchedule
+        self,
+        x_BLE: Tensor,
+        cond_BLE: Tensor,
+        time_BKE: Tensor,
+        keys: tuple[Tensor, Tensor],
+        schedule: ScaleSchedule,
     ) -> Tensor:
-        gate, scale, shift = self.attention_modulation(F.silu(time_BLE)).chunk(3, dim=-1)
-        x_BLE = x_BLE + gate * self.attention(modulate(self.norm(x_BLE), shift, scale), schedule)
-        x_BLE = x_BLE + self.cross_attention(self.query_norm(x_BLE), self.key_norm(hidden_BLD), schedule)
-        gate, scale, shift = self.mlp_modulation(F.silu(cond_BLE + time_BLE)).chunk(3, dim=-1)
-        return x_BLE + gate * self.mlp(modulate(self.norm(x_BLE), shift, scale))
+        """`keys` are those of `cross_attention` for the normalised semantics."""
+        # Time is the same for all tokens of a scale: the linear map is applied before it is spread over them.
+        gate, scale, shift = _spread(self.attention_modulation(F.silu(time_BKE)), schedule).chunk(3, dim=-1)
+        x_BLE = gated_sum(x_BLE, gate, self.attention(modulate(self.norm, x_BLE, shift, scale), schedule))
+        x_BLE = x_BLE + self.cross_attention(self.query_norm(x_BLE), keys, schedule)
+        both_BLE = F.silu(cond_BLE + _spread(time_BKE, schedule))
+        gate, scale, shift = self.mlp_modulation(both_BLE).chunk(3, dim=-1)
+        return gated_sum(x_BLE, gate, self.mlp(modulate(self.norm, x_BLE, shift, scale)))
+
+
+@dataclass
+class Condition:
+    """What the head makes of semantics, whatever the time: it serves all steps of a solver.
+
+    Attributes:
+        schedule: The K scales.
+        cond_BLE: The semantics in the width of the head.
+        keys: Keys and values (B, N, L, d) of each block with cross attention.
+    """
+
+    schedule: ScaleSchedule
+    cond_BLE: Tensor
+    keys: list[tuple[Tensor, Tensor]]
+
+    def first(self, batch: int) -> "Condition":
+        """The first rows."""
+        return Condition(self.schedule, self.cond_BLE[:batch], [(k[:batch], v[:batch]) for k, v in self.keys])
 
 
 class FlowHead(Head):
@@ -131,7 +160,7 @@ class FlowHead(Head):
             if cross_attention:
                 return CrossAttentionBlock(dim, cond_dim, num_heads, rotary)
             attention = RotaryAttention(dim, num_heads, rotary, causal=False, qkv_bias=False)
-            return AdaLNBlock(rms_norm(dim, affine=False), attention, gated_mlp(dim), zero_linear(dim, 6 * dim))
+            return AdaLNBlock(rms_norm(dim, affine=False), attention, GatedMlp(dim), zero_linear(dim, 6 * dim))
 
         self.blocks = nn.ModuleList([block() for _ in range(depth)])
         self.final_norm = rms_norm(dim, affine=False)
@@ -141,6 +170,13 @@ class FlowHead(Head):
     def check_codes(self, num_codes: int | None) -> None:
         if num_codes is not None:
             raise ValueError("FlowHead predicts latents, not codes: take LatentPyramid")
+
+    def condition(self, hidden_BLD: Tensor, schedule: ScaleSchedule) -> Condition:
+        """All that depends on the semantics alone."""
+        keys = []
+        if self.cross_attention:
+            keys = [block.cross_attention.keys(block.key_norm(hidden_BLD), schedule) for block in self.blocks]
+        return Condition(schedule, self.cond_proj(hidden_BLD), keys)
 
     def forward(self, x_BLC: Tensor, t_BK: Tensor, hidden_BLD: Tensor, schedule: ScaleSchedule) -> Tensor:
         """Velocity of the tokens of one or more scales.
@@ -154,18 +190,21 @@ class FlowHead(Head):
         Returns:
             velocity_BLC.
         """
-        level_L = schedule.level_ids(x_BLC.device)
-        time_BLE = self.time_embedding(t_BK)[:, level_L]
-        cond_BLE = self.cond_proj(hidden_BLD)
-        both_BLE = F.silu(time_BLE + cond_BLE)
+        return self.velocity(x_BLC, t_BK, self.condition(hidden_BLD, schedule))
+
+    def velocity(self, x_BLC: Tensor, t_BK: Tensor, condition: Condition) -> Tensor:
+        """As `forward`, with a condition that was made before."""
+        schedule = condition.schedule
+        time_BKE = self.time_embedding(t_BK)
+        both_BLE = F.silu(_spread(time_BKE, schedule) + condition.cond_BLE)
         x_BLE = self.input_proj(x_BLC)
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
             if self.cross_attention:
-                x_BLE = block(x_BLE, cond_BLE, time_BLE, hidden_BLD, schedule)
+                x_BLE = block(x_BLE, condition.cond_BLE, time_BKE, condition.keys[index], schedule)
             else:
                 x_BLE = block(x_BLE, both_BLE, schedule)
         shift, scale = self.final_modulation(both_BLE).chunk(2, dim=-1)
-        return self.output_proj(modulate(self.final_norm(x_BLE), shift, scale))
+        return self.output_proj(modulate(self.final_norm, x_BLE, shift, scale))
 
     def loss(
         self, hidden_BLD: Tensor, targets: list[Tensor], schedule: ScaleSchedule, draws: Draws
@@ -209,19 +248,25 @@ class FlowHead(Head):
         """
         weight = guidance.at_scale(k, schedule)
         guided = hidden_uncond_BlD is not None and weight != 1.0
-        hidden_both = torch.cat([hidden_BlD, hidden_uncond_BlD]) if guided else None
+        hidden_both = torch.cat([hidden_BlD, hidden_uncond_BlD]) if guided else hidden_BlD
+        condition = self.condition(hidden_both, schedule.scale(k))
+        alone = condition.first(len(hidden_BlD))
         noise_BlC = draws.normal(f"noise_{k}", schedule.lengths[k], self.token_dim)
-        scale = schedule.scale(k)
 
         def velocity(x_BlC: Tensor, t: float) -> Tensor:
             x_BlC = x_BlC.to(noise_BlC.dtype)
             if not (guided and guidance.at_time(t)):
-                return self(x_BlC, _times(t, x_BlC), hidden_BlD, scale).double()
+                return self.velocity(x_BlC, _times(t, x_BlC), alone).double()
             x_both = torch.cat([x_BlC, x_BlC])
-            cond, uncond = self(x_both, _times(t, x_both), hidden_both, scale).double().chunk(2)
+            cond, uncond = self.velocity(x_both, _times(t, x_both), condition).double().chunk(2)
             return uncond + weight * (cond - uncond)
 
         return sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales))
+
+
+def _spread(x_BKE: Tensor, schedule: ScaleSchedule) -> Tensor:
+    """One vector per scale to one per token, or to something that broadcasts like that."""
+    return x_BKE if schedule.num_scales == 1 else x_BKE[:, schedule.level_ids(x_BKE.device)]
 
 
 def _times(t: float, x: Tensor) -> Tensor:

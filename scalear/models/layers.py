@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import GluMlp
 from torch import Tensor, nn
 
-from scalear.attention import SHORT, attend, attend_masked
+from scalear.attention import Segment, attend, attend_segments
+from scalear.dropout import dropout
 from scalear.models.cache import LayerCache
+from scalear.models.fused import gated_gelu, split_heads
 from scalear.scales import ScaleSchedule
 
 
@@ -35,24 +36,15 @@ class Rotary(nn.Module):
         self.head_dim = head_dim
         self.side = side
 
-    def forward(self, q_BNLd: Tensor, k_BNLd: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys of the tokens of `schedule`."""
-        cos_Ld, sin_Ld = _rotary_table(schedule, self.head_dim, self.side, q_BNLd.device, q_BNLd.dtype)
-        return _rotate(q_BNLd, cos_Ld, sin_Ld), _rotate(k_BNLd, cos_Ld, sin_Ld)
-
-
-def _rotate(x_BNLd: Tensor, cos_Ld: Tensor, sin_Ld: Tensor) -> Tensor:
-    # (a, b) -> (a cos - b sin, b cos + a sin); the sign lives in the table.
-    swapped = x_BNLd.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return x_BNLd * cos_Ld + swapped * sin_Ld
+    def forward(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
+        """turn_Lp, how far each token turns each pair of channels: complex numbers of modulus one."""
+        return _turns(schedule, self.head_dim, self.side, device)
 
 
 # Outside inference mode: a table made while sampling must also serve a later backward pass.
 @lru_cache(maxsize=512)
 @torch.inference_mode(False)
-def _rotary_table(
-    schedule: ScaleSchedule, head_dim: int, side: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _turns(schedule: ScaleSchedule, head_dim: int, side: int, device: torch.device) -> Tensor:
     half = head_dim // 2
     frequencies = 10000.0 ** (-2.0 * torch.arange(half // 2) / half)
     angles = []
@@ -61,9 +53,7 @@ def _rotary_table(
         columns = (torch.arange(width) * side / width)[None, :, None] * frequencies
         grid = torch.cat([rows.expand(height, width, -1), columns.expand(height, width, -1)], dim=-1)
         angles.append(grid.reshape(height * width, half))
-    angle_Ld = torch.cat(angles).repeat_interleave(2, dim=-1)
-    sign = torch.tensor([-1.0, 1.0]).repeat(half)
-    return angle_Ld.cos().to(device, dtype), (angle_Ld.sin() * sign).to(device, dtype)
+    return torch.polar(torch.ones(()), torch.cat(angles)).to(device)
 
 
 def attend_by_scale(
@@ -75,26 +65,33 @@ def attend_by_scale(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention inside every scale, and with `causal` also to all coarser ones (block-causal).
+    """Attention inside every scale, and with `causal` also to all coarser ones (block-causal)."""
+    together = _FEW if q_BNLd.device.type == "cpu" else 1
+    segments = _segments(schedule, causal, together, q_BNLd.dtype)
+    return attend_segments(q_BNLd, k_BNLd, v_BNLd, segments, dropout, scale)
 
-    One unmasked call per scale on the keys that it may see: flash kernels take no block-causal mask, and the
-    masked half of the product is never computed. Short lists are done in one masked product on CPUs, where the
-    many small operations of the other way cost more than the half that they save.
-    """
-    if causal and q_BNLd.device.type == "cpu" and schedule.num_tokens <= SHORT:
-        return attend_masked(q_BNLd, k_BNLd, v_BNLd, _causal_bias(schedule, q_BNLd.dtype), dropout, scale)
-    queries = q_BNLd.split(schedule.lengths, dim=2)
-    if causal:
-        keys, values = ([x_BNLd[:, :, :end] for end in schedule.offsets[1:]] for x_BNLd in (k_BNLd, v_BNLd))
-    else:
-        keys, values = (x_BNLd.split(schedule.lengths, dim=2) for x_BNLd in (k_BNLd, v_BNLd))
-    return torch.cat([attend(*qkv, dropout, scale) for qkv in zip(queries, keys, values, strict=True)], dim=2)
+
+# Coarse scales of up to so many tokens in all are done in one masked product on CPUs, where several small ones cost
+# more than the half of it that is masked.
+_FEW = 128
 
 
 @lru_cache(maxsize=512)
 @torch.inference_mode(False)
-def _causal_bias(schedule: ScaleSchedule, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(()).where(schedule.block_causal_mask(), float("-inf")).to(dtype)
+def _segments(schedule: ScaleSchedule, causal: bool, together: int, dtype: torch.dtype) -> list[Segment]:
+    offsets, first, segments = schedule.offsets, 0, []
+    for k, end in enumerate(offsets[1:], start=1):
+        if k < schedule.num_scales and offsets[k + 1] - offsets[first] <= together:
+            continue  # the next scale joins this one
+        keys = slice(0 if causal else offsets[first], end)
+        bias_lL = None
+        if k - first > 1:
+            visible_LL = schedule.block_causal_mask()
+            visible_lL = (visible_LL if causal else visible_LL & visible_LL.T)[offsets[first] : end, keys]
+            bias_lL = torch.zeros(()).where(visible_lL, float("-inf")).to(dtype)
+        segments.append(Segment(slice(offsets[first], end), keys, bias_lL))
+        first = k
+    return segments
 
 
 class Attention(nn.Module, ABC):
@@ -127,13 +124,13 @@ class Attention(nn.Module, ABC):
     def forward(self, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
         """Attention over the tokens of `schedule`, which follow the cached ones where a cache is given."""
         q_BNLd, k_BNLd, v_BNLd = self.project(x_BLD, schedule)
-        dropout = self.dropout if self.training else 0.0
         if cache is None:
-            out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, dropout, self.scale)
+            drop_prob = self.dropout if self.training else 0.0
+            out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, drop_prob, self.scale)
         else:
             out_BNLd = attend(q_BNLd, *cache.append(k_BNLd, v_BNLd), scale=self.scale)
         out_BLD = self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
-        return F.dropout(out_BLD, self.dropout, self.training)
+        return dropout(out_BLD, self.dropout, self.training)
 
     def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> LayerCache:
         """Memory for the keys and values of `num_tokens` tokens of `batch` rows."""
@@ -167,8 +164,8 @@ class RotaryAttention(Attention):
         self.proj = linear(dim, dim)
 
     def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
-        q_BNLd, k_BNLd, v_BNLd = rearrange(self.qkv(x_BLD), "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
-        return *self.rotary(q_BNLd, k_BNLd, schedule), v_BNLd
+        turn_Lp = self.rotary(schedule, x_BLD.device)
+        return split_heads(self.qkv(x_BLD), self.num_heads, 3, turn_Lp, num_turned=2)
 
 
 class CrossAttention(nn.Module):
@@ -189,21 +186,35 @@ class CrossAttention(nn.Module):
         self.kv = linear(cond_dim, 2 * dim, bias=False)
         self.proj = linear(dim, dim)
 
-    def forward(self, x_BLD: Tensor, cond_BLD: Tensor, schedule: ScaleSchedule) -> Tensor:
-        q_BNLd = rearrange(self.q(x_BLD), "B L (N d) -> B N L d", N=self.num_heads)
-        k_BNLd, v_BNLd = rearrange(self.kv(cond_BLD), "B L (c N d) -> c B N L d", c=2, N=self.num_heads)
-        q_BNLd, k_BNLd = self.rotary(q_BNLd, k_BNLd, schedule)
-        out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, causal=False)
+    def keys(self, cond_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
+        """Keys and values of the condition: they serve any number of calls with the same condition."""
+        turn_Lp = self.rotary(schedule, cond_BLD.device)
+        return split_heads(self.kv(cond_BLD), self.num_heads, 2, turn_Lp, num_turned=1)
+
+    def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], schedule: ScaleSchedule) -> Tensor:
+        """Attention to what `keys` made of the condition."""
+        (q_BNLd,) = split_heads(self.q(x_BLD), self.num_heads, 1, self.rotary(schedule, x_BLD.device), num_turned=1)
+        out_BNLd = attend_by_scale(q_BNLd, *keys, schedule, causal=False)
         return self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
 
 
-def gated_mlp(dim: int, dropout: float = 0.0) -> GluMlp:
-    """The MLP of all FlowAR blocks: two thirds of 4 D hidden units, gated by exact GELU (the "SwiGLU" of the code)."""
-    hidden = int(dim * 4 * 2 / 3)
-    mlp = GluMlp(dim, 2 * hidden, act_layer=nn.GELU, gate_last=False, drop=dropout)
-    for layer in (mlp.fc1, mlp.fc2):
-        init_linear(layer)
-    return mlp
+class GatedMlp(GluMlp):
+    """The MLP of all FlowAR blocks: two thirds of 4 D hidden units, gated by exact GELU (the "SwiGLU" of the code).
+
+    Args:
+        dim: D.
+        dropout: On the hidden units and on the output, in training.
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        super().__init__(dim, 2 * int(dim * 4 * 2 / 3), act_layer=nn.GELU, gate_last=False, drop=dropout)
+        self.dropout = dropout
+        for layer in (self.fc1, self.fc2):
+            init_linear(layer)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        hidden_BLF = gated_gelu(self.fc1(x_BLD), self.dropout if self.training else 0.0)
+        return dropout(self.fc2(hidden_BLF), self.dropout, self.training)
 
 
 def zero_linear(in_dim: int, out_dim: int) -> nn.Linear:

@@ -3,15 +3,15 @@
 Legend: B batch, L tokens, D width.
 """
 
-import torch
 from torch import Tensor, nn
 
+from scalear.models.fused import modulated_norm
 from scalear.models.layers import normal_linear, var_std
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """AdaLN's affine step."""
-    return torch.addcmul(shift, x, 1 + scale)
+def modulate(norm: nn.RMSNorm | nn.LayerNorm, x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """AdaLN: norm(x) (1 + scale) + shift, where the norm has no weight of its own."""
+    return modulated_norm(x_BLD, shift, scale, norm.eps, centred=isinstance(norm, nn.LayerNorm))
 
 
 def rms_norm(dim: int, affine: bool) -> nn.RMSNorm:
@@ -47,4 +47,4 @@ class ModulatedNorm(nn.Module):
 
     def forward(self, x_BLD: Tensor, cond_B1D: Tensor) -> Tensor:
         scale, shift = self.modulation(cond_B1D).chunk(2, dim=-1)
-        return modulate(self.norm(x_BLD), shift, scale)
+        return modulate(self.norm, x_BLD, shift, scale)

@@ -13,6 +13,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from scalear.models.blocks import AdaLNBlock, Place, require_heads
+from scalear.models.fused import tanh_gelu
 from scalear.models.layers import Attention, init_normal, normal_linear, var_std
 from scalear.scales import ScaleSchedule
 
@@ -82,6 +83,13 @@ class _SharedModulation(nn.Module):
 
     def forward(self, shared_B1D: Tensor) -> Tensor:
         return shared_B1D + self.table
+
+
+class TanhGelu(nn.Module):
+    """GELU with the tanh approximation of VAR's code."""
+
+    def forward(self, x_BLF: Tensor) -> Tensor:
+        return tanh_gelu(x_BLF)
 
 
 class VARAttention(Attention):

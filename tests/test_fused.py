@@ -1,0 +1,132 @@
+"""Fast paths against the plain expressions that they stand for, forward and backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scalear.attention import Segment, attend, attend_segments
+from scalear.dropout import Drop, dropout
+from scalear.models import fused
+from scalear.models.fused import gated_gelu, gated_sum, modulated_norm, split_heads, tanh_gelu
+from scalear.models.layers import attend_by_scale
+from scalear.scales import ScaleSchedule
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(fused, "_CACHED", 60)
+    monkeypatch.setattr("scalear.attention._SCORES", 100)
+
+
+def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def compare(fast, slow, inputs: list[torch.Tensor]) -> None:
+    """Values and gradients agree."""
+    results = []
+    for function in (fast, slow):
+        out = function(*inputs)
+        out = torch.cat([part.flatten() for part in out]) if isinstance(out, tuple) else out
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+        results.append([out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)])
+    atol = TOLERANCE[inputs[0].dtype]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=atol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_modulated_norm(dtype, centred, tokens):
+    norm = F.layer_norm if centred else F.rms_norm
+    compare(
+        lambda x, shift, scale: modulated_norm(x, shift, scale, 1e-6, centred),
+        lambda x, shift, scale: norm(x, (8,), eps=1e-6) * (1 + scale) + shift,
+        tensors((3, 5, 8), (3, tokens, 8), (3, tokens, 8), dtype=dtype),
+    )
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_gated_sum(tokens):
+    compare(gated_sum, lambda x, gate, y: x + gate * y, tensors((3, 5, 8), (3, tokens, 8), (3, 5, 8)))
+
+
+def test_gelus():
+    compare(gated_gelu, lambda x: F.gelu(x[..., :20]) * x[..., 20:], tensors((3, 5, 40)))
+    compare(lambda x: tanh_gelu(3 * x), lambda x: F.gelu(3 * x, approximate="tanh"), tensors((3, 5, 40)))
+
+
+@pytest.mark.parametrize("num_turned", [0, 2])
+def test_split_heads(num_turned):
+    turn = torch.polar(torch.ones(5, dtype=torch.float64), torch.arange(5.0).double())[:, None].expand(5, 4)
+
+    def plain(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        parts = x.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        turned = torch.view_as_real(torch.view_as_complex(parts.unflatten(-1, (4, 2)).contiguous()) * turn).flatten(-2)
+        return tuple(turned[i] if i < num_turned else parts[i] for i in range(3))
+
+    compare(lambda x: split_heads(x, 2, 3, turn, num_turned), plain, tensors((3, 5, 48)))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("scales", ["1,2,4", "3", "1,2,4,8,12"])  # in one product, alone, both
+def test_attention_by_scale(scales, causal):
+    schedule = ScaleSchedule.parse(scales)
+    mask = schedule.block_causal_mask()
+    mask = mask if causal else mask & mask.T
+    compare(
+        lambda q, k, v: attend_by_scale(q, k, v, schedule, causal, scale=0.3),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask, scale=0.3),
+        tensors(*[(2, 3, schedule.num_tokens, 8)] * 3),
+    )
+
+
+@pytest.mark.parametrize("num_queries, num_keys", [(5, 7), (40, 40), (9, 250)])
+def test_attention(num_queries, num_keys):
+    shapes = [(2, 3, length, 8) for length in (num_queries, num_keys, num_keys)]
+    compare(attend, F.scaled_dot_product_attention, tensors(*shapes))
+
+
+def test_segments_that_are_masked():
+    bias = torch.zeros(4, 6, dtype=torch.float64).masked_fill(torch.ones(4, 6).triu(3) > 0, float("-inf"))
+    segments = [Segment(slice(0, 4), slice(0, 6), bias), Segment(slice(4, 6), slice(2, 6))]
+
+    def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        first = F.scaled_dot_product_attention(q[:, :, :4], k, v, bias)
+        return torch.cat([first, F.scaled_dot_product_attention(q[:, :, 4:], k[:, :, 2:], v[:, :, 2:])], dim=2)
+
+    compare(lambda q, k, v: attend_segments(q, k, v, segments), plain, tensors(*[(2, 3, 6, 8)] * 3))
+
+
+def test_dropout_is_what_it_says():
+    torch.manual_seed(0)
+    (x,) = tensors((400, 301), dtype=torch.float32)
+    out = dropout(x, 0.1, training=True)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    kept = grad != 0
+    torch.testing.assert_close(out, torch.where(kept, x / 0.9, 0.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(grad[kept], torch.full_like(grad[kept], 1 / 0.9), rtol=1e-4, atol=0)
+    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.003)
+    assert kept.float().mean(0).min() > 0.8 and kept.float().mean(1).min() > 0.8
+    assert dropout(x, 0.1, training=False) is x and dropout(x, 0.0, training=True) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_dropped_numbers_are_zero_in_any_dtype(dtype):
+    torch.manual_seed(0)
+    drop = Drop(torch.Size((7, 9)), 0.5)
+    assert torch.equal(drop.clear_(torch.ones(7, 9, dtype=dtype)).float(), drop.clear_(torch.ones(7, 9)))
+
+
+@pytest.mark.parametrize("function", ["gated_gelu", "attend"])
+def test_backward_drops_what_forward_dropped(function):
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return gated_gelu(*inputs, dropout=0.3) if function == "gated_gelu" else attend(*inputs, dropout=0.3)
+
+    shapes = [(3, 5, 40)] if function == "gated_gelu" else [(2, 3, 9, 8)] * 3
+    torch.autograd.gradcheck(run, tensors(*shapes))
