@@ -87,7 +87,7 @@ def test_training_mode_chooses_no_other_algorithm():
 def test_the_unconditional_branch_is_computed_only_where_it_counts(method, evaluations):
     generator = randomise(make_generator()).eval()
     rows = []
-    generator.head.output_proj.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    generator.head.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     label, solver = torch.tensor([0, 1]), FlowSolver(method, num_steps=4)
 
     def generate(guidance: Guidance) -> list[int]:

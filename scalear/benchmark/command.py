@@ -176,8 +176,20 @@ def _work(setting: Setting, subject: Subject) -> Work:
         known = official_work(own.job, setting.config, own.job == "sample" and own.decoder == "in")
         if known is not None:
             return known
+    job = make_job(setting, subject, batch=1)
+    if own.job == "train":
+        with plain(subject.module):
+            return counted_work(job.run, images=1)
+    # The counter would hang hooks on gradients. Otherwise parameters have to seem trainable: autocast keeps the casts
+    # of no others.
+    trainable = [parameter for parameter in subject.module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
     with plain(subject.module):
-        return counted_work(make_job(setting, subject, batch=1).run, images=1)
+        work = counted_work(job.run, images=1)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    return work
 
 
 def _on_its_path(setting: Setting, job: Job) -> Callable[[], None]:

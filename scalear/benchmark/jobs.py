@@ -88,7 +88,7 @@ class SampleJob(Job):
 
     def __init__(self, subject: Subject, batch: int, decoder: bool) -> None:
         super().__init__(subject, batch)
-        self._module = _generator_module(subject, "sample").eval().requires_grad_(False)
+        self._module = _generator_module(subject, "sample").eval()
         fill_zeros(self._module.generator)
         self._decoder = decoder
 
@@ -115,7 +115,7 @@ class EncodeJob(Job):
 
     def __init__(self, subject: Subject, batch: int, size: tuple[int, int]) -> None:
         super().__init__(subject, batch)
-        subject.module.eval().requires_grad_(False)
+        subject.module.eval()
         shape = (batch, subject.tokenizer.image_channels, *size)
         self._image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1).to(subject.device)
 

@@ -99,18 +99,16 @@ class Condition:
     """What the head makes of semantics, whatever the time: it serves all steps of a solver.
 
     Attributes:
-        schedule: The K scales.
         cond_BLE: The semantics in the width of the head.
         keys: Keys and values (B, N, L, d) of each block with cross attention.
     """
 
-    schedule: ScaleSchedule
     cond_BLE: Tensor
     keys: list[tuple[Tensor, Tensor]]
 
     def first(self, batch: int) -> "Condition":
         """The first rows."""
-        return Condition(self.schedule, self.cond_BLE[:batch], [(k[:batch], v[:batch]) for k, v in self.keys])
+        return Condition(self.cond_BLE[:batch], [(k[:batch], v[:batch]) for k, v in self.keys])
 
 
 class FlowHead(Head):
@@ -176,9 +174,16 @@ class FlowHead(Head):
         keys = []
         if self.cross_attention:
             keys = [block.cross_attention.keys(block.key_norm(hidden_BLD), schedule) for block in self.blocks]
-        return Condition(schedule, self.cond_proj(hidden_BLD), keys)
+        return Condition(self.cond_proj(hidden_BLD), keys)
 
-    def forward(self, x_BLC: Tensor, t_BK: Tensor, hidden_BLD: Tensor, schedule: ScaleSchedule) -> Tensor:
+    def forward(
+        self,
+        x_BLC: Tensor,
+        t_BK: Tensor,
+        hidden_BLD: Tensor,
+        schedule: ScaleSchedule,
+        condition: Condition | None = None,
+    ) -> Tensor:
         """Velocity of the tokens of one or more scales.
 
         Args:
@@ -186,15 +191,12 @@ class FlowHead(Head):
             t_BK: Time of each scale, float64.
             hidden_BLD: Semantics.
             schedule: The K scales given.
+            condition: What `condition` made of these semantics before, if it did.
 
         Returns:
             velocity_BLC.
         """
-        return self.velocity(x_BLC, t_BK, self.condition(hidden_BLD, schedule))
-
-    def velocity(self, x_BLC: Tensor, t_BK: Tensor, condition: Condition) -> Tensor:
-        """As `forward`, with a condition that was made before."""
-        schedule = condition.schedule
+        condition = self.condition(hidden_BLD, schedule) if condition is None else condition
         time_BKE = self.time_embedding(t_BK)
         both_BLE = F.silu(_spread(time_BKE, schedule) + condition.cond_BLE)
         x_BLE = self.input_proj(x_BLC)
@@ -249,16 +251,17 @@ class FlowHead(Head):
         weight = guidance.at_scale(k, schedule)
         guided = hidden_uncond_BlD is not None and weight != 1.0
         hidden_both = torch.cat([hidden_BlD, hidden_uncond_BlD]) if guided else hidden_BlD
-        condition = self.condition(hidden_both, schedule.scale(k))
-        alone = condition.first(len(hidden_BlD))
+        scale = schedule.scale(k)
+        both = self.condition(hidden_both, scale)
+        alone = both.first(len(hidden_BlD))
         noise_BlC = draws.normal(f"noise_{k}", schedule.lengths[k], self.token_dim)
 
         def velocity(x_BlC: Tensor, t: float) -> Tensor:
             x_BlC = x_BlC.to(noise_BlC.dtype)
             if not (guided and guidance.at_time(t)):
-                return self.velocity(x_BlC, _times(t, x_BlC), alone).double()
+                return self(x_BlC, _times(t, x_BlC), hidden_BlD, scale, alone).double()
             x_both = torch.cat([x_BlC, x_BlC])
-            cond, uncond = self.velocity(x_both, _times(t, x_both), condition).double().chunk(2)
+            cond, uncond = self(x_both, _times(t, x_both), hidden_both, scale, both).double().chunk(2)
             return uncond + weight * (cond - uncond)
 
         return sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales))

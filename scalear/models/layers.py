@@ -66,13 +66,13 @@ def attend_by_scale(
     scale: float | None = None,
 ) -> Tensor:
     """Attention inside every scale, and with `causal` also to all coarser ones (block-causal)."""
-    together = _FEW if q_BNLd.device.type == "cpu" else 1
+    together = _FEW if causal and q_BNLd.device.type == "cpu" else 1
     segments = _segments(schedule, causal, together, q_BNLd.dtype)
     return attend_segments(q_BNLd, k_BNLd, v_BNLd, segments, dropout, scale)
 
 
 # Coarse scales of up to so many tokens in all are done in one masked product on CPUs, where several small ones cost
-# more than the half of it that is masked.
+# more than the half of it that is masked. Where scales do not see each other, a NaN of one must not reach another.
 _FEW = 128
 
 
@@ -86,8 +86,7 @@ def _segments(schedule: ScaleSchedule, causal: bool, together: int, dtype: torch
         keys = slice(0 if causal else offsets[first], end)
         bias_lL = None
         if k - first > 1:
-            visible_LL = schedule.block_causal_mask()
-            visible_lL = (visible_LL if causal else visible_LL & visible_LL.T)[offsets[first] : end, keys]
+            visible_lL = schedule.block_causal_mask()[offsets[first] : end, keys]
             bias_lL = torch.zeros(()).where(visible_lL, float("-inf")).to(dtype)
         segments.append(Segment(slice(offsets[first], end), keys, bias_lL))
         first = k
