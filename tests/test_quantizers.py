@@ -1,3 +1,5 @@
+import resource
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -43,6 +45,16 @@ def test_nearest_equals_brute_force_in_chunks_and_under_autocast(normalise: bool
     finally:
         torch.set_float32_matmul_precision("highest")
     assert torch.equal(found, expected.reshape(3, 111))
+
+
+@pytest.mark.slow
+def test_the_search_in_a_large_codebook_needs_little_memory():
+    """16384 codes x 100,000 vectors: all distances at once would take 6.1 GiB."""
+    quantizer, vectors = VectorQuantizer(16384, 32), torch.randn(100_000, 32)
+    quantizer.nearest(vectors[:100])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    quantizer.nearest(vectors)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 0.1 * 2**20  # KiB
 
 
 def test_codes_and_embedding_go_row_by_row():
