@@ -1,4 +1,4 @@
-"""VAR and FlexVAR as folders and pipelines: the same code as for FlowAR, with other parts in config.json."""
+"""VAR and FlexVAR (also with Mamba) as folders and pipelines: FlowAR's code, with other parts in config.json."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ def part(class_path: str, **init_args) -> Part:
 
 
 def make_model(kind: str, **sampling) -> ScaleARModel:
-    flexible = kind == "flexvar"
+    flexible = kind != "var"
+    block = part("models.mamba.MambaBlock") if kind == "mamba" else part("models.var_block.VARBlock", num_heads=2)
     transformer = part(
         "models.transformer.ScaleTransformer",
         context_dim=4,
@@ -32,7 +33,7 @@ def make_model(kind: str, **sampling) -> ScaleARModel:
         positions=part("models.positions.GridPositions", side=4)
         if flexible
         else part("models.positions.LevelPositions"),
-        block=part("models.var_block.VARBlock", num_heads=2),
+        block=block,
         norm=part("models.norms.ModulatedNorm"),
         var_init=True,
     )
@@ -54,7 +55,7 @@ def make_model(kind: str, **sampling) -> ScaleARModel:
     return model
 
 
-@pytest.mark.parametrize("kind", ["var", "flexvar"])
+@pytest.mark.parametrize("kind", ["var", "flexvar", "mamba"])
 @pytest.mark.parametrize("sampling", [{"top_k": 5, "top_p": 0.9}, {"more_smooth": True}], ids=["codes", "smooth"])
 def test_folders_and_pipelines_sample_what_the_parts_do(kind, sampling, tmp_path):
     model = make_model(kind, **sampling)
@@ -97,7 +98,7 @@ def test_exported_runs_sample_what_predict_does(train, changes, images, tmp_path
     assert np.array_equal((sampled * 255).round(), expected)
 
 
-@pytest.mark.parametrize("kind", ["var", "flexvar"])
+@pytest.mark.parametrize("kind", ["var", "flexvar", "mamba"])
 def test_half_precision_runs(kind):
     model = make_model(kind, top_k=1)
     for dtype in (torch.bfloat16, torch.float16):

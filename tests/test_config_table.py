@@ -28,6 +28,8 @@ CODE_RECIPES = {
     "imagenet256/flexvar-d16": (768, 180, 1e-4, 0.1),
     "imagenet256/flexvar-d20": (768, 250, 1e-4, 0.1),
     "imagenet256/flexvar-d24": (768, 350, 8e-5, 0.01),
+    "imagenet256/flexvar-mamba-d16": (768, 40, 1e-4, 0.1),  # the code's recipe for as long as the paper's table 5
+    "imagenet256/flexvar-mamba-d20": (768, 40, 1e-4, 0.1),
 }
 
 

@@ -18,10 +18,58 @@ from scalear.models.layers import Attention, init_normal, normal_linear, var_std
 from scalear.scales import ScaleSchedule
 
 
-class VARBlock(AdaLNBlock):
-    """AdaLN block with LayerNorm, biased attention without rotary positions and a plain MLP (official code).
+class CodeBlock(AdaLNBlock):
+    """AdaLN block of the generators of codes: LayerNorm and a plain MLP around any mixer of tokens.
 
     Gates start close to zero, not at it.
+
+    Args:
+        dim: D, also of the condition.
+        place: How deep the block sits.
+        mixer: Attention, or what stands in its place.
+        mlp_ratio: Hidden units of the MLP over D.
+        drop_path: As in `VARBlock`.
+        gate_init: Factor on the gates' initial weights.
+        exact_gelu: As in `VARBlock`.
+        shared_modulation: As in `VARBlock`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        place: Place,
+        mixer: nn.Module,
+        mlp_ratio: float,
+        drop_path: float,
+        gate_init: float,
+        exact_gelu: bool,
+        shared_modulation: bool = False,
+    ) -> None:
+        gelu = partial(nn.GELU, approximate="none" if exact_gelu else "tanh")
+        mlp = Mlp(dim, round(dim * mlp_ratio), act_layer=gelu)
+        init_normal(mlp.fc1, var_std(dim))
+        init_normal(mlp.fc2, residual_std(dim, place))
+        super().__init__(
+            norm=nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False),
+            attention=mixer,
+            mlp=mlp,
+            modulation=_SharedModulation(dim) if shared_modulation else normal_linear(dim, 6 * dim, var_std(dim)),
+            drop_path=drop_path * place.layer / max(1, place.num_layers - 1),
+        )
+        self.shares_modulation = shared_modulation
+        with torch.no_grad():
+            weight = next(self.modulation.parameters())
+            weight[: 2 * dim] *= gate_init
+            weight[2 * dim :] *= 0.5
+
+
+def residual_std(dim: int, place: Place) -> float:
+    """Standard deviation that the weights start with whose output is added to the residual stream."""
+    return var_std(dim) / math.sqrt(2 * place.num_layers)
+
+
+class VARBlock(CodeBlock):
+    """The block with biased attention without rotary positions (official code).
 
     Args:
         dim: D, also of the condition.
@@ -51,23 +99,8 @@ class VARBlock(AdaLNBlock):
         shared_modulation: bool = False,
     ) -> None:
         require_heads(dim, num_heads)
-        residual_std = var_std(dim) / math.sqrt(2 * place.num_layers)
-        gelu = partial(nn.GELU, approximate="none" if exact_gelu else "tanh")
-        mlp = Mlp(dim, round(dim * mlp_ratio), act_layer=gelu)
-        init_normal(mlp.fc1, var_std(dim))
-        init_normal(mlp.fc2, residual_std)
-        super().__init__(
-            norm=nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False),
-            attention=VARAttention(dim, num_heads, normalise, residual_std),
-            mlp=mlp,
-            modulation=_SharedModulation(dim) if shared_modulation else normal_linear(dim, 6 * dim, var_std(dim)),
-            drop_path=drop_path * place.layer / max(1, place.num_layers - 1),
-        )
-        self.shares_modulation = shared_modulation
-        with torch.no_grad():
-            weight = next(self.modulation.parameters())
-            weight[: 2 * dim] *= gate_init
-            weight[2 * dim :] *= 0.5
+        attention = VARAttention(dim, num_heads, normalise, residual_std(dim, place))
+        super().__init__(dim, place, attention, mlp_ratio, drop_path, gate_init, exact_gelu, shared_modulation)
 
 
 class _SharedModulation(nn.Module):
