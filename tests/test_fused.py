@@ -3,12 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import Drop, dropout
 from scalear.models import fused
-from scalear.models.fused import gated_gelu, gated_sum, modulated_norm, split_heads, tanh_gelu
+from scalear.models.fused import gated_gelu, gated_sum, modulated_norm
 from scalear.models.layers import attend_by_scale
+from scalear.models.lean import LeanLinear, lean_linear
+from scalear.models.split_heads import split_directions, split_heads
 from scalear.scales import ScaleSchedule
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -55,9 +58,8 @@ def test_gated_sum(tokens):
     compare(gated_sum, lambda x, gate, y: x + gate * y, tensors((3, 5, 8), (3, tokens, 8), (3, 5, 8)))
 
 
-def test_gelus():
+def test_gated_gelu():
     compare(gated_gelu, lambda x: F.gelu(x[..., :20]) * x[..., 20:], tensors((3, 5, 40)))
-    compare(lambda x: tanh_gelu(3 * x), lambda x: F.gelu(3 * x, approximate="tanh"), tensors((3, 5, 40)))
 
 
 @pytest.mark.parametrize("num_turned", [0, 2])
@@ -70,6 +72,51 @@ def test_split_heads(num_turned):
         return tuple(turned[i] if i < num_turned else parts[i] for i in range(3))
 
     compare(lambda x: split_heads(x, 2, 3, turn, num_turned), plain, tensors((3, 5, 48)))
+
+
+def test_split_directions():
+    def plain(x: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, v = x.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        return F.normalize(q, dim=-1) * length[:, None, None], F.normalize(k, dim=-1), v
+
+    compare(split_directions, plain, tensors((3, 5, 48), (2,)))
+
+
+@pytest.mark.parametrize("before", [None, F.gelu, gated_gelu])
+def test_lean_linear(before):
+    layer = nn.Linear(10, 4, dtype=torch.float64)
+    (x,) = tensors((3, 5, 20 if before is gated_gelu else 10))
+    compare(
+        lambda x, *_: lean_linear(layer, x, before),
+        lambda x, *_: layer(x if before is None else before(x)),
+        [x, layer.weight, layer.bias],
+    )
+
+
+def test_lean_linear_casts_as_autocast_does():
+    layer, (x,) = nn.Linear(10, 4), tensors((3, 5, 10), dtype=torch.float32)
+    results = []
+    for function in (layer, lambda x: lean_linear(layer, x)):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = function(x)
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), [x, layer.weight, layer.bias])))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
+def test_lean_linear_keeps_nothing_but_its_arguments():
+    layer, kept = LeanLinear(10, 4), []
+    hidden = torch.randn(3, 20, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        lean_linear(layer, hidden, gated_gelu)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(hidden[:, :10])
+    assert [(x.shape, x.dtype) for x in kept] == [
+        ((3, 20), torch.float32),
+        ((4, 10), torch.float32),
+        ((3, 10), torch.bfloat16),
+        ((4, 10), torch.float32),
+    ]
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -5,9 +5,9 @@ from model_fixtures import make_head, make_transformer, randomise
 
 from scalear.attention import attend
 from scalear.models.blocks import AdaLNBlock
-from scalear.models.fused import split_heads
 from scalear.models.layers import GatedMlp, Rotary, RotaryAttention, attend_by_scale, zero_linear
 from scalear.models.norms import rms_norm
+from scalear.models.split_heads import split_heads
 from scalear.scales import ScaleSchedule
 
 SCHEDULES = ["1,2,4", "1,4", "1,1x2,2x3,3x5", "3"]

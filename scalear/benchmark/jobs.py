@@ -1,5 +1,6 @@
 """What can be timed: a training step, sampling, encoding, loading. Each job is built once and run many times."""
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -49,6 +50,7 @@ class TrainJob(Job):
         self._inputs = self._loaded() if loader else self._random()
         if not loader:
             module.tokenizer = None  # it has no part in this, and would count as memory
+            gc.collect()
         self._step = 0
 
     def run(self) -> None:

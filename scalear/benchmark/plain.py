@@ -5,19 +5,21 @@ masks made on every call, every module cast by autocast on its own. The weights 
 """
 
 import contextlib
+import math
 import types
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import GluMlp
+from timm.layers import GluMlp, Mlp
 from torch import Tensor, nn
 
 from scalear.models.blocks import AdaLNBlock
 from scalear.models.cache import LayerCache
 from scalear.models.layers import Attention, CrossAttention, GatedMlp, Rotary, RotaryAttention
-from scalear.models.var_block import TanhGelu
+from scalear.models.lean import LeanLinear
+from scalear.models.var_block import VARAttention, VARMlp
 from scalear.scales import ScaleSchedule
 
 
@@ -55,6 +57,17 @@ def _project(self: RotaryAttention, x_BLD: Tensor, schedule: ScaleSchedule) -> t
     q_BNLd, k_BNLd, v_BNLd = rearrange(self.qkv(x_BLD), "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
     turn_Lp = _turn(self.rotary, schedule)
     return _rotate(q_BNLd, turn_Lp), _rotate(k_BNLd, turn_Lp), v_BNLd
+
+
+def _project_directions(self: VARAttention, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
+    bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+    qkv = F.linear(x_BLD, self.qkv.weight, bias)
+    q_BNLd, k_BNLd, v_BNLd = rearrange(qkv, "B L (c N d) -> c B N L d", c=3, N=self.num_heads)
+    if self.log_scale_N is None:
+        return q_BNLd, k_BNLd, v_BNLd
+    scale_N = self.log_scale_N.clamp(max=math.log(100.0)).exp()
+    q_BNLd = F.normalize(q_BNLd, dim=-1) * scale_N[:, None, None]
+    return q_BNLd.to(v_BNLd.dtype), F.normalize(k_BNLd, dim=-1).to(v_BNLd.dtype), v_BNLd
 
 
 def _cross_attention(
@@ -101,5 +114,7 @@ _PLAIN: list[tuple[type[nn.Module], str, Callable]] = [
     (CrossAttention, "forward", _cross_attention),
     (AdaLNBlock, "forward", _ada_ln_block),
     (GatedMlp, "forward", GluMlp.forward),
-    (TanhGelu, "forward", lambda self, x: F.gelu(x, approximate="tanh")),
+    (VARAttention, "project", _project_directions),
+    (VARMlp, "forward", Mlp.forward),
+    (LeanLinear, "forward", nn.Linear.forward),
 ]

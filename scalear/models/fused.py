@@ -5,11 +5,10 @@ back, in float32, and leaves its result behind for the backward pass. Here a few
 go through all of them, and the backward pass makes again what is cheap. On other devices, and under torch.compile,
 which fuses by itself, the plain expressions are used.
 
-Legend: B batch, L tokens, D width, F hidden width of an MLP, N heads, d head width, p = d / 2 pairs, X any width.
+Legend: B batch, L tokens, D width, F hidden width of an MLP.
 Conditions are (B, 1, D) or (B, L, D).
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -19,7 +18,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from scalear.dropout import Drop
 
-_CUBIC, _SLOPE = 0.044715, 2 * math.sqrt(2 / math.pi)  # of GELU's tanh approximation
 _CACHED = 1 << 18  # elements of one tensor that are handled at a time
 
 
@@ -33,7 +31,7 @@ def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, cent
         eps: Of the norm.
         centred: Layer norm instead of RMS norm, both without a weight.
     """
-    if _plainly(x_BLD):
+    if plainly(x_BLD):
         norm = F.layer_norm if centred else F.rms_norm
         return torch.addcmul(shift, norm(x_BLD, x_BLD.shape[-1:], eps=eps), 1 + scale)
     return _ModulatedNorm.apply(x_BLD, shift, scale, eps, centred, _product_dtype(x_BLD))
@@ -41,49 +39,19 @@ def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, cent
 
 def gated_sum(x_BLD: Tensor, gate: Tensor, y_BLD: Tensor) -> Tensor:
     """X + gate y, in the dtype of the residual stream x."""
-    return x_BLD + gate * y_BLD if _plainly(x_BLD) else _GatedSum.apply(x_BLD, gate, y_BLD)
+    return x_BLD + gate * y_BLD if plainly(x_BLD) else _GatedSum.apply(x_BLD, gate, y_BLD)
 
 
 def gated_gelu(hidden_BLF: Tensor, dropout: float = 0.0) -> Tensor:
     """gelu(a) b of the two halves a, b of the last axis, some of it dropped."""
-    if _plainly(hidden_BLF):
+    if plainly(hidden_BLF):
         a, b = hidden_BLF.chunk(2, dim=-1)
         return F.dropout(F.gelu(a) * b, dropout)
     return _GatedGelu.apply(hidden_BLF, dropout)
 
 
-def tanh_gelu(x_BLF: Tensor) -> Tensor:
-    """GELU in its tanh approximation."""
-    return F.gelu(x_BLF, approximate="tanh") if _plainly(x_BLF) else _TanhGelu.apply(x_BLF)
-
-
-def split_heads(
-    x_BLX: Tensor, num_heads: int, num_parts: int, turn_Lp: Tensor | None, num_turned: int
-) -> tuple[Tensor, ...]:
-    """Queries, keys, values out of one product, laid out for attention and turned by their positions.
-
-    Args:
-        x_BLX: The parts after one another, each all heads after one another.
-        num_heads: N.
-        num_parts: Number of parts.
-        turn_Lp: Rotation of each pair of neighbouring channels, complex numbers of modulus one; None turns nothing.
-        num_turned: How many of the parts, from the first on, are turned.
-
-    Returns:
-        Each part, (B, N, L, d).
-    """
-    if _plainly(x_BLX):
-        parts = x_BLX.unflatten(-1, (num_parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        return tuple(_turned(part, turn_Lp) if i < num_turned else part for i, part in enumerate(parts))
-    return _SplitHeads.apply(x_BLX, num_heads, num_parts, turn_Lp, num_turned)
-
-
-def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    wide = _wide(x).unflatten(-1, (-1, 2)).contiguous()
-    return torch.view_as_real(torch.view_as_complex(wide) * turn).flatten(-2).to(x.dtype)
-
-
-def _plainly(x: Tensor) -> bool:
+def plainly(x: Tensor) -> bool:
+    """Whether the plain expression is the better one."""
     return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 
@@ -91,7 +59,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
-def _pieces(x: Tensor) -> Iterator[slice]:
+def pieces(x: Tensor) -> Iterator[slice]:
     """Runs along the first axis that fit the cache."""
     step = max(1, _CACHED // max(1, x[:1].numel()))
     return (slice(first, first + step) for first in range(0, len(x), step))
@@ -114,7 +82,7 @@ class _ModulatedNorm(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         out_BLD = torch.empty(x_BLD.shape, dtype=dtype)
-        for rows in _pieces(x_BLD):
+        for rows in pieces(x_BLD):
             normed, _ = _normalise(x_BLD[rows], eps, centred)
             out_BLD[rows] = torch.addcmul(shift[rows].to(normed.dtype), normed, 1 + scale[rows].to(normed.dtype))
         ctx.save_for_backward(x_BLD, shift, scale)
@@ -126,7 +94,7 @@ class _ModulatedNorm(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_BLD: Tensor) -> tuple[Tensor | None, ...]:
         x_BLD, shift, scale = ctx.saved_tensors
         dx_BLD, dshift, dscale = torch.empty_like(x_BLD), torch.empty_like(shift), torch.empty_like(scale)
-        for rows in _pieces(x_BLD):
+        for rows in pieces(x_BLD):
             normed, inverse = _normalise(x_BLD[rows], ctx.eps, ctx.centred)
             grad = grad_BLD[rows].to(normed.dtype)
             dshift[rows] = _sum_like(grad, shift)
@@ -143,7 +111,7 @@ class _ModulatedNorm(torch.autograd.Function):
 
 def _normalise(x: Tensor, eps: float, centred: bool) -> tuple[Tensor, Tensor]:
     """X over its root mean square, at least in float32, and the factor that made it so."""
-    x = _wide(x)
+    x = wide(x)
     if centred:
         x = x - x.mean(-1, keepdim=True)
     mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]
@@ -155,7 +123,7 @@ class _GatedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_BLD: Tensor, gate: Tensor, y_BLD: Tensor) -> Tensor:
         out_BLD = torch.empty_like(x_BLD)
-        for rows in _pieces(x_BLD):
+        for rows in pieces(x_BLD):
             out_BLD[rows] = torch.addcmul(x_BLD[rows], gate[rows].to(x_BLD.dtype), y_BLD[rows].to(x_BLD.dtype))
         ctx.save_for_backward(gate, y_BLD)
         return out_BLD
@@ -165,7 +133,7 @@ class _GatedSum(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_BLD: Tensor) -> tuple[Tensor, ...]:
         gate, y_BLD = ctx.saved_tensors
         dgate, dy_BLD = torch.empty_like(gate), torch.empty_like(y_BLD)
-        for rows in _pieces(y_BLD):
+        for rows in pieces(y_BLD):
             grad = grad_BLD[rows]
             dgate[rows] = _sum_like(grad * y_BLD[rows].to(grad.dtype), gate)
             dy_BLD[rows] = grad * gate[rows].to(grad.dtype)
@@ -177,7 +145,7 @@ class _GatedGelu(torch.autograd.Function):
     def forward(ctx: FunctionCtx, hidden_BLF: Tensor, dropout: float) -> Tensor:
         a_XF, b_XF = hidden_BLF.flatten(0, -2).chunk(2, dim=-1)
         out_XF, ctx.drops = torch.empty_like(b_XF), []
-        for rows in _pieces(b_XF):
+        for rows in pieces(b_XF):
             out = torch.ops.aten.gelu.out(a_XF[rows], out=out_XF[rows]).mul_(b_XF[rows])
             if dropout:
                 ctx.drops.append(Drop(out.shape, dropout))
@@ -191,7 +159,7 @@ class _GatedGelu(torch.autograd.Function):
         (hidden_BLF,) = ctx.saved_tensors
         grads, grad_XF = torch.empty_like(hidden_BLF), grad_BLF.flatten(0, -2)
         (a_XF, b_XF), (da_XF, db_XF) = (x.flatten(0, -2).chunk(2, dim=-1) for x in (hidden_BLF, grads))
-        for piece, rows in enumerate(_pieces(b_XF)):
+        for piece, rows in enumerate(pieces(b_XF)):
             a, grad = a_XF[rows], grad_XF[rows]
             if ctx.drops:
                 grad = ctx.drops[piece].clear_(grad * ctx.drops[piece].scale)
@@ -200,58 +168,6 @@ class _GatedGelu(torch.autograd.Function):
         return grads, None
 
 
-class _TanhGelu(torch.autograd.Function):
-    """x sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3), for a sigmoid takes half the time of a tanh."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_BLF: Tensor) -> Tensor:
-        x_XF, out_XF = x_BLF.flatten(0, -2), torch.empty_like(x_BLF).flatten(0, -2)
-        for rows in _pieces(x_XF):
-            x = _wide(x_XF[rows])
-            out_XF[rows] = torch.addcmul(x, x.square(), x, value=_CUBIC).mul_(_SLOPE).sigmoid_().mul_(x)
-        ctx.save_for_backward(x_BLF)
-        return out_XF.view_as(x_BLF)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad_BLF: Tensor) -> Tensor:
-        (x_BLF,) = ctx.saved_tensors
-        x_XF, grad_XF, dx_XF = (x.flatten(0, -2) for x in (x_BLF, grad_BLF, torch.empty_like(x_BLF)))
-        for rows in _pieces(x_XF):
-            x = _wide(x_XF[rows])
-            square = x.square()
-            gate = torch.addcmul(x, square, x, value=_CUBIC).mul_(_SLOPE).sigmoid_()
-            inner = square.mul_(3 * _CUBIC * _SLOPE).add_(_SLOPE).mul_(x)  # x d(2 u) / dx
-            dx_XF[rows] = torch.addcmul(gate, inner, gate - gate.square()).mul_(grad_XF[rows])
-        return dx_XF.view_as(x_BLF)
-
-
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """As float32, or as it is if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class _SplitHeads(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_BLX: Tensor, num_heads: int, num_parts: int, turn_Lp: Tensor | None, num_turned: int
-    ) -> tuple[Tensor, ...]:
-        x = x_BLX.unflatten(-1, (num_parts, num_heads, -1)).permute(2, 0, 3, 1, 4)
-        parts = tuple(torch.empty_like(part, memory_format=torch.contiguous_format) for part in x)
-        for rows in _pieces(x_BLX):
-            for i, part in enumerate(parts):
-                part[rows] = _turned(x[i, rows], turn_Lp) if i < num_turned else x[i, rows]
-        ctx.save_for_backward(turn_Lp)
-        ctx.num_turned, ctx.shape = num_turned, x_BLX.shape
-        return parts
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (turn_Lp,) = ctx.saved_tensors
-        back_Lp = None if turn_Lp is None else turn_Lp.conj()
-        dx_BLX = grads[0].new_empty(ctx.shape)
-        dx = dx_BLX.unflatten(-1, (len(grads), grads[0].shape[1], -1)).permute(2, 0, 3, 1, 4)
-        for rows in _pieces(dx_BLX):
-            for i, grad in enumerate(grads):
-                dx[i, rows] = _turned(grad[rows], back_Lp) if i < ctx.num_turned else grad[rows]
-        return dx_BLX, None, None, None, None

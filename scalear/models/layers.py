@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import dropout
 from scalear.models.cache import LayerCache
-from scalear.models.fused import gated_gelu, split_heads
+from scalear.models.fused import gated_gelu
+from scalear.models.lean import LeanLinear, lean_linear
+from scalear.models.split_heads import split_heads
 from scalear.scales import ScaleSchedule
 
 
@@ -212,13 +214,15 @@ class GatedMlp(GluMlp):
             init_linear(layer)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        hidden_BLF = gated_gelu(self.fc1(x_BLD), self.dropout if self.training else 0.0)
-        return dropout(self.fc2(hidden_BLF), self.dropout, self.training)
+        hidden_BLF = lean_linear(self.fc1, x_BLD)
+        if not (self.dropout and self.training):
+            return lean_linear(self.fc2, hidden_BLF, gated_gelu)
+        return dropout(self.fc2(gated_gelu(hidden_BLF, self.dropout)), self.dropout, self.training)
 
 
 def zero_linear(in_dim: int, out_dim: int) -> nn.Linear:
     """A linear layer that starts at exactly zero."""
-    layer = nn.Linear(in_dim, out_dim)
+    layer = LeanLinear(in_dim, out_dim)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -226,7 +230,7 @@ def zero_linear(in_dim: int, out_dim: int) -> nn.Linear:
 
 def linear(in_dim: int, out_dim: int, bias: bool = True) -> nn.Linear:
     """A linear layer, initialised as all of them here."""
-    layer = nn.Linear(in_dim, out_dim, bias=bias)
+    layer = LeanLinear(in_dim, out_dim, bias=bias)
     init_linear(layer)
     return layer
 
@@ -240,7 +244,7 @@ def init_linear(layer: nn.Linear) -> None:
 
 def normal_linear(in_dim: int, out_dim: int, std: float, bias: bool = True) -> nn.Linear:
     """A linear layer with normal weights and zero biases, as VAR initialises them."""
-    layer = nn.Linear(in_dim, out_dim, bias=bias)
+    layer = LeanLinear(in_dim, out_dim, bias=bias)
     init_normal(layer, std)
     return layer
 

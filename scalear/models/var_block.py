@@ -1,20 +1,19 @@
 """The transformer block of VAR and FlexVAR.
 
-Legend: B batch, L tokens, D width, N heads, d head width.
+Legend: B batch, L tokens, D width, F hidden width of the MLP, N heads, d head width, X = 3 N d.
 """
 
 import math
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn
 
 from scalear.models.blocks import AdaLNBlock, Place, require_heads
-from scalear.models.fused import tanh_gelu
 from scalear.models.layers import Attention, init_normal, normal_linear, var_std
+from scalear.models.lean import lean_linear
+from scalear.models.split_heads import split_directions, split_heads
 from scalear.scales import ScaleSchedule
 
 
@@ -45,14 +44,10 @@ class CodeBlock(AdaLNBlock):
         exact_gelu: bool,
         shared_modulation: bool = False,
     ) -> None:
-        gelu = partial(nn.GELU, approximate="none" if exact_gelu else "tanh")
-        mlp = Mlp(dim, round(dim * mlp_ratio), act_layer=gelu)
-        init_normal(mlp.fc1, var_std(dim))
-        init_normal(mlp.fc2, residual_std(dim, place))
         super().__init__(
             norm=nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False),
             attention=mixer,
-            mlp=mlp,
+            mlp=VARMlp(dim, round(dim * mlp_ratio), exact_gelu, residual_std(dim, place)),
             modulation=_SharedModulation(dim) if shared_modulation else normal_linear(dim, 6 * dim, var_std(dim)),
             drop_path=drop_path * place.layer / max(1, place.num_layers - 1),
         )
@@ -80,8 +75,7 @@ class VARBlock(CodeBlock):
         mlp_ratio: Hidden units of the MLP over D.
         drop_path: Probability that the last block is skipped by a sample; it rises linearly from none at the first.
         gate_init: Factor on the gates' initial weights.
-        exact_gelu: GELU itself instead of its approximation by tanh (official code), for which CPUs take three times as
-            long.
+        exact_gelu: GELU itself instead of its approximation by tanh (official code).
         shared_modulation: Add a learned table to 6 D numbers that all blocks share, in place of a linear map of the
             condition in every block (VAR-d36).
     """
@@ -118,11 +112,23 @@ class _SharedModulation(nn.Module):
         return shared_B1D + self.table
 
 
-class TanhGelu(nn.Module):
-    """GELU with the tanh approximation of VAR's code."""
+class VARMlp(Mlp):
+    """Two linear layers with a GELU between them.
 
-    def forward(self, x_BLF: Tensor) -> Tensor:
-        return tanh_gelu(x_BLF)
+    Args:
+        dim: D.
+        hidden_dim: F.
+        exact_gelu: As in `VARBlock`.
+        fc2_std: Standard deviation of the second layer's initial weights.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, exact_gelu: bool, fc2_std: float) -> None:
+        super().__init__(dim, hidden_dim, act_layer=partial(nn.GELU, approximate="none" if exact_gelu else "tanh"))
+        init_normal(self.fc1, var_std(dim))
+        init_normal(self.fc2, fc2_std)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return lean_linear(self.fc2, lean_linear(self.fc1, x_BLD), self.act)
 
 
 class VARAttention(Attention):
@@ -146,13 +152,7 @@ class VARAttention(Attention):
 
     def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BLD, self.qkv.weight, bias)
-        # Contiguous: norms over strided heads take three times as long on a CPU.
-        qkv_cBNLd = rearrange(qkv, "B L (c N d) -> c B N L d", c=3, N=self.num_heads).contiguous()
+        qkv_BLX = lean_linear(self.qkv, x_BLD, bias_O=bias)
         if self.log_scale_N is None:
-            return qkv_cBNLd.unbind()
-        scale_N = self.log_scale_N.clamp(max=math.log(100.0)).exp()
-        length = torch.stack([scale_N, torch.ones_like(scale_N)])[:, None, :, None, None]
-        qk_cBNLd = qkv_cBNLd[:2]
-        norm = qk_cBNLd.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-12)
-        return *(qk_cBNLd * (length / norm).to(qkv.dtype)), qkv_cBNLd[2]
+            return split_heads(qkv_BLX, self.num_heads, 3, None, num_turned=0)
+        return split_directions(qkv_BLX, self.log_scale_N.clamp(max=math.log(100.0)).exp())
