@@ -8,7 +8,7 @@ from torch import nn
 from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import Drop, dropout
 from scalear.models import fused
-from scalear.models.fused import gated_gelu, gated_sum, modulated_norm
+from scalear.models.fused import gated_gelu, modulated_norm
 from scalear.models.layers import attend_by_scale
 from scalear.models.lean import LeanLinear, lean_linear
 from scalear.models.split_heads import split_directions, split_heads
@@ -51,11 +51,6 @@ def test_modulated_norm(dtype, centred, tokens):
         lambda x, shift, scale: norm(x, (8,), eps=1e-6) * (1 + scale) + shift,
         tensors((3, 5, 8), (3, tokens, 8), (3, tokens, 8), dtype=dtype),
     )
-
-
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_gated_sum(tokens):
-    compare(gated_sum, lambda x, gate, y: x + gate * y, tensors((3, 5, 8), (3, tokens, 8), (3, 5, 8)))
 
 
 def test_gated_gelu():

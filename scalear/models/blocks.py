@@ -9,7 +9,6 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from scalear.models.fused import gated_sum
 from scalear.models.layers import GatedMlp, Rotary, RotaryAttention, zero_linear
 from scalear.models.norms import modulate, rms_norm
 from scalear.scales import ScaleSchedule
@@ -66,9 +65,9 @@ class AdaLNBlock(nn.Module):
         """`cond` is the activated condition, (B, 1, cond_dim) or (B, L, cond_dim)."""
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
         out_BLD = self.attention(modulate(self.norm, x_BLD, shift_1, scale_1), schedule, cache)
-        x_BLD = gated_sum(x_BLD, gate_1, self.drop_path(out_BLD))
+        x_BLD = x_BLD + gate_1 * self.drop_path(out_BLD)
         out_BLD = self.mlp(modulate(self.norm, x_BLD, shift_2, scale_2))
-        return gated_sum(x_BLD, gate_2, self.drop_path(out_BLD))
+        return x_BLD + gate_2 * self.drop_path(out_BLD)
 
     def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> object:
         """Memory for `num_tokens` tokens of `batch` rows."""

@@ -18,7 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from scalear.dropout import Drop
 
-_CACHED = 1 << 18  # elements of one tensor that are handled at a time
+_CACHED = 1 << 20  # elements of one tensor that are handled at a time
 
 
 def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool = False) -> Tensor:
@@ -35,11 +35,6 @@ def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, cent
         norm = F.layer_norm if centred else F.rms_norm
         return torch.addcmul(shift, norm(x_BLD, x_BLD.shape[-1:], eps=eps), 1 + scale)
     return _ModulatedNorm.apply(x_BLD, shift, scale, eps, centred, _product_dtype(x_BLD))
-
-
-def gated_sum(x_BLD: Tensor, gate: Tensor, y_BLD: Tensor) -> Tensor:
-    """X + gate y, in the dtype of the residual stream x."""
-    return x_BLD + gate * y_BLD if plainly(x_BLD) else _GatedSum.apply(x_BLD, gate, y_BLD)
 
 
 def gated_gelu(hidden_BLF: Tensor, dropout: float = 0.0) -> Tensor:
@@ -83,7 +78,7 @@ class _ModulatedNorm(torch.autograd.Function):
     ) -> Tensor:
         out_BLD = torch.empty(x_BLD.shape, dtype=dtype)
         for rows in pieces(x_BLD):
-            normed, _ = _normalise(x_BLD[rows], eps, centred)
+            normed, *_ = _normalise(x_BLD[rows], eps, centred)
             out_BLD[rows] = torch.addcmul(shift[rows].to(normed.dtype), normed, 1 + scale[rows].to(normed.dtype))
         ctx.save_for_backward(x_BLD, shift, scale)
         ctx.eps, ctx.centred = eps, centred
@@ -95,49 +90,32 @@ class _ModulatedNorm(torch.autograd.Function):
         x_BLD, shift, scale = ctx.saved_tensors
         dx_BLD, dshift, dscale = torch.empty_like(x_BLD), torch.empty_like(shift), torch.empty_like(scale)
         for rows in pieces(x_BLD):
-            normed, inverse = _normalise(x_BLD[rows], ctx.eps, ctx.centred)
+            normed, *moments = _normalise(x_BLD[rows], ctx.eps, ctx.centred)
             grad = grad_BLD[rows].to(normed.dtype)
             dshift[rows] = _sum_like(grad, shift)
-            product = grad * normed
-            dscale[rows] = _sum_like(product, scale)
+            dscale[rows] = _sum_like(grad * normed, scale)
             grad = grad * (1 + scale[rows].to(normed.dtype))
-            along = torch.linalg.vecdot(grad, normed)[..., None] / -normed.shape[-1]
-            grad = torch.addcmul(grad, normed, along)
-            if ctx.centred:
-                grad -= grad.mean(-1, keepdim=True)
-            dx_BLD[rows] = grad.mul_(inverse)
+            dx_BLD[rows] = _normalise_backward(grad, x_BLD[rows], normed, *moments)
         return dx_BLD, dshift, dscale, None, None, None
 
 
-def _normalise(x: Tensor, eps: float, centred: bool) -> tuple[Tensor, Tensor]:
-    """X over its root mean square, at least in float32, and the factor that made it so."""
+def _normalise(x: Tensor, eps: float, centred: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """X over its root mean square or standard deviation, at least in float32; the mean taken off, the factor."""
     x = wide(x)
     if centred:
-        x = x - x.mean(-1, keepdim=True)
+        return torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
     mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]
     inverse = mean_square.add_(eps).rsqrt_()
-    return x * inverse, inverse
+    return x * inverse, None, inverse
 
 
-class _GatedSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x_BLD: Tensor, gate: Tensor, y_BLD: Tensor) -> Tensor:
-        out_BLD = torch.empty_like(x_BLD)
-        for rows in pieces(x_BLD):
-            out_BLD[rows] = torch.addcmul(x_BLD[rows], gate[rows].to(x_BLD.dtype), y_BLD[rows].to(x_BLD.dtype))
-        ctx.save_for_backward(gate, y_BLD)
-        return out_BLD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad_BLD: Tensor) -> tuple[Tensor, ...]:
-        gate, y_BLD = ctx.saved_tensors
-        dgate, dy_BLD = torch.empty_like(gate), torch.empty_like(y_BLD)
-        for rows in pieces(y_BLD):
-            grad = grad_BLD[rows]
-            dgate[rows] = _sum_like(grad * y_BLD[rows].to(grad.dtype), gate)
-            dy_BLD[rows] = grad * gate[rows].to(grad.dtype)
-        return grad_BLD, dgate, dy_BLD
+def _normalise_backward(grad: Tensor, x: Tensor, normed: Tensor, mean: Tensor | None, inverse: Tensor) -> Tensor:
+    if mean is not None:
+        wanted = [True, False, False]
+        layer_norm_backward = torch.ops.aten.native_layer_norm_backward
+        return layer_norm_backward(grad, wide(x), x.shape[-1:], mean, inverse, None, None, wanted)[0]
+    along = (grad * normed).sum(-1, keepdim=True).div_(-x.shape[-1])
+    return torch.addcmul(grad, normed, along).mul_(inverse)
 
 
 class _GatedGelu(torch.autograd.Function):

@@ -109,7 +109,7 @@ class _SplitDirections(torch.autograd.Function):
         for rows in pieces(dx_BLX):
             for i, (part, length, factor) in enumerate(zip(parts, lengths, factors, strict=True)):
                 vectors, grad = wide(part[rows]), wide(grads[i][rows])
-                along = torch.linalg.vecdot(grad, vectors)[..., None] / length  # length times what leads outwards
+                along = (grad * vectors).sum(-1, keepdim=True).div_(length)  # length times what leads outwards
                 dx[i, rows] = torch.addcmul(grad, vectors, along / length, value=-1).mul_(factor[rows])
                 if i == 0:
                     dlength_N += along.sum((0, 2, 3))
