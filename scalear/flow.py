@@ -6,6 +6,7 @@ x_1 - x_0. Times are float64 throughout, so that 1 - t, which official checkpoin
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -61,6 +62,17 @@ def flowar_times(num_steps: int) -> list[float]:
     return [1.0 - float(noise_level) for noise_level in torch.cat([noisy, clean])]
 
 
+def late_times(num_steps: int, jump: float = 0.0) -> list[float]:
+    """Steps that shrink fourfold on the way to data, t = 2u / (1 + u) for uniform u.
+
+    Few steps should be short where the velocity turns most, which is close to data. Where guidance sets in at a time
+    `jump`, the first step ends there and the others share what is left.
+    """
+    if num_steps > 1 and 0 < jump < 1:
+        return [0.0, *(jump + (1 - jump) * t for t in late_times(num_steps - 1))]
+    return [2 * u / (1 + u) for u in uniform_times(num_steps)]
+
+
 def euler(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
     """First order, one evaluation a step."""
     for t, t_next in zip(times, times[1:], strict=False):
@@ -85,20 +97,51 @@ def heun(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
     return x
 
 
-_METHODS = {"euler": euler, "midpoint": midpoint, "heun": heun}
+def adams_bashforth(velocity: Velocity, x: Tensor, times: list[float], order: int) -> Tensor:
+    """One evaluation a step: integrates the polynomial through the last `order` velocities, at their actual times.
+
+    The first steps have fewer velocities, and so a lower order.
+    """
+    seen: list[tuple[float, Tensor]] = []
+    for t, t_next in zip(times, times[1:], strict=False):
+        seen = [(t, velocity(x, t)), *seen][:order]
+        weights = _polynomial_weights([earlier for earlier, _ in seen], t, t_next)
+        x = x + sum(weight * slope for weight, (_, slope) in zip(weights, seen, strict=True))
+    return x
+
+
+def _polynomial_weights(nodes: list[float], start: float, end: float) -> list[float]:
+    """Integrals from start to end of the Lagrange polynomials of `nodes`."""
+    # Exact for 1, u, u^2 ... of u = (t - start) / (end - start), whose integrals are 1, 1/2, 1/3 ...
+    powers = torch.arange(len(nodes), dtype=torch.float64)
+    u = (torch.tensor(nodes, dtype=torch.float64) - start) / (end - start)
+    return ((end - start) * torch.linalg.solve(u ** powers[:, None], 1 / (powers + 1))).tolist()
+
+
+_METHODS = {
+    "euler": euler,
+    "midpoint": midpoint,
+    "heun": heun,
+    "ab2": partial(adams_bashforth, order=2),
+    "ab3": partial(adams_bashforth, order=3),
+}
 _GRIDS = {"uniform": uniform_times, "flowar": flowar_times}
 
 
 @dataclass(frozen=True)
 class FlowSolver:
-    """How a scale's noise is carried to data."""
+    """How a scale's noise is carried to data.
 
-    method: Literal["euler", "midpoint", "heun"] = "euler"
-    """ODE solver; midpoint and heun evaluate the network twice a step."""
+    `FAST8` (configs/fast8.yaml) takes a third of the official evaluations for the same FID: docs/performance.md.
+    """
+
+    method: Literal["euler", "midpoint", "heun", "ab2", "ab3"] = "euler"
+    """ODE solver; midpoint and heun evaluate the network twice a step, Adams-Bashforth of order 2 and 3 once."""
     num_steps: int | list[int] = 25
     """Steps, one number for all scales or one per scale."""
-    grid: Literal["uniform", "flowar"] = "uniform"
-    """Time grid; `flowar` is the official two-piece one, whose 25 means 24 steps."""
+    grid: Literal["uniform", "flowar", "late"] = "uniform"
+    """Time grid; `flowar` is the official two-piece one, whose 25 means 24 steps; `late` has steps that shrink
+    fourfold towards data, the first of which ends where guidance sets in."""
 
     def __post_init__(self) -> None:
         steps = [self.num_steps] if isinstance(self.num_steps, int) else self.num_steps
@@ -106,18 +149,35 @@ class FlowSolver:
         if not steps or min(steps) < smallest:
             raise ValueError(f"num_steps must be at least {smallest} on the {self.grid} grid, got {self.num_steps}")
 
-    def times(self, k: int, num_scales: int) -> list[float]:
+    def times(self, k: int, num_scales: int, jump: float = 0.0) -> list[float]:
         """Increasing times from 0 to 1 for scale k of K.
+
+        Args:
+            k: Scale.
+            num_scales: K.
+            jump: Time at which guidance sets in; 0 if it always or never acts.
 
         Raises:
             ValueError: A list of step counts has not one entry per scale.
         """
-        if isinstance(self.num_steps, int):
-            return _GRIDS[self.grid](self.num_steps)
-        if len(self.num_steps) != num_scales:
-            raise ValueError(f"num_steps has {len(self.num_steps)} entries for {num_scales} scales: {self.num_steps}")
-        return _GRIDS[self.grid](self.num_steps[k])
+        num_steps = self.num_steps
+        if not isinstance(num_steps, int):
+            if len(num_steps) != num_scales:
+                raise ValueError(f"num_steps has {len(num_steps)} entries for {num_scales} scales: {num_steps}")
+            num_steps = num_steps[k]
+        return late_times(num_steps, jump) if self.grid == "late" else _GRIDS[self.grid](num_steps)
 
-    def solve(self, velocity: Velocity, x_0: Tensor, times: list[float]) -> Tensor:
-        """x_0 at times[0] to x at times[-1]; the state is float64, as in the official code."""
-        return _METHODS[self.method](velocity, x_0.double(), times).to(x_0.dtype)
+    def solve(self, velocity: Velocity, x_0: Tensor, times: list[float], jump: float = 0.0) -> Tensor:
+        """x_0 at times[0] to x at times[-1]; the state is float64, as in the official code.
+
+        The velocity may be discontinuous at `jump`: from the first time there or after it, Adams-Bashforth starts
+        anew and forgets what it saw before.
+        """
+        first = next(index for index, t in enumerate(times) if t >= min(jump, times[-1]) - 1e-9)  # as Guidance
+        x = x_0.double()
+        for piece in (times[: first + 1], times[first:]):
+            x = _METHODS[self.method](velocity, x, piece)
+        return x.to(x_0.dtype)
+
+
+FAST8 = FlowSolver("ab3", 8, "late")

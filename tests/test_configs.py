@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from scalear.cli import ScalearCLI, data_parser
+from scalear.flow import FAST8, FlowSolver
 from scalear.training.optim import split_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -109,6 +110,12 @@ def test_what_is_not_decayed_is_what_the_official_code_exempts(name):
 )
 def test_overlays_fit_every_generator_that_they_are_for(path, overlay):
     Parsed(["fit", "-c", str(path), "-c", f"configs/{overlay}.yaml"])
+
+
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem.startswith("flowar")], ids=str)
+def test_the_fast_sampler_fits_every_flowar(path):
+    sampling = Parsed(["fit", "-c", str(path), "-c", "configs/fast8.yaml"]).config.fit.model.init_args.sampling
+    assert FlowSolver(**sampling.as_dict()) == FAST8
 
 
 def test_null_can_be_typed_at_any_depth():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from scalear.flow import FlowSolver, euler, flowar_times, heun, interpolate, logit_normal, midpoint, uniform_times
+from scalear.flow import FAST8, FlowSolver, flowar_times, interpolate, late_times, logit_normal, uniform_times
 
 # Noise levels (1 - t) of the official code for 25, and the whole thousandths that its network is given.
 OFFICIAL_25 = [
@@ -35,22 +35,53 @@ def test_the_path_leads_from_noise_to_data():
     assert torch.equal(interpolate(x_0, x_1, torch.ones(2, 1)).x_t, x_1)
 
 
-@pytest.mark.parametrize("method, order", [(euler, 1), (midpoint, 2), (heun, 2)])
-def test_solvers_have_their_order(method, order):
+@pytest.mark.parametrize("method, order", [("euler", 1), ("midpoint", 2), ("heun", 2), ("ab2", 2), ("ab3", 3)])
+def test_solvers_have_their_order_on_uneven_times(method, order):
     # dx/dt = (1 + t) x^2 has the solution 1 / (1 / x_0 - t - t^2 / 2).
     x_0 = torch.tensor([0.25, -2.0], dtype=torch.float64)
     exact = 1 / (1 / x_0 - 1.5)
 
     def error(num_steps: int) -> float:
-        x_1 = method(lambda x, t: (1 + t) * x.square(), x_0, uniform_times(num_steps))
+        # Short first steps: Adams-Bashforth makes them with a lower order.
+        times = [t * t for t in uniform_times(num_steps)]
+        x_1 = FlowSolver(method).solve(lambda x, t: (1 + t) * x.square(), x_0, times)
         return (x_1 - exact).abs().max().item()
 
-    measured = math.log2(error(64) / error(128))
+    measured = math.log2(error(128) / error(256))
     assert measured == pytest.approx(order, abs=0.1)
 
 
-@pytest.mark.parametrize("method, per_step", [("euler", 1), ("midpoint", 2), ("heun", 2)])
-def test_a_straight_flow_is_solved_exactly_in_one_step(method, per_step):
+@pytest.mark.parametrize("method, order", [("ab2", 2), ("ab3", 3)])
+@pytest.mark.parametrize("power, exact", [(-1, True), (0, False)])
+def test_adams_bashforth_is_exact_below_its_order_once_it_has_begun(method, order, power, exact):
+    degree = order + power
+    times = [0.0, 0.03, 0.11, 0.35, 0.4, 0.9, 1.0]
+
+    def at(index: int) -> float:
+        velocity = lambda x, t: torch.full_like(x, (degree + 1) * t**degree)  # noqa: E731
+        return FlowSolver(method).solve(velocity, torch.zeros((), dtype=torch.float64), times[: index + 1]).item()
+
+    for i in range(order - 1, 6):
+        error = at(i + 1) - at(i) - (times[i + 1] ** (degree + 1) - times[i] ** (degree + 1))
+        assert (abs(error) < 1e-14) == exact
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "ab2", "ab3"])
+def test_a_jump_of_the_velocity_is_where_a_solver_starts_anew(method):
+    def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
+        return torch.full_like(x, 5.0 if t >= 0.3 else -2.0)
+
+    def solve(**jump: float) -> float:
+        times = [0.0, 0.1, 0.3 + 1e-12, 0.6, 1.0]
+        return FlowSolver(method).solve(velocity, torch.zeros((), dtype=torch.float64), times, **jump).item()
+
+    assert solve(jump=0.3) == pytest.approx(0.7 * 5 - 0.3 * 2)
+    assert (solve() == pytest.approx(solve(jump=0.3))) == (method in ("euler", "midpoint"))
+    assert solve(jump=2.0) == solve()
+
+
+@pytest.mark.parametrize("method, per_step", [("euler", 1), ("midpoint", 2), ("heun", 2), ("ab2", 1), ("ab3", 1)])
+def test_a_straight_flow_is_solved_exactly(method, per_step):
     x_0, x_1 = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     seen = []
 
@@ -58,8 +89,10 @@ def test_a_straight_flow_is_solved_exactly_in_one_step(method, per_step):
         seen.append(t)
         return x_1 - x_0
 
-    torch.testing.assert_close(FlowSolver(method, 1).solve(velocity, x_0, [0.0, 1.0]), x_1, rtol=0, atol=1e-14)
+    torch.testing.assert_close(FlowSolver(method).solve(velocity, x_0, [0.0, 1.0]), x_1, rtol=0, atol=1e-14)
     assert len(seen) == per_step
+    torch.testing.assert_close(FlowSolver(method).solve(velocity, x_0, late_times(7)), x_1, rtol=0, atol=1e-14)
+    assert len(seen) == 8 * per_step
 
 
 def test_the_state_is_float64_and_the_result_is_not():
@@ -93,12 +126,21 @@ def test_official_grid_gives_the_official_whole_thousandths():
     assert levels.trunc().int().tolist() == list(range(1000, -1, -20))
 
 
-@pytest.mark.parametrize("grid", ["uniform", "flowar"])
+@pytest.mark.parametrize("grid", ["uniform", "flowar", "late"])
 @pytest.mark.parametrize("num_steps", [2, 7, 50])
-def test_every_grid_rises_from_zero_to_one(grid, num_steps):
-    times = FlowSolver(num_steps=num_steps, grid=grid).times(0, 1)
+@pytest.mark.parametrize("jump", [0.0, 0.1, 1.0])
+def test_every_grid_rises_from_zero_to_one(grid, num_steps, jump):
+    times = FlowSolver(num_steps=num_steps, grid=grid).times(0, 1, jump)
     assert times[0] == 0.0 and times[-1] == 1.0
     assert all(a < b for a, b in zip(times, times[1:], strict=False))
+
+
+def test_late_steps_shrink_fourfold_from_where_guidance_sets_in():
+    steps = torch.tensor(late_times(1000), dtype=torch.float64).diff()
+    assert steps[0] / steps[-1] == pytest.approx(4, rel=0.01) and (steps.diff() < 0).all()
+    assert late_times(4, jump=0.1) == pytest.approx([0, 0.1, 0.1 + 0.9 / 2, 0.1 + 0.9 * 0.8, 1])
+    assert late_times(1, jump=0.1) == [0, 1]
+    assert len(FAST8.times(0, 3, jump=0.1)) == 9
 
 
 def test_steps_per_scale():

@@ -263,7 +263,8 @@ class FlowHead(Head):
             cond, uncond = self(x_both, _times(t, x_both), hidden_both, scale, both).double().chunk(2)
             return uncond + weight * (cond - uncond)
 
-        return sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales))
+        jump = guidance.start_time if guided else 0.0
+        return sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales, jump), jump)
 
 
 def _spread(x_BKE: Tensor, schedule: ScaleSchedule) -> Tensor:
