@@ -17,7 +17,7 @@ usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
   pictures   draw what a generator of any scale can do: flexible.png and editing.png
   convert    official FlowAR, FlexVAR, VAR and tokenizer checkpoints to files of ours, and back
   data       pack, verify and describe datasets of tar shards
-  benchmark  time training, sampling, encoding or loading of a config, and its memory
+  benchmark  time training, sampling, encoding or loading of a config, and its memory; compare flow solvers
   demo       tokenizer, latents, generator, samples and numbers in one go, as `make demo` does
 
 Any option of a config can be typed instead, as in --trainer.max_steps 1000; --print_config shows them all.
@@ -75,8 +75,9 @@ def _run(command: str, args: list[str]) -> None:
     elif command == "benchmark":
         from scalear.benchmark.command import run_benchmark
         from scalear.cli import build_subject
+        from scalear.training.checkpoints import load_weights
 
-        run_benchmark(args, build_subject)
+        run_benchmark(args, build_subject, load_weights)
     elif command == "demo":
         from scalear.demo import run_demo
 

@@ -14,16 +14,17 @@ import torch
 from scalear.benchmark.jobs import EncodeJob, Job, LoadJob, SampleJob, TrainJob
 from scalear.benchmark.parts import shares
 from scalear.benchmark.plain import plain
-from scalear.benchmark.subject import Subject
+from scalear.benchmark.solver import run_solver
+from scalear.benchmark.subject import Build, Load, Subject, config_name
 from scalear.benchmark.timing import interleave, peak_rss_bytes
 from scalear.benchmark.work import Work, counted_work, official_work
-
-Build = Callable[[list[str], torch.device], Subject]
 
 _DESCRIPTION = """\
 Time a job of any config, beside a 2048^3 bfloat16 matrix product timed before and after each repeat (the yardstick):
 fraction = work per image / (seconds per image x yardstick). What is not listed below goes to the config, as in
 `scalear fit`: -c FILE, --model.sampling.num_steps 8 ... Models have random weights.
+
+`scalear benchmark solver` compares solvers of a trained flow head and has options of its own: add --help to see them.
 """
 
 
@@ -54,7 +55,9 @@ def own_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
     )
-    parser.add_argument("job", choices=("train", "sample", "encode", "load"))
+    parser.add_argument(
+        "job", choices=("train", "sample", "encode", "load"), metavar="{train,sample,encode,load,solver}"
+    )
     parser.add_argument("--batch", type=int, default=4, help="images at a time")
     parser.add_argument("--decoder", choices=("in", "out"), default="in", help="sample: go on to pixels or stop before")
     parser.add_argument("--loader", action="store_true", help="train: read batches from the config's data")
@@ -90,21 +93,23 @@ class Setting:
     @property
     def config(self) -> str:
         """Name of the (last) config file."""
-        files = [value for flag, value in zip(self.config_args, self.config_args[1:], strict=False) if flag == "-c"]
-        return Path(files[-1]).stem if files else "config"
+        return config_name(self.config_args)
 
     @property
     def label(self) -> str:
         return f"{self.config} (plain)" if self.own.plain else self.config
 
 
-def run_benchmark(args: list[str], build: Build) -> None:
+def run_benchmark(args: list[str], build: Build, load: Load) -> None:
     """Carry out `scalear benchmark ...`.
 
     Args:
         args: The command line.
         build: Makes the parts of a config from its arguments.
+        load: Reads a checkpoint into a module.
     """
+    if args[:1] == ["solver"]:
+        return run_solver(args[1:], build, load)
     first = Setting.parse(args)
     if first.own.threads:
         torch.set_num_threads(first.own.threads)

@@ -1,8 +1,9 @@
 """What is measured: the parts of one config, built by the command line and handed over."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,18 @@ class Subject:
         inputs = batch.inputs.to(self.device)
         moments = inputs.float() if batch.kind == "latents" else self.tokenizer.moments(inputs)
         return self.tokenizer.latent(moments)
+
+
+Build = Callable[[list[str], torch.device], Subject]
+"""Makes the parts of a config from its arguments."""
+Load = Callable[[nn.Module, str | None], None]
+"""Gives a generator's module the weights of a checkpoint."""
+
+
+def config_name(config_args: list[str]) -> str:
+    """Name of the (last) config file in the arguments of a config."""
+    files = [value for flag, value in zip(config_args, config_args[1:], strict=False) if flag == "-c"]
+    return Path(files[-1]).stem if files else "config"
 
 
 def fill_zeros(module: nn.Module) -> None:

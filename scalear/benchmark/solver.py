@@ -1,0 +1,259 @@
+"""`scalear benchmark solver -c CONFIG --ckpt_path CKPT`: what fewer evaluations of a trained flow head cost.
+
+Every solver makes the same images from the same noise. Legend: B batch, N images, K scales, F features.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from scalear.benchmark.subject import Build, Load, Subject, config_name
+from scalear.benchmark.timing import stopwatch, yardstick
+from scalear.draws import SeededDraws
+from scalear.evaluation.evaluate import extract
+from scalear.evaluation.fid import frechet_distance
+from scalear.evaluation.image_set import ShardSet
+from scalear.evaluation.images import to_uint8
+from scalear.evaluation.precision_recall import PrecisionRecall
+from scalear.flow import FAST8, FlowSolver
+from scalear.models.flow_head import FlowHead
+
+_DESCRIPTION = """\
+Sample with several flow solvers from the same noise, and print for each its evaluations per scale, seconds, FID and
+recall (with the extractor of the config's report), the root mean square distance of its latents to a solution in 200
+steps, and whether it is on the Pareto front of evaluations against FID or distance. A guided evaluation, of both
+branches in one batch, counts once. What is not listed below goes to the config, as in `scalear test`.
+"""
+
+OFFICIAL = FlowSolver("euler", 25, "flowar")
+CANDIDATES = [
+    OFFICIAL,
+    *(FlowSolver("euler", steps) for steps in (4, 8, 16)),
+    FlowSolver("midpoint", 4),
+    FlowSolver("heun", 4),
+    FlowSolver("ab2", 8),
+    FlowSolver("ab3", 8),
+    *(FlowSolver("euler", steps, "late") for steps in (4, 8)),
+    FlowSolver("midpoint", 4, "late"),
+    *(FlowSolver("ab2", steps, "late") for steps in (4, 6, 8)),
+    *(FlowSolver("ab3", steps, "late") for steps in (6, 12)),
+    FAST8,
+]
+REFERENCE = FlowSolver("ab3", 200)
+_NAMED = {"official": OFFICIAL, "fast8": FAST8, "reference": REFERENCE}
+
+
+@dataclass(kw_only=True)
+class SolverResult:
+    """One line of the report. `--json` writes a list of these: the entries of other benchmarks, then its own."""
+
+    job: str = field(default="solver", init=False)
+    config: str
+    batch: int
+    threads: int
+    seconds_per_image: float
+    work_tflop: None = field(default=None, init=False)
+    work_source: str = field(default="none", init=False)
+    yardstick_tflops: float
+    fraction: None = field(default=None, init=False)
+    peak_rss_bytes: None = field(default=None, init=False)
+    parts: dict[str, float] = field(default_factory=dict, init=False)
+    solver: str
+    evaluations: list[int]
+    """Of the network, for each scale."""
+    evaluations_per_token: float
+    """Their mean over all tokens, the axis of the Pareto fronts."""
+    images: int
+    fid: float | None
+    recall: float | None
+    distance: float
+    pareto: list[str] = field(default_factory=list, init=False)
+    """Measures, of `fid` and `distance`, that nothing with as few evaluations is better in."""
+
+
+def run_solver(args: list[str], build: Build, load: Load) -> None:
+    """Carry out `scalear benchmark solver ...`.
+
+    Args:
+        args: The command line after these words.
+        build: Makes the parts of a config from its arguments.
+        load: Reads a checkpoint into a module.
+    """
+    own, config_args = _parser().parse_known_args(args)
+    if own.images < 4 or own.batch < 1:  # recall looks for third neighbours
+        raise ValueError(f"--images must be at least 4 and --batch 1, got {own.images} and {own.batch}")
+    if own.threads:
+        torch.set_num_threads(own.threads)
+    solvers = [parse_solver(text) for text in own.solvers] if own.solvers else CANDIDATES
+    subject = build(config_args, torch.device(own.device))
+    head = getattr(getattr(subject.module, "generator", None), "head", None)
+    if not isinstance(head, FlowHead):
+        raise ValueError("`benchmark solver` compares solvers of a FlowHead: take the config of a FlowAR generator")
+    schedule = subject.module.generator.schedule
+    for solver in solvers:
+        evaluations(solver, schedule.num_scales)  # refuses what does not fit the scales before the work begins
+    load(subject.module, own.ckpt_path)
+    subject.module.to(subject.device).eval()
+
+    judge = Judge(subject, own.batch)
+    results, exact_NChw = [], None
+    for solver in [REFERENCE, *solvers]:
+        print(f"{name(solver)} ...", file=sys.stderr)
+        before = yardstick(subject.device)
+        latent_NChw, seconds = sample(subject, solver, own.images, own.batch)
+        exact_NChw = latent_NChw if exact_NChw is None else exact_NChw
+        counts = evaluations(solver, schedule.num_scales)
+        total = sum(count * length for count, length in zip(counts, schedule.lengths, strict=True))
+        results.append(
+            SolverResult(
+                config=config_name(config_args),
+                batch=own.batch,
+                threads=torch.get_num_threads(),
+                seconds_per_image=seconds,
+                yardstick_tflops=(before + yardstick(subject.device)) / 2,
+                solver=name(solver),
+                evaluations=counts,
+                evaluations_per_token=total / sum(schedule.lengths),
+                images=own.images,
+                **judge.scores(latent_NChw),
+                distance=(latent_NChw - exact_NChw).square().mean().sqrt().item(),
+            )
+        )
+    mark_pareto(results[1:])
+    print(f"{table(results)}\n\n{own.images:,} images; {judge.what}")
+    if own.json:
+        Path(own.json).write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+
+
+@torch.inference_mode()
+def sample(subject: Subject, solver: FlowSolver, images: int, batch: int) -> tuple[Tensor, float]:
+    """latent_NChw of images 0 to N - 1, whose classes take turns, and the median of the batches' seconds per image."""
+    module, seconds, latents = subject.module, [], []
+    generator = module.generator
+    for first in range(0, images, batch):
+        index = range(first, min(first + batch, images))
+        label_B = torch.tensor([i % max(1, generator.num_classes) for i in index], device=subject.device)
+        draws = SeededDraws([(module.samples.seed, i) for i in index], subject.device)
+
+        def run(label_B: Tensor = label_B, draws: SeededDraws = draws) -> None:
+            with subject.autocast():
+                latents.append(generator.generate(label_B, draws, solver, module.guidance))
+
+        seconds.append(stopwatch(run, subject.device) / len(index))
+    return torch.cat(latents), statistics.median(seconds)
+
+
+class Judge:
+    """FID and recall of latents, as `scalear test` measures them.
+
+    Args:
+        subject: Its report names the extractor and the real images; without one there is no FID.
+        batch: Images at a time.
+
+    Attributes:
+        what: What is compared with what.
+    """
+
+    def __init__(self, subject: Subject, batch: int) -> None:
+        self._subject, self._batch, self._report = subject, batch, subject.module.report
+        self.what = "no FID and recall, for the config has no model.report"
+        if self._report is not None:
+            real = ShardSet(self._report.data_dir, self._report.reference_split)
+            self._real_NF, _ = extract(self._report.extractor, real, batch, subject.device)
+            self.what = f"FID and recall against {len(real):,} real ones ({real.name}); {self._report.extractor.name}"
+
+    @torch.inference_mode()
+    def scores(self, latent_NChw: Tensor) -> dict[str, float | None]:
+        """`fid` and `recall`, None without a report."""
+        if self._report is None:
+            return {"fid": None, "recall": None}
+        features = []
+        for latent_BChw in latent_NChw.split(self._batch):
+            with self._subject.autocast():
+                image_BCHW = self._subject.tokenizer.decode(latent_BChw)
+            features.append(self._report.extractor(to_uint8(image_BCHW)).cpu())
+        neighbours, made_NF = PrecisionRecall(), torch.cat(features)
+        neighbours.update(self._real_NF, real=True)
+        neighbours.update(made_NF, real=False)
+        return {"fid": frechet_distance(self._real_NF, made_NF), "recall": neighbours.compute()["recall"].item()}
+
+
+def evaluations(solver: FlowSolver, num_scales: int) -> list[int]:
+    """How often a solver asks for the velocity, for each scale."""
+    counts = []
+    for k in range(num_scales):
+        asked: list[float] = []
+        solver.solve(lambda x, t, asked=asked: asked.append(t) or x, torch.zeros(1), solver.times(k, num_scales))
+        counts.append(len(asked))
+    return counts
+
+
+def parse_solver(text: str) -> FlowSolver:
+    """A solver from `method:steps:grid`; steps may be one number per scale, as in 4/6/8.
+
+    Raises:
+        ValueError: It is no such thing; says what may be written.
+    """
+    methods, grids = (get_args(get_type_hints(FlowSolver)[field]) for field in ("method", "grid"))
+    method, steps, grid = [*text.split(":"), "", ""][:3]
+    counts = [int(count) for count in steps.split("/") if count.isdecimal()]
+    if method not in methods or grid not in grids or len(counts) != len(steps.split("/")) or text.count(":") != 2:
+        raise ValueError(f"solver {text!r} is not METHOD:STEPS:GRID of {'|'.join(methods)} and {'|'.join(grids)}")
+    return FlowSolver(method, counts[0] if len(counts) == 1 else counts, grid)
+
+
+def name(solver: FlowSolver) -> str:
+    """As `parse_solver` reads it, and the name of those that have one."""
+    counts = [solver.num_steps] if isinstance(solver.num_steps, int) else solver.num_steps
+    text = f"{solver.method}:{'/'.join(map(str, counts))}:{solver.grid}"
+    known = [known for known, named in _NAMED.items() if named == solver]
+    return f"{text} ({known[0]})" if known else text
+
+
+def mark_pareto(results: list[SolverResult]) -> None:
+    """Say of each in which measures none is better without more evaluations, nor as good with fewer."""
+    for measure in ("fid", "distance"):
+        points = [(result.evaluations_per_token, getattr(result, measure)) for result in results]
+        for result, (cost, value) in zip(results, points, strict=True):
+            if value is not None and not any(
+                other != (cost, value) and other[0] <= cost and other[1] <= value for other in points
+            ):
+                result.pareto.append(measure)
+
+
+def table(results: list[SolverResult]) -> str:
+    """Markdown."""
+    rows = [["solver", "evaluations per scale", "s/image", "FID", "recall", "distance", "Pareto front"]]
+    for result in results:
+        counts = result.evaluations if len(set(result.evaluations)) > 1 else result.evaluations[:1]
+        scores = ["-" if score is None else f"{score:.3f}" for score in (result.fid, result.recall)]
+        numbers = [f"{result.seconds_per_image:.4f}", *scores, f"{result.distance:.4f}"]
+        rows.append([result.solver, "/".join(map(str, counts)), *numbers, ", ".join(result.pareto)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "scalear benchmark solver", description=_DESCRIPTION, allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument("--ckpt_path", help="checkpoint of the run")
+    parser.add_argument("--images", type=int, default=1000, help="images that each solver makes")
+    parser.add_argument("--batch", type=int, default=250, help="images at a time")
+    parser.add_argument(
+        "--solvers", nargs="+", metavar="M:N:G", help="method:steps:grid, as in ab3:8:late or ab2:4/6/8:uniform"
+    )
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    return parser
