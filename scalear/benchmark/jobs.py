@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalear.benchmark.parts import part
 from scalear.benchmark.subject import Subject, fill_zeros
@@ -49,8 +49,7 @@ class TrainJob(Job):
         self._shape = subject.latent_shape
         self._inputs = self._loaded() if loader else self._random()
         if not loader:
-            module.tokenizer = None  # it has no part in this, and would count as memory
-            gc.collect()
+            _forget_tokenizer(module)
         self._step = 0
 
     def run(self) -> None:
@@ -93,6 +92,8 @@ class SampleJob(Job):
         self._module = _generator_module(subject, "sample").eval()
         fill_zeros(self._module.generator)
         self._decoder = decoder
+        if not decoder:
+            _forget_tokenizer(self._module)
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -151,3 +152,9 @@ def _generator_module(subject: Subject, job: str) -> torch.nn.Module:
     if not subject.is_generator:
         raise ValueError(f"the config describes a tokenizer, `benchmark {job}` needs a generator: try `encode`")
     return subject.module
+
+
+def _forget_tokenizer(module: nn.Module) -> None:
+    # It has no part in the job, and would count as memory. Parsing left it in reference cycles.
+    module.tokenizer = None
+    gc.collect()
