@@ -9,7 +9,7 @@ from scalear.tokenizers.vq import VQTokenizer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flowar-s", "flexvar-d16"])
+@pytest.mark.parametrize("name", ["flowar-s", "flexvar-d16", "flexvar-mamba-d16"])
 def test_runs(name):
     cli = Parsed(["fit", "-c", str(ROOT / f"configs/imagenet256/{name}.yaml")])
     module = cli.parser.instantiate_classes(cli.config)["fit"].model
