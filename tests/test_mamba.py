@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
 from cli_fixtures import CLASSIFIER, ROOT, run
 from model_fixtures import NUM_CLASSES, NUM_CODES, CodeTokenizer, randomise
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -276,6 +277,17 @@ def test_editing_keeps_what_is_known():
     difference = (edit.image_BCHW - tokenizer.reconstruction(make_image())).abs()
     assert difference[..., 8:24, 12:28].mean() > 2 * difference[..., :4, :4].mean()
     assert editor.extend(make_image(), LABEL, draws(), (40, 64), (0, 16)).image_BCHW.shape == (2, 1, 40, 64)
+
+
+def test_the_laptop_config_differs_from_the_transformers_in_the_block_alone():
+    configs = []
+    for name in ("flexvar", "flexvar-mamba"):
+        config = yaml.safe_load((ROOT / f"configs/fashion/{name}.yaml").read_text())
+        assert config["trainer"].pop("default_root_dir") == f"runs/fashion/{name}"
+        block = config["model"]["init_args"]["generator"]["init_args"]["transformer"]["init_args"].pop("block")
+        shared = {name: block["init_args"][name] for name in ("gate_init", "exact_gelu")}
+        configs.append((config, shared))
+    assert configs[0] == configs[1]
 
 
 def test_the_laptop_config_learns_and_samples(images, tmp_path):
