@@ -171,16 +171,29 @@ class CodePyramid(QuantizerPyramid):
     The target of scale k are the codes of the latent, area-averaged to its size. The context of scale k are the
     code vectors of scale k-1, resized bicubically to scale k (official `encode_var_wo_firstL`). No scale depends on
     how many others there are, so any list of scales will do, also one that ends below the latent's size.
+
+    Args:
+        below: Train on lists that end below the latent's size, as the official code does on 512 px crops; without it
+            such a list is taken for a mistake.
     """
 
     _needs, _remedy = CodeQuantizer, "VQTokenizer"
 
+    def __init__(self, below: bool = False) -> None:
+        super().__init__()
+        self.below = below
+
     def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
-        """Refuse scales that a latent of `size` (h, w) cannot be taken apart into.
+        """Refuse scales that are not those of a latent of `size` (h, w).
 
         Raises:
-            ValueError: A scale is larger than the latent.
+            ValueError: The schedule ends above the latent's size, or unasked below it.
         """
+        self._require_room(schedule, size)
+        if not self.below:
+            schedule.require_final(size)
+
+    def _require_room(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
         largest = schedule.sizes[-1]
         if largest[0] > size[0] or largest[1] > size[1]:
             raise ValueError(
@@ -194,7 +207,7 @@ class CodePyramid(QuantizerPyramid):
         Raises:
             ValueError: A scale is larger than the latent.
         """
-        self.check(schedule, tuple(latent.shape[-2:]))
+        self._require_room(schedule, tuple(latent.shape[-2:]))
         targets = [self.quantizer.codes(_area(latent.float(), size)) for size in schedule.sizes]
         contexts = [_no_tokens(latent)]
         contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]

@@ -96,3 +96,5 @@ def test_a_model_with_one_list_refuses_random_ones(dataset, tmp_path):
         fit(dataset, tmp_path, 4, module=make_module("var", PaperSchedules(side=4)))
     with pytest.raises(ValueError, match="scales 8 end at 8 tokens, but the latent has only 4x4"):
         fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(side=8)))
+    with pytest.raises(ValueError, match=r"model.schedules \(PaperSchedules\) does not fit: scales 3 end at 3 tokens"):
+        fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(side=3)))

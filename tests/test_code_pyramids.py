@@ -82,6 +82,9 @@ def test_a_flexvar_list_may_end_below_the_latent_but_not_above():
     assert torch.equal(shorter.targets[1], built.targets[1]) and shorter.targets[2].shape == (3, 36)
     with pytest.raises(ValueError, match="1,9 end at 9 tokens, but the latent has only 8x8"):
         pyramid.build(latent, ScaleSchedule.parse("1,9"))
+    with pytest.raises(ValueError, match="1,4,6 end at 6 tokens, but the latent has 8"):
+        pyramid.check(ScaleSchedule.parse("1,4,6"), (8, 8))
+    CodePyramid(below=True).check(ScaleSchedule.parse("1,4,6"), (8, 8))
 
 
 @pytest.mark.parametrize("scales", SCHEDULES)

@@ -84,13 +84,12 @@ class Generator(nn.Module):
         self.pyramid.bind(tokenizer)
         self.head.check_codes(self.pyramid.num_codes)
 
-    def check_latent(self, channels: int, size: tuple[int, int], schedule: ScaleSchedule | None = None) -> None:
+    def check_latent(self, channels: int, size: tuple[int, int]) -> None:
         """Refuse latents that this generator was not built for.
 
         Args:
             channels: Of the latents.
             size: (h, w) of the latents.
-            schedule: Scales to train on; those of the transformer by default.
 
         Raises:
             ValueError: Channels or sides differ; names both.
@@ -101,7 +100,7 @@ class Generator(nn.Module):
                 f"latents have {channels} channels and the patch size is {patch}: token_dim and context_dim must be "
                 f"{channels * patch * patch}, not {self.transformer.context_dim}"
             )
-        self.pyramid.check(schedule or self.schedule, size)
+        self.pyramid.check(self.schedule, size)
 
     def loss(self, pyramid: Pyramid, label_B: Tensor, draws: Draws) -> Loss:
         """Training loss: the head's, summed over scales with the head's weights.
@@ -171,6 +170,7 @@ class Generator(nn.Module):
         schedule, batch = schedule or self.schedule, len(label_B)
         self.check_labels(label_B)
         self.check_sampling(sampling)
+        self.transformer.check(schedule)
         if forced is not None and len(forced) != schedule.num_scales:
             raise ValueError(f"forced has {len(forced)} entries for the {schedule.num_scales} scales {schedule}")
         labels = label_B

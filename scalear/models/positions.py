@@ -24,6 +24,13 @@ class Positions(nn.Module, ABC):
 
     scalable = True
 
+    def check(self, schedule: ScaleSchedule) -> None:
+        """Refuse a schedule that these positions do not serve.
+
+        Raises:
+            ValueError: Names the schedule, and the one that they serve.
+        """
+
     @abstractmethod
     def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
         """(l, D) for the tokens of scales `first` up to and without `last`.
@@ -50,8 +57,11 @@ class TokenPositions(Positions):
         self.table_LD.no_weight_decay = True
         nn.init.normal_(self.table_LD, std=0.02)
 
-    def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
+    def check(self, schedule: ScaleSchedule) -> None:
         require_same(schedule, self.schedule)
+
+    def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
+        self.check(schedule)
         return self.table_LD[schedule.offsets[first] : schedule.offsets[last]]
 
 
@@ -75,8 +85,11 @@ class LevelPositions(Positions):
         for table in (self.table_LD, self.level_embedding.weight):
             nn.init.trunc_normal_(table, std=var_std(dim))
 
-    def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
+    def check(self, schedule: ScaleSchedule) -> None:
         require_same(schedule, self.schedule)
+
+    def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
+        self.check(schedule)
         tokens = slice(schedule.offsets[first], schedule.offsets[last])
         level_l = schedule.level_ids(self.table_LD.device)[tokens]
         return with_start(self.table_LD[tokens] + self.level_embedding(level_l), self.start, schedule, first)

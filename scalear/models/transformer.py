@@ -74,6 +74,15 @@ class ScaleTransformer(nn.Module):
         shares = any(block.shares_modulation for stack in self.stacks for block in stack)
         self.shared_modulation = normal_linear(dim, 6 * dim, var_std(dim)) if shares else nn.Identity()
 
+    def check(self, schedule: ScaleSchedule) -> None:
+        """Refuse a schedule that the positions do not serve.
+
+        Raises:
+            ValueError: Names the schedule, and the one that they serve.
+        """
+        for positions in self.positions:
+            positions.check(schedule)
+
     def embed(self, label_B: Tensor) -> Tensor:
         """Class indices to the condition cond_BD."""
         return self.class_embedding(label_B)

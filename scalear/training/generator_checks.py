@@ -48,7 +48,11 @@ def check_data(
             f"{tokenizer.schedule}: set transformer.scales to these"
         )
     if schedules is not None:
-        generator.check_latent(tokenizer.latent_channels, latent_size, ScaleSchedule((schedules.final,)))
+        try:
+            generator.transformer.check(schedules.draw(seed=0, step=0))
+            generator.pyramid.check(ScaleSchedule((schedules.final,)), latent_size)
+        except ValueError as error:
+            raise ValueError(f"model.schedules ({type(schedules).__name__}) does not fit: {error}") from error
 
 
 def check_fingerprint(trained_with: str | None, fingerprint: str) -> None:

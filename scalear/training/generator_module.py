@@ -85,6 +85,8 @@ class GeneratorModule(SamplingModule):
         self._fingerprint = self.tokenizer.fingerprint()
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, self.generator, self.tokenizer, self._fingerprint, self.schedules)
+        if stage in ("test", "predict"):
+            self.generator.transformer.check(self.samples.schedule(self.generator.schedule))
         if stage == "fit" and self.compile_parts:
             self.generator.transformer.compile()
             self.generator.head.compile()
