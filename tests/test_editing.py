@@ -143,6 +143,18 @@ def test_refinement_forces_the_scales_of_the_small_image():
     assert not torch.equal(fixed.image_BCHW, other.image_BCHW)
 
 
+def test_refinement_forces_averages_of_the_whole_latent_as_in_training(monkeypatch):
+    editor, schedule, forced = make_editor(), ScaleSchedule.parse("1,2,4,8,12x16"), []
+    generate = editor.generator.generate
+    monkeypatch.setattr(editor.generator, "generate", lambda *args: forced.extend(args[-1]) or generate(*args))
+    editor.refine(make_image(), LABEL, draws(), (48, 64), schedule=schedule)
+    enlarged = F.interpolate(make_image(), (48, 64), mode="bicubic").clamp(-1, 1)
+    small = F.interpolate(editor.tokenizer.encode(enlarged), (8, 8), mode="area")
+    expected = editor.generator.pyramid.build(small, schedule.up_to(3)).targets
+    assert len(forced) == 5 and forced[4] is None
+    assert all(torch.equal(codes, target) for (codes, _), target in zip(forced[:4], expected, strict=True))
+
+
 def test_masks_also_serve_extension_and_refinement():
     editor = make_editor()
     extended = editor.extend(make_image(), LABEL, draws(), (32, 64), (0, 0), hole())
@@ -173,7 +185,10 @@ IMPOSSIBLE = [
     ({"label_B": torch.tensor([0, 4])}, "label 4 is out of range: the model knows classes 0..2"),
     ({"label_B": torch.tensor([-1, 0])}, "label -1 is out of range"),
     ({"schedule": ScaleSchedule.parse("1,2,4")}, "1,2,4 end at 4 tokens, but the latent has 8"),
-    ({"image_BCHW": make_image(30, 32), "mask_B1HW": hole(30, 32)}, "30x32 is not a multiple of .* stride 4"),
+    (
+        {"image_BCHW": make_image(30, 32), "mask_B1HW": hole(30, 32)},
+        "30x32 is not a multiple of .* 4: take 32x32",
+    ),
     ({"image_BCHW": make_image().expand(2, 3, 32, 32)}, r"the image has 3 channel\(s\), the tokenizer is for 1"),
 ]
 

@@ -130,7 +130,8 @@ class Editor:
         """Make an image of `size` (H, W) of a smaller one, whose scales are forced, while all finer ones are generated.
 
         Other arguments are those of `inpaint`; the schedule ends at the token map of `size`, and by default continues
-        that of the small image.
+        that of the small image. What is forced are averages of the latent of the image enlarged to `size`: the encoder
+        then sees things as large as in training, where coarse scales are averages, too.
 
         Raises:
             ValueError: As `inpaint`; or `size` is not larger.
@@ -167,13 +168,17 @@ class Editor:
         tokens = self.tokenizer.latent_size(size)
         schedule = schedule or self.schedule(tokens)
         schedule.require_final(tokens)
+        self.generator.transformer.check(schedule)
         place, cells = _window(corner, _size(image_BCHW), 1), _window(corner, _size(image_BCHW), self.tokenizer.stride)
         missing_B1HW = image_BCHW.new_ones(len(image_BCHW), 1, *canvas)
         missing_B1HW[place] = 0 if mask_B1HW is None else mask_B1HW.to(missing_B1HW)
         missing_B1hw = F.avg_pool2d(missing_B1HW, self.tokenizer.stride)
-        self._check_missing(missing_B1hw, refined=size != canvas)
+        refined = size != canvas
+        self._check_missing(missing_B1hw, refined)
 
-        latent_BChw = self.tokenizer.encode(image_BCHW)
+        seen_BCHW = F.interpolate(image_BCHW, size, mode="bicubic").clamp(-1, 1) if refined else image_BCHW
+        own_tokens = self.tokenizer.latent_size(_size(image_BCHW))
+        latent_BChw = F.adaptive_avg_pool2d(self.tokenizer.encode(seen_BCHW), own_tokens)
         canvas_BChw = latent_BChw.new_zeros(*latent_BChw.shape[:2], *missing_B1hw.shape[-2:])
         canvas_BChw[cells] = latent_BChw
         forced = known_codes(self.generator.pyramid, canvas_BChw, missing_B1hw, schedule, self.threshold)
@@ -182,13 +187,13 @@ class Editor:
 
         given_BCHW = image_BCHW.new_zeros(*image_BCHW.shape[:2], *canvas)
         given_BCHW[place] = image_BCHW
-        seen_BCHW = F.adaptive_avg_pool2d(result_BCHW, canvas)[place]
+        kept_BCHW = F.adaptive_avg_pool2d(result_BCHW, canvas)[place]
         plain_BCHW = self.tokenizer.reconstruction(image_BCHW)
         return Edit(
             image_BCHW=result_BCHW,
             given_BCHW=F.interpolate(given_BCHW, size),
             missing_B1HW=F.interpolate(missing_B1HW, size) > 0,
-            psnr_B=_psnr(seen_BCHW, plain_BCHW, missing_B1HW[place] == 0),
+            psnr_B=_psnr(kept_BCHW, plain_BCHW, missing_B1HW[place] == 0),
         )
 
     def _check(
@@ -213,7 +218,7 @@ class Editor:
         if any(start < 0 or start + side > whole for start, side, whole in zip(corner, size, canvas, strict=True)):
             raise ValueError(
                 f"an image of {_text(size)} with its corner at {corner[0]},{corner[1]} does not lie on a canvas of "
-                f"{_text(canvas)}"
+                f"{_text(canvas)}: take a larger canvas, or another place"
             )
         if corner[0] % stride or corner[1] % stride:
             raise ValueError(f"the corner {corner[0]},{corner[1]} is not a multiple of the tokenizer's stride {stride}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -88,7 +89,7 @@ def flexible_picture(editor: Editor, label_B: Tensor, seed: int = 0) -> NDArray[
 
 def editing_picture(editor: Editor, image_BCHW: Tensor, label_B: Tensor, seed: int = 0) -> NDArray[np.uint8]:
     """The four edits of the same images; each as a row of inputs, of masks and of results, uint8 (H, W, C)."""
-    height, width = image_BCHW.shape[-2:]
+    (height, width), stride = image_BCHW.shape[-2:], editor.tokenizer.stride
     middle = (..., slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
     hole_B1HW = torch.zeros_like(image_BCHW[:, :1])
     hole_B1HW[middle] = 1
@@ -98,11 +99,12 @@ def editing_picture(editor: Editor, image_BCHW: Tensor, label_B: Tensor, seed: i
     def draws() -> SeededDraws:
         return SeededDraws([(seed, index) for index in range(len(label_B))], image_BCHW.device)
 
-    corner = (0, width // 2 // editor.tokenizer.stride * editor.tokenizer.stride)
+    small = tuple(max(1, side // 2) * stride for side in editor.tokenizer.latent_size((height, width)))
+    corner = (0, width // 2 // stride * stride)
     edits = {
         "in-painting": editor.inpaint(image_BCHW, hole_B1HW, label_B, draws()),
         "out-painting": editor.inpaint(image_BCHW, around_B1HW, label_B, draws()),
-        "refinement": editor.refine(image_BCHW, label_B, draws(), (2 * height, 2 * width)),
+        "refinement": editor.refine(F.adaptive_avg_pool2d(image_BCHW, small), label_B, draws(), (height, width)),
         "extension": editor.extend(image_BCHW, label_B, draws(), (height, 2 * width), corner),
     }
     rows = []
