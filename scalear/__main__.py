@@ -92,7 +92,17 @@ def _message(error: BaseException) -> str:
     if text.startswith("Caught ") and "\n" in text:
         name = text.split()[1]
         return text.rsplit(f"{name}: ", 1)[-1].strip()
-    return text
+    return re.sub(r'^Parser key "([\w.]+)":\s+', r"\1: ", _in_words_of_the_user(text))
+
+
+def _in_words_of_the_user(text: str) -> str:
+    """Missing arguments by the names that are typed: without their command, and the config for what it holds."""
+    missing = re.match(r"the following arguments are required: (.+)", text)
+    if not missing:
+        return text
+    names = [name.split(".", 1)[-1] for name in missing[1].split(", ")]
+    typed = dict.fromkeys("config (-c)" if name in ("model", "data") else name for name in names)
+    return f"these arguments are missing: {', '.join(typed)}"
 
 
 def _meant(text: str) -> str:

@@ -52,4 +52,7 @@ def read_tensors(path: str | Path, carried: bool = False) -> tuple[dict[str, Ten
             names = [name for name in file.keys() if carried or not name.startswith(CARRIED)]
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}): copy or export it again") from error
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}): copy or export it again, or convert an official "
+            "checkpoint with `scalear convert`"
+        ) from error

@@ -112,7 +112,8 @@ def test_places_lie_between_tokens(place, corner):
         ("inpaint", "image", ["--mask={files}/small.png"], ["the mask is 16x16, the image 32x32"]),
         ("inpaint", "image", ["--mask={files}/empty.png"], ["nothing to make up: the mask is empty", "white"]),
         ("outpaint", "image", ["--mask={files}/full.png"], ["nothing to keep: the mask is full", "black"]),
-        ("inpaint", "image", [], ["mask"]),
+        ("inpaint", "image", [], ["error: these arguments are missing: mask\n"]),
+        ("inpaint", "image", ["--mask={files}/hole.png", "--seed=x"], ["error: seed: Expected a <class 'int'>"]),
         ("inpaint", "image", ["--mask={files}/hole.png", "--ckpt_path=null"], ["trained weights: give --ckpt_path"]),
         ("inpaint", "absent", ["--mask={files}/hole.png"], ["there is no image", "absent.png"]),
         ("inpaint", "image", ["--mask={files}/hole.png", "--label=4"], ["label 4 is out of range", "classes 0..2"]),
@@ -147,6 +148,10 @@ def test_fixed_scales_cannot_be_edited_or_changed(images, files, tmp_path, capsy
     var = train_var(tmp_path, images)
     assert edit(files, var, "inpaint", "--mask={files}/hole.png") == 2
     assert "this one has a ResidualPyramid: use a FlexVAR config and checkpoint" in capsys.readouterr().err
+    checkpoint = f"--ckpt_path={var.folder / 'checkpoints/last.ckpt'}"
+    assert run("predict", "-c", var.folder / "config.yaml", checkpoint, "--model.samples.scales=1,2,8") == 2
+    error = capsys.readouterr().err
+    assert "learned positions for scales 1,2,4,8 and cannot do 1,2,8" in error and "DataLoader" not in error
     assert run("fit", "-c", var.folder / "config.yaml", "--model.generator.transformer.scales=[1,3,8]") == 2
     assert "scales are 1,3,8, those of the tokenizer's residual codes 1,2,4,8" in capsys.readouterr().err
 

@@ -8,6 +8,13 @@ from cli_fixtures import run
 ROOT = Path(__file__).parent.parent
 
 
+def test_what_is_missing_is_named_as_it_is_typed(capsys):
+    assert run("edit", "refine", "--label=1") == 2
+    assert "these arguments are missing: image, out, config (-c)\n" in capsys.readouterr().err
+    assert run("fit") == 2
+    assert "these arguments are missing: config (-c)\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "config, typed, message",
     [
