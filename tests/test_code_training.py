@@ -202,6 +202,18 @@ def test_training_begins_from_another_tokenizers_encoder_and_decoder(dataset, tm
     assert "post_quant_conv.bias" not in caplog.text  # as wide in both
 
 
+@pytest.mark.parametrize("source", ["begin_from", "weights"])
+def test_kmeans_leaves_a_loaded_codebook_alone(dataset, tmp_path, source):
+    saved = make_vq()
+    torch.nn.init.normal_(saved.quantizer.codebook)
+    path = str(tmp_path / "source.safetensors")
+    save_tokenizer(saved, path)
+    module = make_module(make_vq(weights=path)) if source == "weights" else make_module(make_vq(), begin_from=path)
+    module.optimizer = OptimizerSettings(lr=1e-30)
+    make_trainer(tmp_path, max_steps=1, callbacks=[CodebookCare()]).fit(module, datamodule=make_data(dataset))
+    torch.testing.assert_close(module.tokenizer.quantizer.codebook, saved.quantizer.codebook)
+
+
 def kl() -> KLAutoencoder:
     return KLAutoencoder(**TINY)
 
@@ -217,12 +229,17 @@ def kl() -> KLAutoencoder:
         (lambda path: make_module(kl(), {"kl": 1.0}), [CodebookCare()], "remove it from trainer.callbacks"),
         (lambda path: make_module(kl(), {"kl": 1.0}, scales="1,2"), [], "leave out `scales`"),
         (
+            lambda path: make_module(make_residual(), {"entropy": 1.0}),
+            [],
+            "has 'entropy', but the penalties of Residual",
+        ),
+        (
             lambda path: make_module(make_vq(), scales="1,2,8"),
             [],
             "8x8 of scales is larger than",
         ),
         (lambda path: make_module(make_residual(scales="1,2")), [], "end at 2 tokens, but the latent has 4"),
-        (lambda path: make_module(make_vq(), begin_from="absent"), [], "no weights at absent"),
+        (lambda path: make_module(make_vq(), begin_from="absent"), [], "no weights at absent to begin from"),
         (lambda path: make_module(make_vq(feature_channels=4), begin_from=path), [], "another encoder or decoder"),
     ],
 )

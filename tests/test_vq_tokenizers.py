@@ -90,6 +90,16 @@ def test_file_round_trip(make, tmp_path):
         load_tokenizer(make(num_codes=16), tmp_path / "t.safetensors")
 
 
+def test_residual_weights_serve_other_scales_with_a_warning(tmp_path):
+    """VAR's models for 256 and 512 px share one tokenizer."""
+    path = tmp_path / "t.safetensors"
+    save_tokenizer(make_residual(), path)
+    with pytest.warns(UserWarning, match="scales is '1,2,4' in the file, '1,3,8' in the config"):
+        load_tokenizer(make_residual(scales="1,3,8"), path)
+    with pytest.raises(ValueError, match="num_phis is 3 in the file, 2 in the config. Align the two"):
+        load_tokenizer(make_residual(scales="1,3,8", num_phis=2), path)
+
+
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="num_codes >= 2"):
         make_vq(num_codes=1)

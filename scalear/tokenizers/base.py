@@ -26,8 +26,12 @@ class Tokenizer(nn.Module, ABC):
         stride: Pixels per latent cell and side.
         moments_dtype: How latent shards store moments. float16 for continuous tokenizers, float32 for
             discrete ones, whose codes flip when the latent is rounded.
+
+    Attributes:
+        not_in_weights: Constructor arguments that may differ from those that the weights were trained with.
     """
 
+    not_in_weights: frozenset[str] = frozenset()
     latent_mean: Tensor  # (C,)
     latent_std: Tensor  # (C,)
 
@@ -82,7 +86,11 @@ class Tokenizer(nn.Module, ABC):
         """
         height, width = image_size
         if height % self.stride or width % self.stride:
-            raise ValueError(f"image size {height}x{width} is not a multiple of the tokenizer's stride {self.stride}")
+            near = "x".join(str(max(1, round(side / self.stride)) * self.stride) for side in image_size)
+            raise ValueError(
+                f"image size {height}x{width} is not a multiple of the tokenizer's stride {self.stride}: take {near}, "
+                "for example"
+            )
         return height // self.stride, width // self.stride
 
     def normalise(self, latent: Tensor) -> Tensor:

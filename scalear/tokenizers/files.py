@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,8 +39,11 @@ def load_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     if "class_path" not in metadata or "init_args" not in metadata:
         raise ValueError(f"{path} was not written by scalear's save_tokenizer: convert it with `scalear convert`")
     differences = _differences(tokenizer, metadata)
+    refused = [text for name, text in differences.items() if name not in tokenizer.not_in_weights]
+    if refused:
+        raise ValueError(f"{path} holds another tokenizer than the config: {'; '.join(refused)}. Align the two")
     if differences:
-        raise ValueError(f"{path} holds another tokenizer than the config: {'; '.join(differences)}. Align the two")
+        warnings.warn(f"{path} is used otherwise than it was trained: {'; '.join(differences.values())}", stacklevel=2)
     try:
         tokenizer.load_state_dict(tensors)
     except RuntimeError as error:
@@ -66,15 +70,20 @@ def open_tokenizer(path: str | Path, kinds: Sequence[type[Tokenizer]]) -> Tokeni
     return tokenizer
 
 
-def begin_from(tokenizer: Tokenizer, path: str | Path) -> str:
+def begin_from(tokenizer: Tokenizer, path: str | Path) -> list[str]:
     """Take from another tokenizer's file, for training, what has the same name and shape; the rest stays as it is.
 
     Returns:
-        What was taken and what was not, for the user.
+        Names of the tensors that were not taken.
 
     Raises:
         ValueError: The file is missing or damaged, or its encoder or decoder does not fit.
     """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"no weights at {path} to begin from: convert official ones with `scalear convert`, or set begin_from to "
+            "null"
+        )
     tensors, _ = read_tensors(path)
     own = tokenizer.state_dict()
     fresh = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
@@ -86,7 +95,7 @@ def begin_from(tokenizer: Tokenizer, path: str | Path) -> str:
             "num_res_blocks and feature_channels, or convert official files with `scalear convert` first"
         )
     tokenizer.load_state_dict({name: tensors[name] for name in own if name not in fresh}, strict=False)
-    return f"training begins from {path}: {len(own) - len(fresh)} tensors taken, initialised anew: {fresh or 'none'}"
+    return fresh
 
 
 def architecture(tokenizer: Tokenizer) -> dict:
@@ -99,12 +108,15 @@ def _class_path(kind: type[Tokenizer]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _differences(tokenizer: Tokenizer, metadata: dict[str, str]) -> list[str]:
+def _differences(tokenizer: Tokenizer, metadata: dict[str, str]) -> dict[str, str]:
+    """What differs between the file and the config, by the name of the argument."""
     if metadata["class_path"] != _class_path(type(tokenizer)):
-        return [f"class {metadata['class_path']} in the file, {_class_path(type(tokenizer))} in the config"]
+        return {
+            "class_path": f"class {metadata['class_path']} in the file, {_class_path(type(tokenizer))} in the config"
+        }
     in_file, in_config = json.loads(metadata["init_args"]), architecture(tokenizer)
-    return [
-        f"{name} is {in_file.get(name)!r} in the file, {in_config.get(name)!r} in the config"
+    return {
+        name: f"{name} is {in_file.get(name)!r} in the file, {in_config.get(name)!r} in the config"
         for name in sorted(in_file.keys() | in_config.keys())
         if in_file.get(name) != in_config.get(name)
-    ]
+    }

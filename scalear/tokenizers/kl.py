@@ -24,6 +24,8 @@ class KLAutoencoder(ConvTokenizer):
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
     """
 
+    penalties = frozenset({"kl"})
+
     def __init__(
         self,
         image_channels: int = 3,

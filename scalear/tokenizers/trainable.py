@@ -70,7 +70,13 @@ class Reconstruction:
 
 
 class TrainableTokenizer(Tokenizer):
-    """A tokenizer whose encoder and decoder are learned by `scalear.training.tokenizer_module`."""
+    """A tokenizer whose encoder and decoder are learned by `scalear.training.tokenizer_module`.
+
+    Attributes:
+        penalties: Names of all that its bottleneck may cost; see `Reconstruction`.
+    """
+
+    penalties: frozenset[str]
 
     @abstractmethod
     def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:

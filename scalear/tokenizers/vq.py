@@ -76,6 +76,8 @@ class VQTokenizer(CodeTokenizer):
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
     """
 
+    penalties = frozenset({"codebook", "commitment", "entropy"})
+
     def __init__(
         self,
         image_channels: int = 3,
@@ -143,6 +145,9 @@ class ResidualVQTokenizer(CodeTokenizer):
         patch_shortcut: As in `ConvTokenizer`, what makes training short.
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
     """
+
+    penalties = frozenset({"codebook", "commitment"})
+    not_in_weights = frozenset({"scales"})  # VAR uses one tokenizer for its lists of 256 and of 512 px
 
     def __init__(
         self,

@@ -23,8 +23,7 @@ class CodebookCare(Callback):
     reviving codes from data is due to Jukebox (Dhariwal et al. 2020, section 3.1).
 
     Args:
-        kmeans_steps: Lloyd iterations at the very first step; 0 leaves the codebook as it is, which is right when it
-            was loaded.
+        kmeans_steps: Lloyd iterations at the very first step, unless the codebook was loaded from a file; 0 for none.
         revive_every: Optimizer steps over which uses are counted, before codes that have too few are moved.
         min_usage: A code is dead if it has less than this share of the uses that it would have if all had the same.
         seed: Names the random numbers.
@@ -61,7 +60,7 @@ class CodebookCare(Callback):
         if self._uses_V is not None:
             return
         quantizer, generator = pl_module.tokenizer.quantizer, self._generator(step=0)
-        for iteration in range(self.kmeans_steps):
+        for iteration in range(0 if pl_module.codebook_loaded else self.kmeans_steps):
             with trainer.precision_plugin.forward_context():
                 quantized = pl_module.tokenizer.quantized(batch.inputs, pl_module.request(batch))
             _lloyd(quantizer, _Pool.gather(trainer, quantized), iteration == 0, generator)

@@ -56,6 +56,12 @@ def check_training(tokenizer: Tokenizer, loss: TokenizerLoss, sizes: RandomSizes
     if not isinstance(tokenizer, TrainableTokenizer):
         name = type(tokenizer).__name__
         raise ValueError(f"{name} cannot be trained here, only tested and used: fit a KLAutoencoder instead")
+    weightless = loss.penalty_weights.keys() - tokenizer.penalties
+    if weightless:
+        raise ValueError(
+            f"loss.penalty_weights has {min(weightless)!r}, but the penalties of {type(tokenizer).__name__} are "
+            f"{sorted(tokenizer.penalties)}: remove it"
+        )
     if sizes is not None and not isinstance(tokenizer, VQTokenizer):
         name = type(tokenizer).__name__
         raise ValueError(f"{name} has one latent size: leave out `sizes`, or fit a VQTokenizer, which scales")

@@ -45,6 +45,9 @@ class TokenizerModule(GuardedModule):
             is measured at those.
         begin_from: Path of another tokenizer's `.safetensors`, such as a converted LlamaGen VQ-16: training
             begins with its encoder and decoder, and with all else that has the same shape.
+
+    Attributes:
+        codebook_loaded: Whether training goes on with the codebook of a file.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class TokenizerModule(GuardedModule):
         self.grid_images = grid_images
         self.sizes = sizes
         self.begin_from = begin_from
+        self.codebook_loaded = False
         schedule = getattr(tokenizer, "schedule", None) if scales is None else ScaleSchedule.parse(scales)
         self.metrics = TokenizerMetrics(rfid, getattr(tokenizer, "num_codes", None), schedule)
 
@@ -85,8 +89,11 @@ class TokenizerModule(GuardedModule):
             check_training(self.tokenizer, self.loss, self.sizes, self.trainer)
             self.loss.load_weights()
         self.tokenizer.load_weights()
+        self.codebook_loaded = getattr(self.tokenizer, "weights", None) is not None
         if stage == "fit" and self.begin_from is not None:
-            rank_zero_info(begin_from(self.tokenizer, self.begin_from))
+            anew = begin_from(self.tokenizer, self.begin_from)
+            self.codebook_loaded = "quantizer.codebook" not in anew
+            rank_zero_info(f"training begins from {self.begin_from}; initialised anew: {anew or 'nothing'}")
 
     def configure_optimizers(self) -> dict:
         return self.optimizer.build([self.tokenizer, self.loss])
