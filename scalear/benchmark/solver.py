@@ -27,9 +27,10 @@ from scalear.models.flow_head import FlowHead
 
 _DESCRIPTION = """\
 Sample with several flow solvers from the same noise, and print for each its evaluations per scale, seconds, FID and
-recall (with the extractor of the config's report), the root mean square distance of its latents to a solution in 200
-steps, and whether it is on the Pareto front of evaluations against FID or distance. A guided evaluation, of both
-branches in one batch, counts once. What is not listed below goes to the config, as in `scalear test`.
+recall (with the extractor of the config's report), the root mean square distance of the first batch's latents to a
+solution in 200 steps, and whether it is on the Pareto front of evaluations against FID or distance. A guided
+evaluation, of both branches in one batch, counts once. What is not listed below goes to the config, as in
+`scalear test`.
 """
 
 OFFICIAL = FlowSolver("euler", 25, "flowar")
@@ -40,14 +41,14 @@ CANDIDATES = [
     FlowSolver("heun", 4),
     FlowSolver("ab2", 8),
     FlowSolver("ab3", 8),
-    *(FlowSolver("euler", steps, "late") for steps in (4, 8)),
+    FlowSolver("euler", 8, "late"),
     FlowSolver("midpoint", 4, "late"),
     *(FlowSolver("ab2", steps, "late") for steps in (4, 6, 8)),
-    *(FlowSolver("ab3", steps, "late") for steps in (6, 12)),
+    FlowSolver("ab3", 6, "late"),
     FAST8,
 ]
 REFERENCE = FlowSolver("ab3", 200)
-_NAMED = {"official": OFFICIAL, "fast8": FAST8, "reference": REFERENCE}
+_NAMED = {"official": OFFICIAL, "fast8": FAST8}
 
 
 @dataclass(kw_only=True)
@@ -74,6 +75,7 @@ class SolverResult:
     fid: float | None
     recall: float | None
     distance: float
+    """Of the first batch."""
     pareto: list[str] = field(default_factory=list, init=False)
     """Measures, of `fid` and `distance`, that nothing with as few evaluations is better in."""
 
@@ -103,12 +105,13 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
     subject.module.to(subject.device).eval()
 
     judge = Judge(subject, own.batch)
-    results, exact_NChw = [], None
-    for solver in [REFERENCE, *solvers]:
+    print(f"the reference, {name(REFERENCE)} ...", file=sys.stderr)
+    exact_BChw, _ = sample(subject, REFERENCE, min(own.batch, own.images), own.batch)
+    results = []
+    for solver in solvers:
         print(f"{name(solver)} ...", file=sys.stderr)
         before = yardstick(subject.device)
         latent_NChw, seconds = sample(subject, solver, own.images, own.batch)
-        exact_NChw = latent_NChw if exact_NChw is None else exact_NChw
         counts = evaluations(solver, schedule.num_scales)
         total = sum(count * length for count, length in zip(counts, schedule.lengths, strict=True))
         results.append(
@@ -123,10 +126,10 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
                 evaluations_per_token=total / sum(schedule.lengths),
                 images=own.images,
                 **judge.scores(latent_NChw),
-                distance=(latent_NChw - exact_NChw).square().mean().sqrt().item(),
+                distance=(latent_NChw[: own.batch] - exact_BChw).square().mean().sqrt().item(),
             )
         )
-    mark_pareto(results[1:])
+    mark_pareto(results)
     print(f"{table(results)}\n\n{own.images:,} images; {judge.what}")
     if own.json:
         Path(own.json).write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
