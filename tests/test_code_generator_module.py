@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_fixtures import CLASSIFIER
 from data_fixtures import write_images
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -11,6 +12,7 @@ from model_fixtures import NUM_CLASSES, NUM_CODES, make_code_generator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import assert_equal_states, fit, load, make_trainer
 
+from scalear.evaluation.features import ClassifierFeatures
 from scalear.evaluation.images import load_samples
 from scalear.guidance import Guidance
 from scalear.schedules import PaperSchedules, ScheduleSampler
@@ -19,6 +21,7 @@ from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
 from scalear.training.callbacks import SampleGrid
 from scalear.training.generator_module import GeneratorModule
 from scalear.training.optim import OptimizerSettings
+from scalear.training.report import SampleReport
 from scalear.training.sampling import SampleRequest
 
 RANDOM = PaperSchedules(side=4, max_between=2, drop_prob=0.5)
@@ -89,6 +92,22 @@ def test_samples_of_another_shape(tmp_path):
     make_trainer(tmp_path).predict(module, return_predictions=False)
     images, labels = load_samples(tmp_path / "samples.npz")
     assert images.shape == (2 * NUM_CLASSES, 8, 12, 1) and labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "weights, images, scales, message",
+    [
+        ("absent", None, None, "no classifier at absent"),
+        (CLASSIFIER, "nowhere", None, "cannot read nowhere"),
+        (CLASSIFIER, None, "1,2,3", "samples are 6x6 pixels, the real images in .* 8x8: set model.report.data_dir"),
+    ],
+)
+def test_what_cannot_be_measured_is_not_sampled(dataset, tmp_path, weights, images, scales, message):
+    module = make_module("flexvar", scales=scales)
+    module.report = SampleReport(ClassifierFeatures(weights), images or str(dataset))
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path).test(module)
+    assert not list(tmp_path.glob("samples*"))
 
 
 def test_a_model_with_one_list_refuses_random_ones(dataset, tmp_path):

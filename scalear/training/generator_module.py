@@ -86,7 +86,12 @@ class GeneratorModule(SamplingModule):
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, self.generator, self.tokenizer, self._fingerprint, self.schedules)
         if stage in ("test", "predict"):
-            self.generator.transformer.check(self.samples.schedule(self.generator.schedule))
+            schedule = self.samples.schedule(self.generator.schedule)
+            self.generator.transformer.check(schedule)
+            if stage == "test" and self.report is not None:
+                pixels = self.generator.pyramid.patch_size * self.tokenizer.stride
+                image_size = tuple(side * pixels for side in schedule.sizes[-1])
+                self.report.check(len(self.samples.labels(self.num_classes)), image_size)
         if stage == "fit" and self.compile_parts:
             self.generator.transformer.compile()
             self.generator.head.compile()

@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.data.index import write_atomically
+from scalear.data.index import DatasetIndex, write_atomically
 from scalear.evaluation.evaluate import describe, evaluate_samples
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
@@ -34,16 +34,34 @@ class SampleReport:
         self.reference_split = reference_split
         self.floor_split = floor_split
 
+    def check(self, num_samples: int, image_size: tuple[int, int]) -> None:
+        """Find out before anything is sampled what would end the measurement of (H, W) images after it.
+
+        Raises:
+            ValueError: A file is missing, there are too few real images, or their size is not that of the samples.
+        """
+        _ = self.extractor.network
+        self._real(num_samples)
+        side = DatasetIndex.load(self.data_dir).image_size
+        if image_size != (side, side):
+            raise ValueError(
+                f"samples are {image_size[0]}x{image_size[1]} pixels, the real images in {self.data_dir} "
+                f"{side}x{side}: set model.report.data_dir to images of this size, or model.report to null to sample only"
+            )
+
     def measure(self, samples: ImageSet, module: LightningModule) -> None:
         """Evaluate samples and report. Runs on one rank."""
-        reference = ShardSet(self.data_dir, self.reference_split)
-        floor = ShardSet(self.data_dir, self.floor_split, len(samples))
+        reference, floor = self._real(len(samples))
         scores = evaluate_samples(samples, reference, floor, self.extractor, device=module.device)
         rank_zero_info("\n" + describe(scores, samples, reference, floor, self.extractor))
         write_metrics(
             module.trainer.default_root_dir, scores | {"num_samples": len(samples), "extractor": self.extractor.name}
         )
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
+
+    def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
+        """Images to compare samples with, and those that give the floor."""
+        return ShardSet(self.data_dir, self.reference_split), ShardSet(self.data_dir, self.floor_split, num_samples)
 
 
 def write_metrics(folder: str | Path, metrics: dict) -> None:
