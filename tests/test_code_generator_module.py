@@ -99,7 +99,7 @@ def test_samples_of_another_shape(tmp_path):
     [
         ("absent", None, None, "no classifier at absent"),
         (CLASSIFIER, "nowhere", None, "cannot read nowhere"),
-        (CLASSIFIER, None, "1,2,3", "samples are 6x6 pixels, the real images in .* 8x8: set model.report.data_dir"),
+        (CLASSIFIER, None, "1,2,3", "samples are 6x6 pixels, the real images in .* 8x8: set model.report"),
     ],
 )
 def test_what_cannot_be_measured_is_not_sampled(dataset, tmp_path, weights, images, scales, message):

@@ -46,7 +46,7 @@ class SampleReport:
         if image_size != (side, side):
             raise ValueError(
                 f"samples are {image_size[0]}x{image_size[1]} pixels, the real images in {self.data_dir} "
-                f"{side}x{side}: set model.report.data_dir to images of this size, or model.report to null to sample only"
+                f"{side}x{side}: set model.report.data_dir to such images, or model.report to null to sample only"
             )
 
     def measure(self, samples: ImageSet, module: LightningModule) -> None:
