@@ -1,5 +1,7 @@
 """Fast paths against the plain expressions that they stand for, forward and backward."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import Drop, dropout
 from scalear.models import fused
-from scalear.models.fused import gated_gelu, modulated_norm
+from scalear.models.fused import draw_drops, gated_gelu, modulated_norm
 from scalear.models.layers import attend_by_scale
 from scalear.models.lean import LeanLinear, lean_linear
 from scalear.models.split_heads import split_directions, split_heads
@@ -164,11 +166,19 @@ def test_dropped_numbers_are_zero_in_any_dtype(dtype):
     assert torch.equal(drop.clear_(torch.ones(7, 9, dtype=dtype)).float(), drop.clear_(torch.ones(7, 9)))
 
 
-@pytest.mark.parametrize("function", ["gated_gelu", "attend"])
+@pytest.mark.parametrize("function", ["gated_gelu", "lean_linear", "attend"])
 def test_backward_drops_what_forward_dropped(function):
     def run(*inputs: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(3)
-        return gated_gelu(*inputs, dropout=0.3) if function == "gated_gelu" else attend(*inputs, dropout=0.3)
+        if function == "attend":
+            return attend(*inputs, dropout=0.3)
+        drops = draw_drops(inputs[0], 0.3)
+        return (
+            gated_gelu(*inputs, drops)
+            if function == "gated_gelu"
+            else lean_linear(layer, *inputs, partial(gated_gelu, drops=drops))
+        )
 
-    shapes = [(3, 5, 40)] if function == "gated_gelu" else [(2, 3, 9, 8)] * 3
+    layer = nn.Linear(20, 4, dtype=torch.float64)
+    shapes = [(2, 3, 9, 8)] * 3 if function == "attend" else [(3, 5, 40)]
     torch.autograd.gradcheck(run, tensors(*shapes))

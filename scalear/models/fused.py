@@ -9,7 +9,8 @@ Legend: B batch, L tokens, D width, F hidden width of an MLP.
 Conditions are (B, 1, D) or (B, L, D).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +38,18 @@ def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, cent
     return _ModulatedNorm.apply(x_BLD, shift, scale, eps, centred, _product_dtype(x_BLD))
 
 
-def gated_gelu(hidden_BLF: Tensor, dropout: float = 0.0) -> Tensor:
-    """gelu(a) b of the two halves a, b of the last axis, some of it dropped."""
+def gated_gelu(hidden_BLF: Tensor, drops: Sequence[Drop] = ()) -> Tensor:
+    """gelu(a) b of the two halves a, b of the last axis, without what `drops`, of `draw_drops`, drop."""
     if plainly(hidden_BLF):
         a, b = hidden_BLF.chunk(2, dim=-1)
-        return F.dropout(F.gelu(a) * b, dropout)
-    return _GatedGelu.apply(hidden_BLF, dropout)
+        return F.gelu(a) * b
+    return _GatedGelu.apply(hidden_BLF, drops)
+
+
+def draw_drops(hidden_BLF: Tensor, prob: float) -> list[Drop]:
+    """What `gated_gelu` is to drop each time it is called with them, where it is not plain."""
+    half_XF = hidden_BLF.flatten(0, -2).chunk(2, dim=-1)[0]
+    return [Drop(half_XF[rows].shape, prob) for rows in pieces(half_XF)]
 
 
 def plainly(x: Tensor) -> bool:
@@ -120,15 +127,15 @@ def _normalise_backward(grad: Tensor, x: Tensor, normed: Tensor, mean: Tensor | 
 
 class _GatedGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden_BLF: Tensor, dropout: float) -> Tensor:
+    def forward(ctx: FunctionCtx, hidden_BLF: Tensor, drops: Sequence[Drop]) -> Tensor:
         a_XF, b_XF = hidden_BLF.flatten(0, -2).chunk(2, dim=-1)
-        out_XF, ctx.drops = torch.empty_like(b_XF), []
-        for rows in pieces(b_XF):
+        out_XF = torch.empty_like(b_XF)
+        for rows, drop in zip_longest(pieces(b_XF), drops):
             out = torch.ops.aten.gelu.out(a_XF[rows], out=out_XF[rows]).mul_(b_XF[rows])
-            if dropout:
-                ctx.drops.append(Drop(out.shape, dropout))
-                ctx.drops[-1].clear_(out.mul_(ctx.drops[-1].scale))
+            if drop:
+                drop.clear_(out.mul_(drop.scale))
         ctx.save_for_backward(hidden_BLF)
+        ctx.drops = drops
         return out_XF.view(*hidden_BLF.shape[:-1], -1)
 
     @staticmethod
@@ -137,10 +144,10 @@ class _GatedGelu(torch.autograd.Function):
         (hidden_BLF,) = ctx.saved_tensors
         grads, grad_XF = torch.empty_like(hidden_BLF), grad_BLF.flatten(0, -2)
         (a_XF, b_XF), (da_XF, db_XF) = (x.flatten(0, -2).chunk(2, dim=-1) for x in (hidden_BLF, grads))
-        for piece, rows in enumerate(pieces(b_XF)):
+        for rows, drop in zip_longest(pieces(b_XF), ctx.drops):
             a, grad = a_XF[rows], grad_XF[rows]
-            if ctx.drops:
-                grad = ctx.drops[piece].clear_(grad * ctx.drops[piece].scale)
+            if drop:
+                grad = drop.clear_(grad * drop.scale)
             torch.mul(F.gelu(a), grad, out=db_XF[rows])
             torch.ops.aten.gelu_backward.grad_input(grad * b_XF[rows], a, grad_input=da_XF[rows])
         return grads, None

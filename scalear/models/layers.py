@@ -4,9 +4,10 @@ Legend: B batch, L tokens, D width of the transformer at hand, N heads, d head w
 """
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import GluMlp
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import dropout
 from scalear.models.cache import LayerCache
-from scalear.models.fused import gated_gelu
+from scalear.models.fused import draw_drops, gated_gelu, plainly
 from scalear.models.lean import LeanLinear, lean_linear
 from scalear.models.split_heads import split_heads
 from scalear.scales import ScaleSchedule
@@ -215,9 +216,12 @@ class GatedMlp(GluMlp):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         hidden_BLF = lean_linear(self.fc1, x_BLD)
-        if not (self.dropout and self.training):
-            return lean_linear(self.fc2, hidden_BLF, gated_gelu)
-        return dropout(self.fc2(gated_gelu(hidden_BLF, self.dropout)), self.dropout, self.training)
+        prob = self.dropout if self.training else 0.0
+        if prob and plainly(hidden_BLF):
+            return F.dropout(self.fc2(F.dropout(gated_gelu(hidden_BLF), prob)), prob)
+        # Drawn once, for the backward pass calls gated_gelu again.
+        drops = draw_drops(hidden_BLF, prob) if prob else ()
+        return dropout(lean_linear(self.fc2, hidden_BLF, partial(gated_gelu, drops=drops)), prob, self.training)
 
 
 def zero_linear(in_dim: int, out_dim: int) -> nn.Linear:
