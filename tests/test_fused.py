@@ -1,5 +1,6 @@
 """Fast paths against the plain expressions that they stand for, forward and backward."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -10,9 +11,11 @@ from torch import nn
 from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import Drop, dropout
 from scalear.models import fused
-from scalear.models.fused import draw_drops, gated_gelu, modulated_norm
+from scalear.models.fused import draw_drops, gated_gelu, modulated_norm, residual_norm
 from scalear.models.layers import attend_by_scale
 from scalear.models.lean import LeanLinear, lean_linear
+from scalear.models.norms import add_and_modulate
+from scalear.models.remade import remade
 from scalear.models.split_heads import split_directions, split_heads
 from scalear.scales import ScaleSchedule
 
@@ -53,6 +56,36 @@ def test_modulated_norm(dtype, centred, tokens):
         lambda x, shift, scale: norm(x, (8,), eps=1e-6) * (1 + scale) + shift,
         tensors((3, 5, 8), (3, tokens, 8), (3, tokens, 8), dtype=dtype),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_residual_norm(dtype, centred, tokens):
+    norm = F.layer_norm if centred else F.rms_norm
+
+    def plain(x: torch.Tensor, out: torch.Tensor, gate: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor):
+        total = x + gate * out
+        return total, norm(total, (8,), eps=1e-6) * (1 + scale) + shift
+
+    shapes = [(3, 5, 8)] * 2 + [(3, tokens, 8)] * 3
+    compare(lambda *args: residual_norm(*args, 1e-6, centred), plain, tensors(*shapes, dtype=dtype))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_remade_results_are_not_kept_and_change_nothing(autocast):
+    layer, kept, grads = LeanLinear(8, 8), [], []
+    x, out, *modulation = tensors((3, 5, 8), (3, 5, 8), *[(3, 1, 8)] * 3, dtype=torch.float32)
+    for make in (remade, lambda function, *args: nullcontext(function(*args))):
+        kept.append(set())
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept[-1].add(t.data_ptr()) or t, lambda t: t):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                with make(add_and_modulate, nn.LayerNorm(8), x, out, *modulation) as (total, normed):
+                    total = total + layer(normed)
+        assert (normed.data_ptr() in kept[-1]) == (make is not remade)
+        grads.append(torch.autograd.grad(total.square().sum(), [x, out, *modulation, layer.weight]))
+    for one, other in zip(*grads, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_gated_gelu():

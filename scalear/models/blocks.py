@@ -10,7 +10,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from scalear.models.layers import GatedMlp, Rotary, RotaryAttention, zero_linear
-from scalear.models.norms import modulate, rms_norm
+from scalear.models.norms import add_and_modulate, modulate, rms_norm
+from scalear.models.remade import remade
 from scalear.scales import ScaleSchedule
 
 
@@ -64,10 +65,11 @@ class AdaLNBlock(nn.Module):
     def forward(self, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: object | None = None) -> Tensor:
         """`cond` is the activated condition, (B, 1, cond_dim) or (B, L, cond_dim)."""
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
-        out_BLD = self.attention(modulate(self.norm, x_BLD, shift_1, scale_1), schedule, cache)
-        x_BLD = x_BLD + gate_1 * self.drop_path(out_BLD)
-        out_BLD = self.mlp(modulate(self.norm, x_BLD, shift_2, scale_2))
-        return x_BLD + gate_2 * self.drop_path(out_BLD)
+        with remade(modulate, self.norm, x_BLD, shift_1, scale_1) as y_BLD:
+            out_BLD = self.drop_path(self.attention(y_BLD, schedule, cache))
+        with remade(add_and_modulate, self.norm, x_BLD, out_BLD, gate_1, shift_2, scale_2) as (x_BLD, y_BLD):
+            out_BLD = self.drop_path(self.mlp(y_BLD))
+        return x_BLD + gate_2 * out_BLD
 
     def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> object:
         """Memory for `num_tokens` tokens of `batch` rows."""

@@ -18,6 +18,7 @@ from scalear.models.blocks import AdaLNBlock, require_heads
 from scalear.models.head import Head
 from scalear.models.layers import CrossAttention, GatedMlp, Rotary, RotaryAttention, linear, zero_linear
 from scalear.models.norms import modulate, rms_norm
+from scalear.models.remade import remade
 from scalear.scales import ScaleSchedule
 
 
@@ -86,11 +87,13 @@ class CrossAttentionBlock(nn.Module):
         """`keys` are those of `cross_attention` for the normalised semantics."""
         # Time is the same for all tokens of a scale: the linear map is applied before it is spread over them.
         gate, scale, shift = _spread(self.attention_modulation(F.silu(time_BKE)), schedule).chunk(3, dim=-1)
-        x_BLE = x_BLE + gate * self.attention(modulate(self.norm, x_BLE, shift, scale), schedule)
+        with remade(modulate, self.norm, x_BLE, shift, scale) as y_BLE:
+            x_BLE = x_BLE + gate * self.attention(y_BLE, schedule)
         x_BLE = x_BLE + self.cross_attention(self.query_norm(x_BLE), keys, schedule)
         both_BLE = F.silu(cond_BLE + _spread(time_BKE, schedule))
         gate, scale, shift = self.mlp_modulation(both_BLE).chunk(3, dim=-1)
-        return x_BLE + gate * self.mlp(modulate(self.norm, x_BLE, shift, scale))
+        with remade(modulate, self.norm, x_BLE, shift, scale) as y_BLE:
+            return x_BLE + gate * self.mlp(y_BLE)
 
 
 @dataclass

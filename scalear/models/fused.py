@@ -38,6 +38,16 @@ def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, cent
     return _ModulatedNorm.apply(x_BLD, shift, scale, eps, centred, _product_dtype(x_BLD))
 
 
+def residual_norm(
+    x_BLD: Tensor, out_BLD: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The residual sum x + gate out, and its `modulated_norm`. The sum is not kept for the backward pass."""
+    if plainly(x_BLD):
+        sum_BLD = x_BLD + gate * out_BLD
+        return sum_BLD, modulated_norm(sum_BLD, shift, scale, eps, centred)
+    return _ResidualNorm.apply(x_BLD, out_BLD, gate, shift, scale, eps, centred, _product_dtype(x_BLD))
+
+
 def gated_gelu(hidden_BLF: Tensor, drops: Sequence[Drop] = ()) -> Tensor:
     """gelu(a) b of the two halves a, b of the last axis, without what `drops`, of `draw_drops`, drop."""
     if plainly(hidden_BLF):
@@ -75,35 +85,81 @@ def _sum_like(x: Tensor, like: Tensor) -> Tensor:
 class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: FunctionCtx, x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool, dtype: torch.dtype
+    ) -> Tensor:
+        y_BLD = torch.empty(x_BLD.shape, dtype=dtype)
+        for rows in pieces(x_BLD):
+            y_BLD[rows] = _modulate(x_BLD[rows], shift[rows], scale[rows], eps, centred)
+        ctx.save_for_backward(x_BLD, shift, scale)
+        ctx.eps, ctx.centred = eps, centred
+        return y_BLD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy_BLD: Tensor) -> tuple[Tensor | None, ...]:
+        x_BLD, *parameters = ctx.saved_tensors
+        dx_BLD, grads = torch.empty_like(x_BLD), [torch.empty_like(parameter) for parameter in parameters]
+        for rows in pieces(x_BLD):
+            dx_BLD[rows] = _modulate_backward(
+                dy_BLD[rows], x_BLD[rows], *(part[rows] for part in (*parameters, *grads)), ctx.eps, ctx.centred
+            )
+        return dx_BLD, *grads, None, None, None
+
+
+class _ResidualNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
         ctx: FunctionCtx,
         x_BLD: Tensor,
+        out_BLD: Tensor,
+        gate: Tensor,
         shift: Tensor,
         scale: Tensor,
         eps: float,
         centred: bool,
         dtype: torch.dtype,
-    ) -> Tensor:
-        out_BLD = torch.empty(x_BLD.shape, dtype=dtype)
+    ) -> tuple[Tensor, Tensor]:
+        sum_BLD = torch.empty(x_BLD.shape, dtype=torch.result_type(x_BLD, out_BLD))
+        y_BLD = torch.empty(x_BLD.shape, dtype=dtype)
         for rows in pieces(x_BLD):
-            normed, *_ = _normalise(x_BLD[rows], eps, centred)
-            out_BLD[rows] = torch.addcmul(shift[rows].to(normed.dtype), normed, 1 + scale[rows].to(normed.dtype))
-        ctx.save_for_backward(x_BLD, shift, scale)
+            torch.add(x_BLD[rows], gate[rows] * out_BLD[rows], out=sum_BLD[rows])
+            y_BLD[rows] = _modulate(sum_BLD[rows], shift[rows], scale[rows], eps, centred)
+        ctx.save_for_backward(x_BLD, out_BLD, gate, shift, scale)
         ctx.eps, ctx.centred = eps, centred
-        return out_BLD
+        return sum_BLD, y_BLD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_BLD: Tensor) -> tuple[Tensor | None, ...]:
-        x_BLD, shift, scale = ctx.saved_tensors
-        dx_BLD, dshift, dscale = torch.empty_like(x_BLD), torch.empty_like(shift), torch.empty_like(scale)
+    def backward(ctx: FunctionCtx, dsum_BLD: Tensor, dy_BLD: Tensor) -> tuple[Tensor | None, ...]:
+        x_BLD, out_BLD, gate, *parameters = ctx.saved_tensors
+        dx_BLD, dout_BLD, dgate = (torch.empty_like(part) for part in (x_BLD, out_BLD, gate))
+        grads = [torch.empty_like(parameter) for parameter in parameters]
         for rows in pieces(x_BLD):
-            normed, *moments = _normalise(x_BLD[rows], ctx.eps, ctx.centred)
-            grad = grad_BLD[rows].to(normed.dtype)
-            dshift[rows] = _sum_like(grad, shift)
-            dscale[rows] = _sum_like(grad * normed, scale)
-            grad = grad * (1 + scale[rows].to(normed.dtype))
-            dx_BLD[rows] = _normalise_backward(grad, x_BLD[rows], normed, *moments)
-        return dx_BLD, dshift, dscale, None, None, None
+            total = x_BLD[rows] + gate[rows] * out_BLD[rows]
+            grad = _modulate_backward(
+                dy_BLD[rows], total, *(part[rows] for part in (*parameters, *grads)), ctx.eps, ctx.centred
+            )
+            grad = dsum_BLD[rows] + grad
+            dx_BLD[rows] = grad
+            dgate[rows] = _sum_like(grad * out_BLD[rows], gate)
+            torch.mul(grad, gate[rows], out=dout_BLD[rows])
+        return dx_BLD, dout_BLD, dgate, *grads, None, None, None
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool) -> Tensor:
+    normed, *_ = _normalise(x, eps, centred)
+    return torch.addcmul(shift.to(normed.dtype), normed, 1 + scale.to(normed.dtype))
+
+
+def _modulate_backward(
+    dy: Tensor, x: Tensor, shift: Tensor, scale: Tensor, dshift: Tensor, dscale: Tensor, eps: float, centred: bool
+) -> Tensor:
+    """Gradient of x; those of shift and scale are written."""
+    normed, *moments = _normalise(x, eps, centred)
+    grad = dy.to(normed.dtype)
+    dshift.copy_(_sum_like(grad, shift))
+    dscale.copy_(_sum_like(grad * normed, scale))
+    return _normalise_backward(grad * (1 + scale.to(normed.dtype)), x, normed, *moments)
 
 
 def _normalise(x: Tensor, eps: float, centred: bool) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -5,13 +5,20 @@ Legend: B batch, L tokens, D width.
 
 from torch import Tensor, nn
 
-from scalear.models.fused import modulated_norm
+from scalear.models.fused import modulated_norm, residual_norm
 from scalear.models.layers import normal_linear, var_std
 
 
 def modulate(norm: nn.RMSNorm | nn.LayerNorm, x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """AdaLN: norm(x) (1 + scale) + shift, where the norm has no weight of its own."""
     return modulated_norm(x_BLD, shift, scale, norm.eps, centred=isinstance(norm, nn.LayerNorm))
+
+
+def add_and_modulate(
+    norm: nn.RMSNorm | nn.LayerNorm, x_BLD: Tensor, out_BLD: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The residual sum x + gate out, and what `modulate` makes of it."""
+    return residual_norm(x_BLD, out_BLD, gate, shift, scale, norm.eps, centred=isinstance(norm, nn.LayerNorm))
 
 
 def rms_norm(dim: int, affine: bool) -> nn.RMSNorm:
