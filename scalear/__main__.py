@@ -5,6 +5,8 @@ import os
 import re
 import sys
 
+from scalear.allocator import keep_memory
+
 _HELP = """\
 usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
 
@@ -31,6 +33,7 @@ def main(args: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
         return 0
+    keep_memory()
     try:
         _run(args[0], args[1:])
     except (argparse.ArgumentError, ValueError, OSError, RuntimeError) as error:

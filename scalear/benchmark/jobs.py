@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from scalear.allocator import return_memory
 from scalear.benchmark.parts import part
 from scalear.benchmark.subject import Subject, fill_zeros
 from scalear.draws import SeededDraws
@@ -158,3 +159,4 @@ def _forget_tokenizer(module: nn.Module) -> None:
     # It has no part in the job, and would count as memory. Parsing left it in reference cycles.
     module.tokenizer = None
     gc.collect()
+    return_memory()
