@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 _LEVELS = 1 << 16  # probabilities are rounded to 1 / 65536, and what is kept is scaled up by just that
@@ -16,6 +16,27 @@ def dropout(x: Tensor, prob: float, training: bool) -> Tensor:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, prob)
     return _Dropout.apply(x, prob)
+
+
+class DropPath(nn.Module):
+    """Drops whole samples in training, with its own probability in every block.
+
+    Which is a tensor, since torch.compile takes numbers for constants and would compile every block anew.
+
+    Args:
+        prob: Probability of being dropped.
+    """
+
+    def __init__(self, prob: float) -> None:
+        super().__init__()
+        self.register_buffer("keep_prob", torch.tensor(1.0 - prob), persistent=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Zeros, or x over the probability of being kept."""
+        if not self.training:
+            return x_BLD
+        kept_B11 = self.keep_prob.expand(len(x_BLD), 1, 1).bernoulli()
+        return x_BLD * (kept_B11 / self.keep_prob).to(x_BLD.dtype)
 
 
 class Drop:

@@ -103,6 +103,7 @@ class ScaleSchedule:
         """(B, L, C) to one (B, l_k, C) view per scale."""
         return x_BLC.split(self.lengths, dim=1)
 
+    @torch.compiler.disable  # a graph would serve one schedule only
     def level_ids(self, device: torch.device | str = "cpu") -> Tensor:
         """Scale of each token, (L,) int64."""
         return _level_ids(self, torch.device(device))

@@ -151,7 +151,7 @@ def test_initial_weights_are_vars():
 
 def test_stochastic_depth_rises_to_the_last_block_and_only_in_training():
     transformer = randomise(make_var_transformer(depths=[3], block={"drop_path": 0.5}))
-    assert [getattr(block.drop_path, "drop_prob", 0.0) for block in transformer.stacks[0]] == [0.0, 0.25, 0.5]
+    assert [getattr(block.drop_path, "keep_prob", 1.0) for block in transformer.stacks[0]] == [1.0, 0.75, 0.5]
     context, cond = (part.float() for part in inputs(transformer.schedule))
     runs = [transformer.train(mode)(context, cond, transformer.schedule) for mode in (True, True, False, False)]
     assert not torch.equal(runs[0], runs[1]) and torch.equal(runs[2], runs[3])

@@ -101,7 +101,7 @@ def test_split_heads(num_turned):
         turned = torch.view_as_real(torch.view_as_complex(parts.unflatten(-1, (4, 2)).contiguous()) * turn).flatten(-2)
         return tuple(turned[i] if i < num_turned else parts[i] for i in range(3))
 
-    compare(lambda x: split_heads(x, 2, 3, turn, num_turned), plain, tensors((3, 5, 48)))
+    compare(lambda x: split_heads(x, 2, 3, torch.view_as_real(turn), num_turned), plain, tensors((3, 5, 48)))
 
 
 def test_split_directions():

@@ -6,9 +6,9 @@ Legend: B batch, L tokens of the scales at hand, D width.
 from dataclasses import dataclass
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
+from scalear.dropout import DropPath
 from scalear.models.layers import GatedMlp, Rotary, RotaryAttention, zero_linear
 from scalear.models.norms import add_and_modulate, modulate, rms_norm
 from scalear.models.remade import remade

@@ -39,8 +39,9 @@ class Rotary(nn.Module):
         self.head_dim = head_dim
         self.side = side
 
+    @torch.compiler.disable  # tables are looked up: a graph would make them anew, and serve one schedule only
     def forward(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
-        """turn_Lp, how far each token turns each pair of channels: complex numbers of modulus one."""
+        """turn_Lp2, how far each token turns each pair of channels: cosines and sines."""
         return _turns(schedule, self.head_dim, self.side, device)
 
 
@@ -56,9 +57,10 @@ def _turns(schedule: ScaleSchedule, head_dim: int, side: int, device: torch.devi
         columns = (torch.arange(width) * side / width)[None, :, None] * frequencies
         grid = torch.cat([rows.expand(height, width, -1), columns.expand(height, width, -1)], dim=-1)
         angles.append(grid.reshape(height * width, half))
-    return torch.polar(torch.ones(()), torch.cat(angles)).to(device)
+    return torch.view_as_real(torch.polar(torch.ones(()), torch.cat(angles))).to(device)
 
 
+@torch.compiler.disable  # its kernels gain nothing from a graph, which would serve one schedule only
 def attend_by_scale(
     q_BNLd: Tensor,
     k_BNLd: Tensor,
@@ -72,6 +74,12 @@ def attend_by_scale(
     together = _FEW if causal and q_BNLd.device.type == "cpu" else 1
     segments = _segments(schedule, causal, together, q_BNLd.dtype)
     return attend_segments(q_BNLd, k_BNLd, v_BNLd, segments, dropout, scale)
+
+
+@torch.compiler.disable  # the cache has another length in every call
+def attend_to_cached(q_BNld: Tensor, k_BNld: Tensor, v_BNld: Tensor, cache: LayerCache, scale: float | None) -> Tensor:
+    """Attention of one more scale to itself and all that is cached, which it joins."""
+    return attend(q_BNld, *cache.append(k_BNld, v_BNld), scale=scale)
 
 
 # Coarse scales of up to so many tokens in all are done in one masked product on CPUs, where several small ones cost
@@ -130,7 +138,7 @@ class Attention(nn.Module, ABC):
             drop_prob = self.dropout if self.training else 0.0
             out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, drop_prob, self.scale)
         else:
-            out_BNLd = attend(q_BNLd, *cache.append(k_BNLd, v_BNLd), scale=self.scale)
+            out_BNLd = attend_to_cached(q_BNLd, k_BNLd, v_BNLd, cache, self.scale)
         out_BLD = self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
         return dropout(out_BLD, self.dropout, self.training)
 
@@ -166,8 +174,8 @@ class RotaryAttention(Attention):
         self.proj = linear(dim, dim)
 
     def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
-        turn_Lp = self.rotary(schedule, x_BLD.device)
-        return split_heads(self.qkv(x_BLD), self.num_heads, 3, turn_Lp, num_turned=2)
+        turn_Lp2 = self.rotary(schedule, x_BLD.device)
+        return split_heads(self.qkv(x_BLD), self.num_heads, 3, turn_Lp2, num_turned=2)
 
 
 class CrossAttention(nn.Module):
@@ -190,8 +198,8 @@ class CrossAttention(nn.Module):
 
     def keys(self, cond_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
         """Keys and values of the condition: they serve any number of calls with the same condition."""
-        turn_Lp = self.rotary(schedule, cond_BLD.device)
-        return split_heads(self.kv(cond_BLD), self.num_heads, 2, turn_Lp, num_turned=1)
+        turn_Lp2 = self.rotary(schedule, cond_BLD.device)
+        return split_heads(self.kv(cond_BLD), self.num_heads, 2, turn_Lp2, num_turned=1)
 
     def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], schedule: ScaleSchedule) -> Tensor:
         """Attention to what `keys` made of the condition."""

@@ -16,7 +16,7 @@ _TINY = 1e-12  # shortest vector that has a direction, as in F.normalize
 
 
 def split_heads(
-    x_BLX: Tensor, num_heads: int, num_parts: int, turn_Lp: Tensor | None, num_turned: int
+    x_BLX: Tensor, num_heads: int, num_parts: int, turn_Lp2: Tensor | None, num_turned: int
 ) -> tuple[Tensor, ...]:
     """Queries, keys, values out of one product, laid out for attention and turned by their positions.
 
@@ -24,7 +24,7 @@ def split_heads(
         x_BLX: The parts after one another, each all heads after one another.
         num_heads: N.
         num_parts: Number of parts.
-        turn_Lp: Rotation of each pair of neighbouring channels, complex numbers of modulus one; None turns nothing.
+        turn_Lp2: Rotation of each pair of neighbouring channels, cosine and sine; None turns nothing.
         num_turned: How many of the parts, from the first on, are turned.
 
     Returns:
@@ -32,8 +32,8 @@ def split_heads(
     """
     if plainly(x_BLX):
         parts = x_BLX.unflatten(-1, (num_parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        return tuple(_turned(part, turn_Lp) if i < num_turned else part for i, part in enumerate(parts))
-    return _SplitHeads.apply(x_BLX, num_heads, num_parts, turn_Lp, num_turned)
+        return tuple(_turned_plainly(part, turn_Lp2) if i < num_turned else part for i, part in enumerate(parts))
+    return _SplitHeads.apply(x_BLX, num_heads, num_parts, turn_Lp2, num_turned)
 
 
 def split_directions(x_BLX: Tensor, length_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,25 +55,33 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
     return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(x.dtype)
 
 
+def _turned_plainly(x: Tensor, turn_Lp2: Tensor) -> Tensor:
+    # The compiler knows no complex numbers.
+    cos, sin = turn_Lp2.unbind(-1)
+    a, b = wide(x).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
 class _SplitHeads(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x_BLX: Tensor, num_heads: int, num_parts: int, turn_Lp: Tensor | None, num_turned: int
+        ctx: FunctionCtx, x_BLX: Tensor, num_heads: int, num_parts: int, turn_Lp2: Tensor | None, num_turned: int
     ) -> tuple[Tensor, ...]:
         x = x_BLX.unflatten(-1, (num_parts, num_heads, -1)).permute(2, 0, 3, 1, 4)
         parts = tuple(torch.empty_like(part, memory_format=torch.contiguous_format) for part in x)
+        turn_Lp = None if turn_Lp2 is None else torch.view_as_complex(turn_Lp2)
         for rows in pieces(x_BLX):
             for i, part in enumerate(parts):
                 part[rows] = _turned(x[i, rows], turn_Lp) if i < num_turned else x[i, rows]
-        ctx.save_for_backward(turn_Lp)
+        ctx.save_for_backward(turn_Lp2)
         ctx.num_turned, ctx.shape = num_turned, x_BLX.shape
         return parts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (turn_Lp,) = ctx.saved_tensors
-        back_Lp = None if turn_Lp is None else turn_Lp.conj()
+        (turn_Lp2,) = ctx.saved_tensors
+        back_Lp = None if turn_Lp2 is None else torch.view_as_complex(turn_Lp2).conj()
         dx_BLX = grads[0].new_empty(ctx.shape)
         dx = dx_BLX.unflatten(-1, (len(grads), grads[0].shape[1], -1)).permute(2, 0, 3, 1, 4)
         for rows in pieces(dx_BLX):

@@ -16,7 +16,8 @@ NUM_PATHS = 2 * len(_CORNERS)
 
 
 # Random schedules repeat, so a few hundred are kept; made outside inference mode, so that those made while sampling
-# also serve a later backward pass.
+# also serve a later backward pass. Not compiled: a graph would make them anew, and serve one path and schedule only.
+@torch.compiler.disable
 @lru_cache(maxsize=2048)
 @torch.inference_mode(False)
 def zigzag(schedule: ScaleSchedule, path: int, device: torch.device) -> tuple[Tensor, Tensor]:

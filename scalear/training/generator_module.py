@@ -8,6 +8,7 @@ from scalear.data.batch import Batch
 from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
+from scalear.models.compiled import compile_blocks
 from scalear.models.files import load_generator
 from scalear.models.generator import Generator, Loss
 from scalear.scales import ScaleSchedule
@@ -42,7 +43,8 @@ class GeneratorModule(SamplingModule):
         sample_posterior: Train on samples of the tokenizer's posterior instead of its mode.
         weights: File of `scalear convert` to start from, or to sample from without a checkpoint. In `fit`, tables of
             another number of classes or other scales than the file's start afresh.
-        compile: Compile transformer and head in `fit`. Pays on long runs; the first steps take minutes.
+        compile: Compile the blocks by torch.compile, for training and sampling: `scalear.models.compiled`. Pays in long
+            runs only.
         seed: Of training draws and of the grids in TensorBoard.
     """
 
@@ -70,12 +72,13 @@ class GeneratorModule(SamplingModule):
         self.schedules = schedules
         self.sample_posterior = sample_posterior
         self.weights = weights
-        self.compile_parts = compile
         self.seed = seed
         self._fingerprint = ""
         freeze(self, "tokenizer")
         generator.check_sampling(sampling)
         generator.bind(tokenizer)
+        if compile:
+            compile_blocks(generator)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -92,9 +95,6 @@ class GeneratorModule(SamplingModule):
                 pixels = self.generator.pyramid.patch_size * self.tokenizer.stride
                 image_size = tuple(side * pixels for side in schedule.sizes[-1])
                 self.report.check(len(self.samples.labels(self.num_classes)), image_size)
-        if stage == "fit" and self.compile_parts:
-            self.generator.transformer.compile()
-            self.generator.head.compile()
 
     def configure_optimizers(self) -> dict:
         return self.optimizer.build(self.generator)
