@@ -1,7 +1,7 @@
 """Activations that the backward pass makes again instead of keeping them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,8 +10,7 @@ from torch import Tensor
 from scalear.models.fused import plainly
 
 
-@contextmanager
-def remade(function: Callable[..., Any], *args: Any) -> Iterator[Any]:
+def remade(function: Callable[..., Any], *args: Any) -> AbstractContextManager[Any]:
     """function(*args), of which autograd does not keep the last result for what is done with it inside.
 
     The backward pass calls `function` again, each time that it would have read that result. On other devices, and
@@ -24,8 +23,12 @@ def remade(function: Callable[..., Any], *args: Any) -> Iterator[Any]:
     result = function(*args)
     last = result if isinstance(result, Tensor) else result[-1]
     if plainly(last) or not torch.is_grad_enabled():
-        yield result
-        return
+        return nullcontext(result)  # which, unlike other contexts, does not keep torch.compile from what is inside
+    return _forgetting(result, last, function, args)
+
+
+@contextmanager
+def _forgetting(result: Any, last: Tensor, function: Callable[..., Any], args: tuple) -> Iterator[Any]:
     kept = [arg.detach() if isinstance(arg, Tensor) else arg for arg in args]
     address, shape = last.data_ptr(), last.shape
     autocast = (
