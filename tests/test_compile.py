@@ -71,10 +71,13 @@ def train(generator: Generator, scales: str = "1,2,4") -> list[Tensor]:
 
 def sample(generator: Generator, scales: str = "1,2,4") -> list[Tensor]:
     """The content of every scale of two images."""
-    draws = SeededDraws([(1, row) for row in range(2)], torch.device("cpu"))
+    device = next(generator.parameters()).device
+    draws = SeededDraws([(1, row) for row in range(2)], device)
     sampling = TokenSampling() if hasattr(generator.head, "vocab_size") else FlowSolver(num_steps=3)
     schedule = ScaleSchedule.parse(scales)
-    return list(generator.eval().generate_scales(torch.tensor([0, 1]), draws, sampling, Guidance(3.0), schedule))
+    return list(
+        generator.eval().generate_scales(torch.tensor([0, 1], device=device), draws, sampling, Guidance(3.0), schedule)
+    )
 
 
 def assert_same(compiled: list[Tensor], eager: list[Tensor]) -> None:
@@ -129,6 +132,18 @@ def test_sampling_compiles_one_token_and_any_number(kind):
     for scales, expected in zip(lists, eager, strict=True):
         assert_same(sample(generator, scales), expected)
     assert 0 < first == backend.count
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["flowar", "flowar-cross"])
+def test_graphs_of_solver_steps_read_the_weights_of_the_moment(kind):
+    compiled, eager = (randomise(MAKE[kind]()).cuda() for _ in range(2))
+    compile_blocks(compiled, "eager")
+    for _ in range(2):  # the second time, the graphs are there
+        assert_same(sample(compiled), sample(eager))
+        with torch.no_grad():
+            torch._foreach_mul_([*compiled.parameters(), *eager.parameters()], 0.5)
 
 
 def test_names_of_weights_stay_and_copies_are_not_compiled():

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from scalear.models.blocks import AdaLNBlock
-from scalear.models.flow_head import CrossAttentionBlock
+from scalear.models.flow_head import CrossAttentionBlock, FlowHead
+from scalear.models.step_graphs import StepGraphs
 
 # A kind of block has a few versions: one token or more, one shape or any, training, sampling, guided. The default
 # limit of 8 is for all blocks that share code, and whatever goes beyond it is silently not compiled.
@@ -21,7 +22,8 @@ def compile_blocks(model: nn.Module, backend: str | Callable = "inductor") -> No
     for its number of tokens, the second for any, and no further ones. All blocks of a kind share their graphs. What
     is compiled is kept in `~/.cache/scalear/inductor` for later runs, unless TORCHINDUCTOR_CACHE_DIR says otherwise.
 
-    On CUDA this is untested.
+    On CUDA a solver's steps are CUDA graphs besides: one for each scale, batch size, and with or without guidance. None
+    of this has been run on a GPU yet.
 
     Args:
         model: A generator.
@@ -32,3 +34,5 @@ def compile_blocks(model: nn.Module, backend: str | Callable = "inductor") -> No
     for module in model.modules():
         if isinstance(module, AdaLNBlock | CrossAttentionBlock):
             module.compile(backend=backend, recompile_limit=_VERSIONS)
+        elif isinstance(module, FlowHead):
+            module.step_graphs = StepGraphs()

@@ -5,6 +5,7 @@ Legend: B batch, K scales, L tokens of all scales given, C channels of a token, 
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from scalear.models.head import Head
 from scalear.models.layers import CrossAttention, GatedMlp, Rotary, RotaryAttention, linear, zero_linear
 from scalear.models.norms import modulate, rms_norm
 from scalear.models.remade import remade
+from scalear.models.step_graphs import StepGraphs
 from scalear.scales import ScaleSchedule
 
 
@@ -129,6 +131,9 @@ class FlowHead(Head):
         rotary_side: Extent of rotary coordinates, the side of the finest scale in training.
         quantise_time: As in `TimeEmbedding`.
         time_sampling: Distribution of training times: `uniform` (paper), or `logit_normal` as in `scalear.flow`.
+
+    Attributes:
+        step_graphs: Where there are any, the steps of solvers on a GPU are CUDA graphs.
     """
 
     sampling_type = FlowSolver
@@ -151,6 +156,7 @@ class FlowHead(Head):
         self.cond_dim = cond_dim
         self.cross_attention = cross_attention
         self.time_sampling = time_sampling
+        self.step_graphs: StepGraphs | None = None
         self.time_embedding = TimeEmbedding(dim, quantise_time)
         self.cond_proj = linear(cond_dim, dim)
         self.input_proj = linear(token_dim, dim)
@@ -255,19 +261,32 @@ class FlowHead(Head):
         hidden_both = torch.cat([hidden_BlD, hidden_uncond_BlD]) if guided else hidden_BlD
         scale = schedule.scale(k)
         both = self.condition(hidden_both, scale)
+        evaluate = self._by_graph if self.step_graphs is not None and hidden_BlD.is_cuda else self
         alone = both.first(len(hidden_BlD))
         noise_BlC = draws.normal(f"noise_{k}", schedule.lengths[k], self.token_dim)
 
         def velocity(x_BlC: Tensor, t: float) -> Tensor:
             x_BlC = x_BlC.to(noise_BlC.dtype)
             if not (guided and guidance.at_time(t)):
-                return self(x_BlC, _times(t, x_BlC), hidden_BlD, scale, alone).double()
+                return evaluate(x_BlC, _times(t, x_BlC), hidden_BlD, scale, alone).double()
             x_both = torch.cat([x_BlC, x_BlC])
-            cond, uncond = self(x_both, _times(t, x_both), hidden_both, scale, both).double().chunk(2)
+            cond, uncond = evaluate(x_both, _times(t, x_both), hidden_both, scale, both).double().chunk(2)
             return uncond + weight * (cond - uncond)
 
         jump = guidance.start_time if guided else 0.0
         return sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales, jump), jump)
+
+    def _by_graph(
+        self, x_BlC: Tensor, t_B1: Tensor, hidden_BlD: Tensor, schedule: ScaleSchedule, condition: Condition
+    ) -> Tensor:
+        """As `forward`, which does not read the semantics where it is given a condition."""
+
+        def velocity(x_BlC: Tensor, t_B1: Tensor, cond_BlE: Tensor, *keys: Tensor) -> Tensor:
+            pairs = list(zip(keys[::2], keys[1::2], strict=True))
+            return self(x_BlC, t_B1, hidden_BlD, schedule, Condition(cond_BlE, pairs))
+
+        key = schedule, self.output_proj.weight.data_ptr()  # another place after a move to another device and back
+        return self.step_graphs(velocity, key, x_BlC, t_B1, condition.cond_BLE, *chain(*condition.keys))
 
 
 def _spread(x_BKE: Tensor, schedule: ScaleSchedule) -> Tensor:
