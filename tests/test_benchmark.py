@@ -7,10 +7,12 @@ import torch
 from cli_fixtures import run
 from model_fixtures import make_generator, randomise
 
+from scalear.benchmark.image_files import ImageFiles
 from scalear.benchmark.parts import PARTS, part, shares
 from scalear.benchmark.plain import plain
 from scalear.benchmark.timing import interleave
 from scalear.benchmark.work import counted_work, official_work
+from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
 
 KEYS = ["job", "config", "batch", "threads", "seconds_per_image", "work_tflop", "work_source", "yardstick_tflops"]
@@ -21,7 +23,7 @@ CPU = torch.device("cpu")
 def benchmark(experiment, tmp_path, *args: str) -> list[dict]:
     path = tmp_path / "report.json"
     settings = [arg for arg in experiment.generator("benchmark") if "samples" not in arg]
-    assert run("benchmark", *args, *settings, "--repeats=1", f"--json={path}") == 0
+    assert run("benchmark", args[0], *settings, *args[1:], "--repeats=1", f"--json={path}") == 0
     results = json.loads(path.read_text())
     assert all(list(result) == KEYS for result in results)
     assert all(sum(result["parts"][name] for name in PARTS) == pytest.approx(1) for result in results)
@@ -45,6 +47,25 @@ def test_tokenizers_and_loaders(experiment, tmp_path, job, part):
     (result,) = benchmark(experiment, tmp_path, job, "--batch=2", "--no-memory")
     assert result["parts"][part] > 0
     assert (result["fraction"] is None) == (result["work_tflop"] is None) == (job == "load")
+
+
+def test_shards_are_compared_with_the_same_images_as_files(experiment, tmp_path, capsys):
+    args = ["--batch=2", "--no-memory", "--baseline"]
+    ours, plain = benchmark(experiment, tmp_path, "load", *args, f"--data.data_dir={experiment.images}")
+    assert (ours["config"], plain["config"]) == ("flowar", "flowar (plain)")
+    assert run("benchmark", "load", *experiment.generator("benchmark"), *args) == 2
+    assert "the plain loader reads image files" in capsys.readouterr().err
+
+    data = ShardDataModule(str(experiment.images), batch_size=1, flip=False)
+    files = ImageFiles(data)
+    as_files = torch.cat([image for image, _ in files.loader()]).flatten(1)
+    as_shards = torch.cat([batch.inputs for batch in data.train_dataloader()]).flatten(1)
+    torch.testing.assert_close(as_files.unique(dim=0), as_shards.unique(dim=0), rtol=0, atol=1e-6)
+    assert len(as_files) == len(as_shards)
+
+    data.batch_size = 1000
+    with pytest.raises(ValueError, match="a batch of 1000 is larger"):
+        files.loader()
 
 
 def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys):

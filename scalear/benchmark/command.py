@@ -61,7 +61,7 @@ def own_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=4, help="images at a time")
     parser.add_argument("--decoder", choices=("in", "out"), default="in", help="sample: go on to pixels or stop before")
     parser.add_argument("--loader", action="store_true", help="train: read batches from the config's data")
-    parser.add_argument("--plain", action="store_true", help="take the plain path: eager, dense masks, no shortcuts")
+    parser.add_argument("--plain", action="store_true", help="take the plain path: eager, dense masks; image files")
     parser.add_argument("--baseline", action="store_true", help="compare with the plain path, in turns")
     parser.add_argument("--against", metavar="ARGS", help="compare with the same and these arguments, in turns")
     parser.add_argument("--warmup", type=int, default=1, help="runs before those that count")
@@ -142,7 +142,7 @@ def make_job(setting: Setting, subject: Subject, batch: int) -> Job:
         case "encode":
             return EncodeJob(subject, batch, subject.image_size())
         case "load":
-            return LoadJob(subject, batch)
+            return LoadJob(subject, batch, own.plain)
 
 
 def _measure(settings: list[Setting], build: Build) -> list[Result]:

@@ -1,6 +1,7 @@
 """What can be timed: a training step, sampling, encoding, loading. Each job is built once and run many times."""
 
 import gc
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from scalear.allocator import return_memory
+from scalear.benchmark.image_files import ImageFiles
 from scalear.benchmark.parts import part
 from scalear.benchmark.subject import Subject, fill_zeros
 from scalear.draws import SeededDraws
 
-_LOADED_BATCHES = {"images": 16, "latents": 256}  # of a run
+_LOADED_BATCHES = {"images": 64, "latents": 256}  # of a run; many, as a few are there before it begins
 
 
 class Job(ABC):
@@ -135,13 +137,19 @@ class LoadJob(Job):
     Args:
         subject: Any; its data must be there.
         batch: Samples of a batch.
+        plain: Take a plain loader over the same images as files.
     """
 
-    def __init__(self, subject: Subject, batch: int) -> None:
+    def __init__(self, subject: Subject, batch: int, plain: bool) -> None:
         self._num_batches = _LOADED_BATCHES[subject.data.index.kind]
         super().__init__(subject, self._num_batches * batch)
         subject.data.batch_size = batch
-        self._batches = iter(subject.batches())
+        if plain:
+            self._files = ImageFiles(subject.data)  # they last as long as this job
+            loader = self._files.loader()
+            self._batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        else:
+            self._batches = iter(subject.batches())
 
     def run(self) -> None:
         with part("data"):
