@@ -145,6 +145,14 @@ def test_without_a_trainer_the_stream_goes_on_from_position(images: Path):
 # What is refused
 
 
+def test_another_batch_size_holds_from_the_next_loader_on(images: Path):
+    data = ShardDataModule(str(images), batch_size=1)
+    first = next(iter(data.train_dataloader()))
+    data.position, data.batch_size = first.stream_end, 4
+    batch = next(iter(data.train_dataloader()))
+    assert len(batch) == 4 and batch.position.tolist() == [1, 2, 3, 4]
+
+
 def test_broken_samples_are_refused_by_default(tmp_path: Path):
     write_images(tmp_path, replaced={7: sample(7) | {"png": png(image_of(7))[:-30]}})
     with pytest.raises(ValueError, match="train-1.tar.*image007.*max_bad_fraction"):

@@ -139,7 +139,7 @@ class ShardDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ShardLoader:
         """Batches that begin in the current epoch and were not used yet."""
-        if self._train_loader is None:
+        if self._train_loader is None or self._train_loader.dataset.batches.batch_size != self.batch_size:
             self._train_loader = self._build_train_loader()
         # The epoch matters if the last one was cut short (limit_train_batches): the rest of its samples is skipped.
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
