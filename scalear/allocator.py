@@ -21,7 +21,7 @@ def keep_memory(environment: Mapping[str, str] = os.environ) -> bool:
         environment: Of the process.
 
     Returns:
-        Whether it is so now.
+        Whether glibc took the settings.
     """
     chosen = any(name.startswith("MALLOC_") for name in environment) or "malloc" in environment.get(
         "GLIBC_TUNABLES", ""

@@ -25,10 +25,15 @@ class DropPath(nn.Module):
 
     Args:
         prob: Probability of being dropped.
+
+    Raises:
+        ValueError: It is not in [0, 1).
     """
 
     def __init__(self, prob: float) -> None:
         super().__init__()
+        if not 0 <= prob < 1:
+            raise ValueError(f"drop_path must be at least 0 and less than 1, got {prob}")
         self.register_buffer("keep_prob", torch.tensor(1.0 - prob), persistent=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:

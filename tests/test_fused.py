@@ -1,22 +1,28 @@
 """Fast paths against the plain expressions that they stand for, forward and backward."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from model_fixtures import make_transformer
 from torch import nn
 
 from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import Drop, dropout
 from scalear.models import fused
+from scalear.models.blocks import Place
 from scalear.models.fused import draw_drops, gated_gelu, modulated_norm, residual_norm
 from scalear.models.layers import attend_by_scale
 from scalear.models.lean import LeanLinear, lean_linear
 from scalear.models.norms import add_and_modulate
 from scalear.models.remade import remade
 from scalear.models.split_heads import split_directions, split_heads
+from scalear.models.var_block import VARBlock
 from scalear.scales import ScaleSchedule
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -72,6 +78,20 @@ def test_residual_norm(dtype, centred, tokens):
     compare(lambda *args: residual_norm(*args, 1e-6, centred), plain, tensors(*shapes, dtype=dtype))
 
 
+@pytest.mark.parametrize("wide", ["x", "gate", "none"])
+def test_residual_norm_of_other_dtypes(wide):
+    x, out, *modulation = [part.detach().bfloat16() for part in tensors((3, 5, 8), (3, 5, 8), *[(3, 1, 8)] * 3)]
+    if wide == "x":
+        x = x.float()
+    elif wide == "gate":
+        modulation[0] = modulation[0].float()
+    total, normed = residual_norm(x, out, *modulation, 1e-6, centred=True)
+    expected = x + modulation[0] * out
+    assert total.dtype == expected.dtype and torch.equal(total, expected)
+    expected = F.layer_norm(expected.float(), (8,), eps=1e-6) * (1 + modulation[2].float()) + modulation[1].float()
+    torch.testing.assert_close(normed.float(), expected, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_remade_results_are_not_kept_and_change_nothing(autocast):
     layer, kept, grads = LeanLinear(8, 8), [], []
@@ -86,6 +106,52 @@ def test_remade_results_are_not_kept_and_change_nothing(autocast):
         grads.append(torch.autograd.grad(total.square().sum(), [x, out, *modulation, layer.weight]))
     for one, other in zip(*grads, strict=True):
         assert torch.equal(one, other)
+
+
+def test_only_the_very_result_is_remade():
+    (x,), weight = tensors((2, 8, 8)), torch.randn(2, 8, 8, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for make in (remade, lambda function, *args: nullcontext(function(*args))):
+        with make(torch.exp, x) as y:
+            out = weight @ y.mT  # same place, same shape
+        grads.append(torch.autograd.grad(out.square().sum(), [x, weight]))
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
+def ones_and_their_memory() -> tuple[torch.Tensor, weakref.ref]:
+    """A tensor, and what is dead as soon as nothing keeps it, autograd included."""
+    array = np.ones(1, dtype=np.float32)
+    return torch.from_numpy(array), weakref.ref(array)
+
+
+def test_what_is_remade_is_freed_without_a_backward_pass():
+    schedule = ScaleSchedule.parse("1,2")
+    block = VARBlock(32, Place(0, 1, schedule), num_heads=2)
+    ones, memory = ones_and_their_memory()
+    out = block(torch.randn(1, 5, 32, requires_grad=True) * ones, torch.randn(1, 1, 32), schedule)
+    del ones
+    assert memory() is not None
+    del out
+    gc.collect()
+    assert memory() is None
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_checkpointed_blocks_keep_nothing_from_inside(checkpoint_blocks):
+    transformer, memories = make_transformer("1,2", checkpoint_blocks=checkpoint_blocks), []
+
+    def use(module: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
+        ones, memory = ones_and_their_memory()
+        memories.append(memory)
+        return out * ones
+
+    for stack in transformer.stacks:
+        for block in stack:
+            block.attention.proj.register_forward_hook(use)
+    out = transformer(torch.randn(2, 4, 4), torch.randn(2, 24), ScaleSchedule.parse("1,2"))
+    gc.collect()
+    assert [memory() is None for memory in memories] == [checkpoint_blocks] * 3
+    out.sum().backward()
 
 
 def test_gated_gelu():

@@ -28,7 +28,7 @@ class ImageFiles:
         data: Of images. No more than its first 10,000 are written.
 
     Raises:
-        ValueError: It holds latents.
+        ValueError: It holds latents, or a sample without an image.
     """
 
     def __init__(self, data: ShardDataModule) -> None:
@@ -40,7 +40,9 @@ class ImageFiles:
             read_samples(gopen(shard_url(data.data_dir, shard))) for shard in data.index.shards(data.train_split)
         )
         for number, (_, members) in enumerate(itertools.islice(samples, _MAX_FILES)):
-            extension = next(extension for extension in members if extension in IMAGE_EXTENSIONS)
+            extension = next((extension for extension in members if extension in IMAGE_EXTENSIONS), None)
+            if extension is None:
+                raise ValueError(f"sample {number} of {data.data_dir} has no image: check it with scalear data verify")
             path = Path(self._folder.name, members.get("cls", b"0").decode(), f"{number}.{extension}")
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(members[extension])

@@ -41,7 +41,20 @@ def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, cent
 def residual_norm(
     x_BLD: Tensor, out_BLD: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The residual sum x + gate out, and its `modulated_norm`. The sum is not kept for the backward pass."""
+    """The residual sum x + gate out, and its `modulated_norm`. The sum is not kept for the backward pass.
+
+    Args:
+        x_BLD: The residual stream.
+        out_BLD: What is added to it.
+        gate: Of adaLN.
+        shift: Of adaLN.
+        scale: Of adaLN.
+        eps: As in `modulated_norm`.
+        centred: As in `modulated_norm`.
+
+    Returns:
+        The sum, of the dtype that x + gate out has, and its norm, of that of the matrix product that follows.
+    """
     if plainly(x_BLD):
         sum_BLD = x_BLD + gate * out_BLD
         return sum_BLD, modulated_norm(sum_BLD, shift, scale, eps, centred)
@@ -119,7 +132,8 @@ class _ResidualNorm(torch.autograd.Function):
         centred: bool,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        sum_BLD = torch.empty(x_BLD.shape, dtype=torch.result_type(x_BLD, out_BLD))
+        dtype_of_sum = torch.promote_types(torch.result_type(x_BLD, out_BLD), gate.dtype)
+        sum_BLD = torch.empty(x_BLD.shape, dtype=dtype_of_sum)
         y_BLD = torch.empty(x_BLD.shape, dtype=dtype)
         for rows in pieces(x_BLD):
             torch.add(x_BLD[rows], gate[rows] * out_BLD[rows], out=sum_BLD[rows])

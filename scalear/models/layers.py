@@ -4,7 +4,7 @@ Legend: B batch, L tokens, D width of the transformer at hand, N heads, d head w
 """
 
 from abc import ABC, abstractmethod
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,9 @@ class Rotary(nn.Module):
         return _turns(schedule, self.head_dim, self.side, device)
 
 
-# Outside inference mode: a table made while sampling must also serve a later backward pass.
-@lru_cache(maxsize=512)
+# Outside inference mode: a table made while sampling must also serve a later backward pass. Never given up, for CUDA
+# graphs of solver steps go on reading it.
+@cache
 @torch.inference_mode(False)
 def _turns(schedule: ScaleSchedule, head_dim: int, side: int, device: torch.device) -> Tensor:
     half = head_dim // 2
