@@ -10,14 +10,15 @@ from torch import Tensor
 
 from scalear.models.fused import plainly
 
+_SMALL = 1 << 21  # elements up to which a result is kept: memory does not matter there, and hooks and calls do
 _remaking: ContextVar[bool] = ContextVar("_remaking", default=True)
 
 
 def remade(function: Callable[..., Any], *args: Any) -> AbstractContextManager[Any]:
     """function(*args), of which autograd does not keep the last result for what is done with it inside.
 
-    The backward pass calls `function` again, each time that it would have read that result. The result is kept inside
-    `all_kept`, on other devices, and under torch.compile, which weighs this by itself.
+    The backward pass calls `function` again, each time that it would have read that result. The result is kept if it
+    is small, inside `all_kept`, on other devices, and under torch.compile, which weighs this by itself.
 
     Args:
         function: Cheap, without randomness. Gives a tensor or several.
@@ -25,7 +26,7 @@ def remade(function: Callable[..., Any], *args: Any) -> AbstractContextManager[A
     """
     result = function(*args)
     last = result if isinstance(result, Tensor) else result[-1]
-    if plainly(last) or not torch.is_grad_enabled() or not _remaking.get():
+    if last.numel() <= _SMALL or plainly(last) or not torch.is_grad_enabled() or not _remaking.get():
         return nullcontext(result)  # which, unlike other contexts, does not keep torch.compile from what is inside
     return _forgetting(result, last, function, args)
 
