@@ -32,7 +32,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 def small_pieces(monkeypatch):
     monkeypatch.setattr(fused, "_CACHED", 60)
     monkeypatch.setattr("scalear.attention._SCORES", 100)
-    monkeypatch.setattr("scalear.models.remade._SMALL", 0)
+    monkeypatch.setattr("scalear.models.fused._SMALL", 0)
 
 
 def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:

@@ -41,14 +41,18 @@ class TrainJob(Job):
         subject: A generator's.
         batch: Images of a step.
         loader: Take the batches from the config's data, and so measure the waiting, too.
+        plain: Leave it to PyTorch how AdamW is carried out, which on CPUs takes parameters one by one.
     """
 
-    def __init__(self, subject: Subject, batch: int, loader: bool) -> None:
+    def __init__(self, subject: Subject, batch: int, loader: bool, plain: bool) -> None:
         super().__init__(subject, batch)
         module = _generator_module(subject, "train")
         self._generator = module.generator.train()
         fill_zeros(self._generator)
         self._optimizer = module.optimizer.build(self._generator)["optimizer"]
+        if plain:
+            for group in self._optimizer.param_groups:
+                group["fused"] = None
         self._shape = subject.latent_shape
         self._inputs = self._loaded() if loader else self._random()
         if not loader:

@@ -30,6 +30,11 @@ class Timing:
     seconds: list[float] = field(default_factory=list)
     yardsticks: list[float] = field(default_factory=list)
 
+    def add(self, seconds: float, yardstick: float) -> None:
+        """One more repeat."""
+        self.seconds.append(seconds)
+        self.yardsticks.append(yardstick)
+
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
@@ -63,27 +68,6 @@ def stopwatch(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def interleave(runs: list[Callable[[], object]], warmup: int, repeats: int, device: torch.device) -> list[Timing]:
-    """Time several jobs in turns, A B A B, so that all of them meet the machine in the same moods.
-
-    Args:
-        runs: The jobs.
-        warmup: Calls of each that are not timed.
-        repeats: Timed calls of each.
-        device: Where they run.
-    """
-    for run in runs:
-        for _ in range(warmup):
-            run()
-    timings = [Timing() for _ in runs]
-    for _ in range(repeats):
-        for run, timing in zip(runs, timings, strict=True):
-            before = yardstick(device)
-            timing.seconds.append(stopwatch(run, device))
-            timing.yardsticks.append((before + yardstick(device)) / 2)
-    return timings
 
 
 def peak_rss_bytes() -> int:

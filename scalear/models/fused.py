@@ -19,7 +19,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from scalear.dropout import Drop
 
-_CACHED = 1 << 20  # elements of one tensor that are handled at a time
+_CACHED = 1 << 19  # elements of one tensor that are handled at a time
+_SMALL = 1 << 21  # elements of a tensor whose memory does not matter
 
 
 def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool = False) -> Tensor:
@@ -78,6 +79,11 @@ def draw_drops(hidden_BLF: Tensor, prob: float) -> list[Drop]:
 def plainly(x: Tensor) -> bool:
     """Whether the plain expression is the better one."""
     return x.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def is_small(x: Tensor) -> bool:
+    """Whether keeping x costs less than making it again."""
+    return x.numel() <= _SMALL
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from scalear.models.fused import is_small
+
 Before = Callable[[Tensor], Tensor]
 
 
 def lean_linear(layer: nn.Linear, x_XI: Tensor, before: Before | None = None, bias_O: Tensor | None = None) -> Tensor:
-    """layer(before(x)), where the backward pass does `before` and the cast of the weight once more.
+    """layer(before(x)), where the backward pass does `before`, if x is large, and the cast of the weight once more.
 
     Args:
         layer: Its weight and bias are used.
@@ -33,7 +35,10 @@ def lean_linear(layer: nn.Linear, x_XI: Tensor, before: Before | None = None, bi
         return F.linear(x_XI if before is None else before(x_XI), layer.weight, bias_O)
     device = x_XI.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_XI.dtype
-    return _Lean.apply(x_XI.to(dtype), layer.weight, bias_O, before)
+    x_XI = x_XI.to(dtype)
+    if before is not None and is_small(x_XI):
+        x_XI, before = before(x_XI), None
+    return _Lean.apply(x_XI, layer.weight, bias_O, before)
 
 
 class LeanLinear(nn.Linear):

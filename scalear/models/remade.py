@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalear.models.fused import plainly
+from scalear.models.fused import is_small, plainly
 
-_SMALL = 1 << 21  # elements up to which a result is kept: memory does not matter there, and hooks and calls do
 _remaking: ContextVar[bool] = ContextVar("_remaking", default=True)
 
 
@@ -26,7 +25,7 @@ def remade(function: Callable[..., Any], *args: Any) -> AbstractContextManager[A
     """
     result = function(*args)
     last = result if isinstance(result, Tensor) else result[-1]
-    if last.numel() <= _SMALL or plainly(last) or not torch.is_grad_enabled() or not _remaking.get():
+    if is_small(last) or plainly(last) or not torch.is_grad_enabled() or not _remaking.get():
         return nullcontext(result)  # which, unlike other contexts, does not keep torch.compile from what is inside
     return _forgetting(result, last, function, args)
 

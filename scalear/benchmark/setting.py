@@ -1,0 +1,94 @@
+"""What is asked of `scalear benchmark`: its options, and the job that they and a config name."""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from scalear.benchmark.jobs import EncodeJob, Job, LoadJob, SampleJob, TrainJob
+from scalear.benchmark.subject import Subject, config_name
+
+_DESCRIPTION = """\
+Time a job of any config, beside a 2048^3 bfloat16 matrix product timed before and after each repeat (the yardstick):
+fraction = work per image / (seconds per image x yardstick). What is not listed below goes to the config, as in
+`scalear fit`: -c FILE, --model.sampling.num_steps 8 ... Models have random weights.
+
+`scalear benchmark solver` compares solvers of a trained flow head and has options of its own: add --help to see them.
+"""
+
+
+def own_parser() -> argparse.ArgumentParser:
+    """Options of `scalear benchmark`; those of the config are parsed elsewhere."""
+    parser = argparse.ArgumentParser(
+        "scalear benchmark",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "job", choices=("train", "sample", "encode", "load"), metavar="{train,sample,encode,load,solver}"
+    )
+    parser.add_argument("--batch", type=int, default=4, help="images at a time")
+    parser.add_argument("--decoder", choices=("in", "out"), default="in", help="sample: go on to pixels or stop before")
+    parser.add_argument("--loader", action="store_true", help="train: read batches from the config's data")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="take the plain path: eager, dense masks, PyTorch's AdamW and glibc's allocator as they are; image files",
+    )
+    parser.add_argument("--baseline", action="store_true", help="compare with the plain path, in turns")
+    parser.add_argument("--against", metavar="ARGS", help="compare with the same and these arguments, in turns")
+    parser.add_argument("--warmup", type=int, default=1, help="runs before those that count")
+    parser.add_argument("--repeats", type=int, default=3, help="runs that count")
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    return parser
+
+
+@dataclass
+class Setting:
+    """One of the things compared.
+
+    Attributes:
+        own: Options of the benchmark.
+        config_args: Those of the config.
+    """
+
+    own: argparse.Namespace
+    config_args: list[str]
+
+    @classmethod
+    def parse(cls, args: list[str]) -> "Setting":
+        """Split the arguments of the benchmark from those of the config."""
+        own, config_args = own_parser().parse_known_args(args)
+        if min(own.batch, own.repeats) < 1 or own.warmup < 0:
+            raise ValueError(f"--batch and --repeats must be at least 1, got {own.batch}, {own.repeats}")
+        return cls(own, config_args)
+
+    @property
+    def config(self) -> str:
+        """Name of the (last) config file."""
+        return config_name(self.config_args)
+
+    @property
+    def label(self) -> str:
+        return f"{self.config} (plain)" if self.own.plain else self.config
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.own.device)
+
+    def job(self, subject: Subject, batch: int) -> Job:
+        """The job that it names."""
+        own = self.own
+        match own.job:
+            case "train":
+                return TrainJob(subject, batch, own.loader, own.plain)
+            case "sample":
+                return SampleJob(subject, batch, own.decoder == "in")
+            case "encode":
+                return EncodeJob(subject, batch, subject.image_size())
+            case "load":
+                return LoadJob(subject, batch, own.plain)

@@ -1,0 +1,151 @@
+"""A process for each of the things compared: none of them meets the memory, the caches or the allocator of another."""
+
+import argparse
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from scalear.allocator import keep_memory
+from scalear.benchmark.jobs import Job
+from scalear.benchmark.parts import shares
+from scalear.benchmark.plain import plain
+from scalear.benchmark.setting import Setting
+from scalear.benchmark.subject import Build, Subject
+from scalear.benchmark.timing import peak_rss_bytes, stopwatch, yardstick
+from scalear.benchmark.work import Work, counted_work, official_work
+
+
+class Worker:
+    """A fresh process that makes a job, and runs it when told to. A context: at its end the process ends.
+
+    Args:
+        setting: Names the job.
+        build: Makes the parts of its config; can be pickled.
+    """
+
+    def __init__(self, setting: Setting, build: Build) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(setting, build, other))
+        self._process.start()
+        other.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+        self._process.join()
+
+    def ask(self, what: str) -> Any:
+        """Call a method of `_Bench` there.
+
+        Raises:
+            ValueError: What went wrong there.
+            argparse.ArgumentError: The same, about an argument.
+        """
+        try:
+            self._connection.send(what)
+            kind, answer = self._connection.recv()
+        except (EOFError, BrokenPipeError):
+            self._process.join()
+            raise RuntimeError(
+                f"the process of a benchmark ended with exit code {self._process.exitcode}"
+                + (": was there enough memory?" if self._process.exitcode == -9 else "")
+            ) from None
+        if kind == "argument error":
+            raise argparse.ArgumentError(None, answer)
+        if kind == "error":
+            raise ValueError(answer)
+        return answer
+
+
+class _Bench:
+    """What a worker process does."""
+
+    def __init__(self, setting: Setting, build: Build) -> None:
+        if not setting.own.plain:
+            keep_memory()
+        if setting.own.threads:
+            torch.set_num_threads(setting.own.threads)
+        self._setting, self._build = setting, build
+        self._subject, self._job = self._make(setting.own.batch)
+        self._run = _on_its_path(setting, self._job)
+
+    def warm_up(self) -> tuple[int, int]:
+        """Runs that are not timed. Images of a run, and threads."""
+        for _ in range(self._setting.own.warmup):
+            self._run()
+        return self._job.images, torch.get_num_threads()
+
+    def repeat(self) -> tuple[float, float]:
+        """Seconds of a run, and TFLOP/s of the yardstick around it."""
+        device = self._setting.device
+        before = yardstick(device)
+        seconds = stopwatch(self._run, device)
+        return seconds, (before + yardstick(device)) / 2
+
+    def peak(self) -> int:
+        return peak_rss_bytes()
+
+    def parts(self) -> dict[str, float]:
+        module = self._subject.module
+        return shares(self._run, getattr(module, "generator", module))
+
+    def work(self) -> Work:
+        """Of an image."""
+        setting = self._setting
+        if setting.own.job == "load":
+            return Work(None, "none")
+        # A config that something was typed over is another model or sampler than the one that was counted.
+        if len(setting.config_args) == 2:
+            decoded = setting.own.job == "sample" and setting.own.decoder == "in"
+            known = official_work(setting.own.job, setting.config, decoded)
+            if known is not None:
+                return known
+        subject, job = self._make(batch=1)
+        if setting.own.job != "train":
+            # The counter would hang hooks on gradients. Parameters have to seem trainable while they are timed, though:
+            # autocast keeps the casts of no others.
+            subject.module.requires_grad_(False)
+        with plain(subject.module):
+            return counted_work(job.run, images=1)
+
+    def _make(self, batch: int) -> tuple[Subject, Job]:
+        subject = self._build(self._setting.config_args, self._setting.device)
+        return subject, self._setting.job(subject, batch)
+
+
+def _on_its_path(setting: Setting, job: Job) -> Callable[[], None]:
+    if not setting.own.plain:
+        return job.run
+
+    def run() -> None:
+        with plain(job.subject.module):
+            job.run()
+
+    return run
+
+
+def _serve(setting: Setting, build: Build, connection: Connection) -> None:
+    bench = None
+    while True:
+        try:
+            what = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            bench = bench or _Bench(setting, build)
+            answer = "answer", getattr(bench, what)()
+        except (argparse.ArgumentError, ValueError, OSError, RuntimeError) as error:
+            if os.environ.get("SCALEAR_TRACEBACK"):
+                traceback.print_exc()
+            answer = "argument error" if isinstance(error, argparse.ArgumentError) else "error", str(error)
+        except KeyboardInterrupt:
+            return
+        connection.send(answer)
