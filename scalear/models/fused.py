@@ -19,7 +19,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from scalear.dropout import Drop
 
-_CACHED = 1 << 19  # elements of one tensor that are handled at a time
+_CACHED = 1 << 20  # elements of one tensor that are handled at a time
 _SMALL = 1 << 21  # elements of a tensor whose memory does not matter
 
 
