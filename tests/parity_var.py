@@ -109,11 +109,11 @@ def _teacher_forcing(
     (stack,) = model.transformer.stacks
     model.zero_grad()
     draws = RecordedDraws({"label_drop": case.inputs[drop]})
-    with watching(head=model.head, **numbered("block", stack)) as calls:
+    with watching(logits=model.head.output_proj, **numbered("block", stack)) as calls:
         loss = model.loss(pyramid, case.inputs["labels"], draws).total
     loss.backward()
     blocks = [(args[0], output) for (args, output) in (calls[f"block{i}"][0] for i in range(len(stack)))]
-    return blocks, calls["head"][0][1], loss
+    return blocks, calls["logits"][0][1], loss
 
 
 def _infer(

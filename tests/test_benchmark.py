@@ -73,7 +73,8 @@ def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys):
     assert plain["config"] == "flowar (plain)" and plain["work_tflop"] == one["work_tflop"]
     assert "plain path" in one["work_source"] and two["work_tflop"] != one["work_tflop"]
     assert two["parts"]["decoder"] == 0 < one["parts"]["decoder"]
-    assert "x as fast as flowar (plain)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "x as fast as flowar (plain)" in out and "(--model.generator.head.depth=2 --decoder=out)" in out
 
 
 def test_a_tokenizer_has_nothing_to_sample(experiment, capsys):

@@ -16,7 +16,7 @@ from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import Drop, dropout
 from scalear.models import fused
 from scalear.models.blocks import Place
-from scalear.models.fused import draw_drops, gated_gelu, modulated_norm, residual_norm
+from scalear.models.fused import code_losses, draw_drops, gated_gelu, modulated_norm, residual_norm
 from scalear.models.layers import attend_by_scale
 from scalear.models.lean import LeanLinear, lean_linear
 from scalear.models.norms import add_and_modulate
@@ -77,6 +77,26 @@ def test_residual_norm(dtype, centred, tokens):
 
     shapes = [(3, 5, 8)] * 2 + [(3, tokens, 8)] * 3
     compare(lambda *args: residual_norm(*args, 1e-6, centred), plain, tensors(*shapes, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_code_losses(dtype):
+    code_BL = torch.tensor([[0, 6, 2, 2, 5], [3, 3, 0, 1, 4]])
+    compare(
+        lambda logits: code_losses(logits, code_BL),
+        lambda logits: F.cross_entropy(logits.mT, code_BL, reduction="none"),
+        tensors((2, 5, 7), dtype=dtype),
+    )
+
+
+def test_code_losses_of_bfloat16_logits_are_those_of_the_same_numbers():
+    (logits,), code_B = tensors((40, 7), dtype=torch.bfloat16), torch.arange(40) % 7
+    loss_B = code_losses(logits, code_B)
+    expected_B = F.cross_entropy(logits.float(), code_B, reduction="none")
+    assert loss_B.dtype == torch.float32
+    torch.testing.assert_close(loss_B, expected_B, rtol=1e-6, atol=1e-6)
+    (grad,), (expected,) = (torch.autograd.grad(loss.sum(), logits) for loss in (loss_B, expected_B))
+    torch.testing.assert_close(grad, expected, rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("wide", ["x", "gate", "none"])

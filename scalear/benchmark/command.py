@@ -46,7 +46,7 @@ def run_benchmark(args: list[str], build: Build, load: Load) -> None:
     if first.own.baseline:
         settings.append(Setting.parse([*args, "--plain"]))
     if first.own.against is not None:
-        settings.append(Setting.parse([*args, *shlex.split(first.own.against)]))
+        settings.append(Setting.parse([*args, *shlex.split(first.own.against)], first.own.against))
     results = _measure(settings, build)
     _print(results)
     if first.own.json:

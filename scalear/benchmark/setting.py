@@ -54,27 +54,27 @@ class Setting:
     Attributes:
         own: Options of the benchmark.
         config_args: Those of the config.
+        label: What it is called in reports: its config, and what sets it apart from what it is compared with.
     """
 
     own: argparse.Namespace
     config_args: list[str]
+    label: str
 
     @classmethod
-    def parse(cls, args: list[str]) -> "Setting":
-        """Split the arguments of the benchmark from those of the config."""
+    def parse(cls, args: list[str], note: str = "") -> "Setting":
+        """Split the arguments of the benchmark from those of the config; `note` goes into the label."""
         own, config_args = own_parser().parse_known_args(args)
         if min(own.batch, own.repeats) < 1 or own.warmup < 0:
             raise ValueError(f"--batch and --repeats must be at least 1, got {own.batch}, {own.repeats}")
-        return cls(own, config_args)
+        note = "plain" if own.plain and not note else note
+        label = config_name(config_args) + (f" ({note})" if note else "")
+        return cls(own, config_args, label)
 
     @property
     def config(self) -> str:
         """Name of the (last) config file."""
         return config_name(self.config_args)
-
-    @property
-    def label(self) -> str:
-        return f"{self.config} (plain)" if self.own.plain else self.config
 
     @property
     def device(self) -> torch.device:

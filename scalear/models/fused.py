@@ -5,7 +5,7 @@ back, in float32, and leaves its result behind for the backward pass. Here a few
 go through all of them, and the backward pass makes again what is cheap. On other devices, and under torch.compile,
 which fuses by itself, the plain expressions are used.
 
-Legend: B batch, L tokens, D width, F hidden width of an MLP.
+Legend: B batch, L tokens, D width, F hidden width of an MLP, V codes, X any shape.
 Conditions are (B, 1, D) or (B, L, D).
 """
 
@@ -74,6 +74,19 @@ def draw_drops(hidden_BLF: Tensor, prob: float) -> list[Drop]:
     """What `gated_gelu` is to drop each time it is called with them, where it is not plain."""
     half_XF = hidden_BLF.flatten(0, -2).chunk(2, dim=-1)[0]
     return [Drop(half_XF[rows].shape, prob) for rows in pieces(half_XF)]
+
+
+def code_losses(logits_XV: Tensor, code_X: Tensor) -> Tensor:
+    """Cross entropy of each token in nats, at least in float32. Keeps the logits alone for the backward pass.
+
+    Args:
+        logits_XV: Of the codes.
+        code_X: The right ones.
+    """
+    logits_YV, code_Y = logits_XV.flatten(0, -2), code_X.flatten()
+    if plainly(logits_XV):
+        return F.cross_entropy(wide(logits_YV), code_Y, reduction="none").view_as(code_X)
+    return _CodeLosses.apply(logits_YV, code_Y).view_as(code_X)
 
 
 def plainly(x: Tensor) -> bool:
@@ -227,6 +240,28 @@ class _GatedGelu(torch.autograd.Function):
             torch.mul(F.gelu(a), grad, out=db_XF[rows])
             torch.ops.aten.gelu_backward.grad_input(grad * b_XF[rows], a, grad_input=da_XF[rows])
         return grads, None
+
+
+class _CodeLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits_YV: Tensor, code_Y: Tensor) -> Tensor:
+        right_Y = wide(logits_YV.gather(1, code_Y[:, None])[:, 0])
+        log_total_Y = torch.empty_like(right_Y)
+        for rows in pieces(logits_YV):
+            torch.logsumexp(wide(logits_YV[rows]), -1, out=log_total_Y[rows])
+        ctx.save_for_backward(logits_YV, code_Y, log_total_Y)
+        return log_total_Y - right_Y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_Y: Tensor) -> tuple[Tensor, None]:
+        logits_YV, code_Y, log_total_Y = ctx.saved_tensors
+        dlogits_YV = torch.empty_like(logits_YV)
+        for rows in pieces(logits_YV):
+            grad = (wide(logits_YV[rows]) - log_total_Y[rows, None]).exp_()
+            grad[torch.arange(len(grad)), code_Y[rows]] -= 1
+            torch.mul(grad, grad_Y[rows, None], out=dlogits_YV[rows])
+        return dlogits_YV, None
 
 
 def wide(x: Tensor) -> Tensor:

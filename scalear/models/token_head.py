@@ -4,11 +4,11 @@ Legend: B batch, K scales, L tokens of all scales, l of one scale, D semantics, 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scalear.draws import Draws
 from scalear.guidance import Guidance
+from scalear.models.fused import code_losses
 from scalear.models.head import Head
 from scalear.models.layers import normal_linear, var_std
 from scalear.scales import ScaleSchedule
@@ -48,8 +48,8 @@ class TokenHead(Head):
         self, hidden_BLD: Tensor, targets: list[Tensor], schedule: ScaleSchedule, draws: Draws
     ) -> dict[str, Tensor]:
         """Cross entropy in nats, and the share of tokens whose likeliest code is the right one. No draws."""
-        logits_BLV, code_BL = self(hidden_BLD), torch.cat(targets, dim=1)
-        loss_BL = F.cross_entropy(logits_BLV.flatten(0, 1), code_BL.flatten(), reduction="none").view_as(code_BL)
+        logits_BLV, code_BL = self.output_proj(hidden_BLD), torch.cat(targets, dim=1)
+        loss_BL = code_losses(logits_BLV, code_BL)
         right_BL = (logits_BLV.detach().argmax(-1) == code_BL).float()
         return {
             name: torch.stack([part_Bl.mean() for part_Bl in schedule.split(value_BL)])
