@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 import torch
 
-from scalear.interop.diffusers import ScaleARPipeline
 from scalear.interop.folder import check_free, new_folder
 from scalear.interop.parts import describe
 from scalear.interop.pretrained import HalfPrecision, ScaleARModel
@@ -67,5 +66,7 @@ def export_run(
     if format == "scalear":
         model.save_pretrained(output_dir, force=force)
     else:
+        from scalear.interop.diffusers import ScaleARPipeline  # here, because nothing else needs diffusers
+
         with new_folder(output_dir, force) as partial:
             ScaleARPipeline.from_model(model).save_pretrained(partial)
