@@ -28,12 +28,18 @@ SCALEAR_TRACEBACK=1 shows where an error comes from.
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a command; returns the exit code. Mistakes of the user end in one message, not in a traceback."""
+    """Run a command; returns the exit code. Mistakes of the user end in one message, not in a traceback.
+
+    Args:
+        args: Of the command; those of this process by default, which is then all this command's.
+    """
+    own_process = args is None
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
         return 0
-    keep_memory()
+    if own_process:
+        keep_memory()
     try:
         _run(args[0], args[1:])
     except (argparse.ArgumentError, ValueError, OSError, RuntimeError) as error:

@@ -6,30 +6,56 @@ returns what is free at the end of the heap, so that the kernel clears the same 
 
 import ctypes
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, <malloc.h>
+_TUNABLES = "GLIBC_TUNABLES"
+_SETTINGS = {  # https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
+    # Freed memory stays in the process, for the next step.
+    "mmap_max": 0,
+    "trim_threshold": 1 << 40,
+    # Blocks of tensors are aligned, which leaves a few bytes beside each. In lists of small blocks these would be used
+    # for other things before they are joined with their tensor again, whose place then never holds its like.
+    "tcache_count": 0,
+    "mxfast": 0,
+    # Large pages, where the system gives them to those who ask.
+    "hugetlb": 1,
+}
+_OURS = ":".join(f"glibc.malloc.{name}={value}" for name, value in _SETTINGS.items())
 
 
-def keep_memory(environment: Mapping[str, str] = os.environ) -> bool:
-    """Keep freed memory in this process, for the next step.
+def keep_memory() -> None:
+    """Start this process anew under settings of the allocator that suit tensors, which glibc reads at the start only.
 
-    Does nothing where the user sets the allocator by variables of the environment (MALLOC_..., GLIBC_TUNABLES), nor
-    with another C library.
-
-    Args:
-        environment: Of the process.
-
-    Returns:
-        Whether glibc took the settings.
+    Processes that it starts inherit them. Does nothing where they hold already, where the user sets the allocator by
+    variables of the environment (MALLOC_..., GLIBC_TUNABLES for malloc), nor with another C library.
     """
-    chosen = any(name.startswith("MALLOC_") for name in environment) or "malloc" in environment.get(
-        "GLIBC_TUNABLES", ""
-    )
-    mallopt = _of_glibc("mallopt")
-    if chosen or mallopt is None:
-        return False
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+    settings = with_settings(os.environ)
+    if settings is not None and _of_glibc("malloc_trim") and sys.executable:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], settings)
+
+
+def with_settings(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The environment with our settings; None if it has settings of the allocator, ours or the user's."""
+    tunables = environment.get(_TUNABLES, "")
+    if "glibc.malloc." in tunables or any(name.startswith("MALLOC_") for name in environment):
+        return None
+    return {**environment, _TUNABLES: f"{tunables}:{_OURS}".lstrip(":")}
+
+
+@contextmanager
+def without_settings() -> Iterator[None]:
+    """Processes started inside have the allocator as it comes."""
+    tunables = os.environ.get(_TUNABLES, "")
+    if not tunables.endswith(_OURS):
+        yield
+        return
+    os.environ[_TUNABLES] = tunables.removesuffix(_OURS)
+    try:
+        yield
+    finally:
+        os.environ[_TUNABLES] = tunables
 
 
 def return_memory() -> None:

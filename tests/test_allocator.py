@@ -1,4 +1,4 @@
-"""Settings of the C allocator hold for a whole process, so a fresh one is asked."""
+"""Settings of the C allocator hold for a whole process, so fresh ones are asked."""
 
 import ctypes
 import os
@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-from scalear.allocator import keep_memory
+from scalear.allocator import with_settings, without_settings
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
 
 SCRIPT = """
 import ctypes
 import resource
+import sys
 from pathlib import Path
 from scalear.allocator import keep_memory, return_memory
 
@@ -29,23 +30,47 @@ def grown_by_freed_blocks():
         libc.free(block)
     return megabytes() - before
 
-assert grown_by_freed_blocks() < 50
-assert keep_memory({})
-assert grown_by_freed_blocks() > 150
-return_memory()
-assert grown_by_freed_blocks() > 150
+print(sys.argv[1], grown_by_freed_blocks(), flush=True)
+keep_memory()
 return_memory()
 print(megabytes())
 """
 
 
-def test_memory_is_kept_until_it_is_returned():
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=clean, capture_output=True, text=True, check=False)
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+
+
+def test_a_process_starts_anew_with_its_arguments_and_keeps_memory_until_it_is_returned():
+    command = [sys.executable, "-c", SCRIPT, "argument"]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 100
+    first, second, left = done.stdout.splitlines()
+    assert first.split()[0] == second.split()[0] == "argument"
+    assert float(first.split()[1]) < 50
+    assert float(second.split()[1]) > 150
+    assert float(left) < 100
+
+
+def test_commands_take_the_settings():
+    command = [sys.executable, "-c", "import os; from scalear.__main__ import main; main(); print(dict(os.environ))"]
+    command += ["no_command"]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert "no command 'no_command'" in done.stderr
+    assert "glibc.malloc.mmap_max=0" in done.stdout
 
 
 @pytest.mark.parametrize("environment", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}])
 def test_what_the_user_chose_stays(environment):
-    assert not keep_memory(environment)
+    assert with_settings(environment) is None
+
+
+def test_other_tunables_stay(monkeypatch):
+    other = "glibc.pthread.rseq=0"
+    ours = with_settings({"GLIBC_TUNABLES": other})
+    assert ours["GLIBC_TUNABLES"].startswith(f"{other}:glibc.malloc.")
+    assert with_settings(ours) is None
+    monkeypatch.setenv("GLIBC_TUNABLES", ours["GLIBC_TUNABLES"])
+    with without_settings():
+        assert os.environ["GLIBC_TUNABLES"].rstrip(":") == other
+    assert os.environ["GLIBC_TUNABLES"] == ours["GLIBC_TUNABLES"]

@@ -5,12 +5,13 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
-from scalear.allocator import keep_memory
+from scalear.allocator import without_settings
 from scalear.benchmark.jobs import Job
 from scalear.benchmark.parts import shares
 from scalear.benchmark.plain import plain
@@ -32,7 +33,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(setting, build, other))
-        self._process.start()
+        with without_settings() if setting.own.plain else nullcontext():
+            self._process.start()
         other.close()
 
     def __enter__(self) -> "Worker":
@@ -69,8 +71,6 @@ class _Bench:
     """What a worker process does."""
 
     def __init__(self, setting: Setting, build: Build) -> None:
-        if not setting.own.plain:
-            keep_memory()
         if setting.own.threads:
             torch.set_num_threads(setting.own.threads)
         self._setting, self._build = setting, build
