@@ -77,6 +77,13 @@ def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys):
     assert "x as fast as flowar (plain)" in out and "(--model.generator.head.depth=2 --decoder=out)" in out
 
 
+@pytest.mark.parametrize("job", ["train", "solver"])
+@pytest.mark.parametrize(("file", "message"), [("", "is a folder: name a file"), ("none/a.json", "there is no folder")])
+def test_results_have_a_place_before_anything_is_measured(job, file, message, tmp_path, capsys):
+    assert run("benchmark", job, "-c", "configs/fashion/flowar.yaml", "--json", str(tmp_path / file)) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_tokenizer_has_nothing_to_sample(experiment, capsys):
     assert run("benchmark", "sample", *experiment.tokenizer()) == 2
     assert "needs a generator: try `encode`" in capsys.readouterr().err

@@ -4,7 +4,6 @@ import json
 import shlex
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from scalear.benchmark.setting import Setting
 from scalear.benchmark.solver import run_solver
@@ -51,7 +50,7 @@ def run_benchmark(args: list[str], build: Build, load: Load) -> None:
     _print(results)
     if first.own.json:
         records = [{key: value for key, value in asdict(result).items() if key != "spread"} for result in results]
-        Path(first.own.json).write_text(json.dumps(records, indent=1) + "\n")
+        first.own.json.write_text(json.dumps(records, indent=1) + "\n")
 
 
 def _measure(settings: list[Setting], build: Build) -> list[Result]:

@@ -8,12 +8,12 @@ import json
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
+from scalear.benchmark.setting import json_file
 from scalear.benchmark.subject import Build, Load, Subject, config_name
 from scalear.benchmark.timing import stopwatch, yardstick
 from scalear.draws import SeededDraws
@@ -132,7 +132,7 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
     mark_pareto(results)
     print(f"{table(results)}\n\n{own.images:,} images; {judge.what}")
     if own.json:
-        Path(own.json).write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        own.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
 
 
 @torch.inference_mode()
@@ -258,5 +258,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", metavar="FILE", help="write the results there")
+    parser.add_argument("--json", metavar="FILE", type=json_file, help="write the results there")
     return parser
