@@ -31,7 +31,7 @@ def main(args: list[str] | None = None) -> int:
     """Run a command; returns the exit code. Mistakes of the user end in one message, not in a traceback.
 
     Args:
-        args: Of the command; those of this process by default, which is then all this command's.
+        args: Of the command. By default those of this process, which may then be started anew (`keep_memory`).
     """
     own_process = args is None
     args = sys.argv[1:] if args is None else args

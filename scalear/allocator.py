@@ -29,10 +29,11 @@ def keep_memory() -> None:
     """Start this process anew under settings of the allocator that suit tensors, which glibc reads at the start only.
 
     Processes that it starts inherit them. Does nothing where they hold already, where the user sets the allocator by
-    variables of the environment (MALLOC_..., GLIBC_TUNABLES for malloc), nor with another C library.
+    variables of the environment (MALLOC_..., GLIBC_TUNABLES for malloc), under a debugger, which would lose this
+    process, nor with another C library.
     """
     settings = with_settings(os.environ)
-    if settings is not None and _of_glibc("malloc_trim") and sys.executable:
+    if settings is not None and _of_glibc("malloc_trim") and sys.executable and sys.gettrace() is None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], settings)
 
 
