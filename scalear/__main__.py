@@ -33,12 +33,12 @@ def main(args: list[str] | None = None) -> int:
     Args:
         args: Of the command. By default those of this process, which may then be started anew (`keep_memory`).
     """
-    own_process = args is None
-    args = sys.argv[1:] if args is None else args
+    given = args is not None
+    args = args if given else sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
         return 0
-    if own_process:
+    if not given and sys.orig_argv[-len(args) :] == args:  # a script may have set sys.argv, and would lose it
         keep_memory()
     try:
         _run(args[0], args[1:])

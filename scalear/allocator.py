@@ -8,15 +8,16 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _TUNABLES = "GLIBC_TUNABLES"
+_STARTED_ANEW = "SCALEAR_STARTED_ANEW"  # holds the id of the process, as others may inherit it
 _SETTINGS = {  # https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
     # Freed memory stays in the process, for the next step.
     "mmap_max": 0,
     "trim_threshold": 1 << 40,
-    # Blocks of tensors are aligned, which leaves a few bytes beside each. In lists of small blocks these would be used
-    # for other things before they are joined with their tensor again, whose place then never holds its like.
+    # Blocks of tensors are aligned, which leaves a few bytes beside each. Lists of small blocks would hand these out
+    # for other things, and the place of a freed tensor would then be a few bytes too short for the next of its size.
     "tcache_count": 0,
     "mxfast": 0,
     # Large pages, where the system gives them to those who ask.
@@ -28,17 +29,24 @@ _OURS = ":".join(f"glibc.malloc.{name}={value}" for name, value in _SETTINGS.ite
 def keep_memory() -> None:
     """Start this process anew under settings of the allocator that suit tensors, which glibc reads at the start only.
 
-    Processes that it starts inherit them. Does nothing where they hold already, where the user sets the allocator by
-    variables of the environment (MALLOC_..., GLIBC_TUNABLES for malloc), under a debugger, which would lose this
-    process, nor with another C library.
+    Programs that it starts do not inherit them. Does nothing where the user sets the allocator by variables of the
+    environment (MALLOC_..., GLIBC_TUNABLES for malloc), under a debugger, which would lose this process, nor with
+    another C library.
     """
+    if os.environ.get(_STARTED_ANEW) == str(os.getpid()):
+        os.environ[_TUNABLES] = os.environ.get(_TUNABLES, "").removesuffix(_OURS).rstrip(":")
+        return
     settings = with_settings(os.environ)
-    if settings is not None and _of_glibc("malloc_trim") and sys.executable and sys.gettrace() is None:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], settings)
+    if settings is None or _of_glibc("malloc_trim") is None or not sys.executable or _is_debugged():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with suppress(OSError):  # then this process goes on as it is
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**settings, _STARTED_ANEW: str(os.getpid())})
 
 
 def with_settings(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The environment with our settings; None if it has settings of the allocator, ours or the user's."""
+    """The environment with our settings; None if the user has set the allocator there."""
     tunables = environment.get(_TUNABLES, "")
     if "glibc.malloc." in tunables or any(name.startswith("MALLOC_") for name in environment):
         return None
@@ -46,17 +54,14 @@ def with_settings(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 @contextmanager
-def without_settings() -> Iterator[None]:
-    """Processes started inside have the allocator as it comes."""
-    tunables = os.environ.get(_TUNABLES, "")
-    if not tunables.endswith(_OURS):
-        yield
-        return
-    os.environ[_TUNABLES] = tunables.removesuffix(_OURS)
+def passing_settings_on() -> Iterator[None]:
+    """Processes started inside keep memory from their start."""
+    settings, before = with_settings(os.environ), os.environ.get(_TUNABLES, "")
+    os.environ[_TUNABLES] = before if settings is None else settings[_TUNABLES]
     try:
         yield
     finally:
-        os.environ[_TUNABLES] = tunables
+        os.environ[_TUNABLES] = before
 
 
 def return_memory() -> None:
@@ -71,3 +76,10 @@ def _of_glibc(name: str) -> "ctypes._CFuncPtr | None":
         return getattr(ctypes.CDLL(None), name, None)
     except (OSError, TypeError):  # no C library to be found that way, as on Windows
         return None
+
+
+def _is_debugged() -> bool:
+    monitoring = getattr(sys, "monitoring", None)  # what debuggers take from Python 3.12 on
+    return sys.gettrace() is not None or (
+        monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID) is not None
+    )

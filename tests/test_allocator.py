@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scalear.allocator import with_settings, without_settings
+from scalear.allocator import passing_settings_on, with_settings
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
 
@@ -52,12 +52,37 @@ def test_a_process_starts_anew_with_its_arguments_and_keeps_memory_until_it_is_r
     assert float(left) < 100
 
 
-def test_commands_take_the_settings():
-    command = [sys.executable, "-c", "import os; from scalear.__main__ import main; main(); print(dict(os.environ))"]
-    command += ["no_command"]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
+def started(script: str) -> list[str]:
+    """What a process prints whose command is not there."""
+    environment = clean_environment() | {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
+    command = [sys.executable, "-c", script, "no_command"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "no command 'no_command'" in done.stderr
-    assert "glibc.malloc.mmap_max=0" in done.stdout
+    return done.stdout.splitlines()
+
+
+def test_commands_take_the_settings_once_and_do_not_pass_them_on():
+    lines = started(
+        "import os; print('start'); from scalear.__main__ import main; main(); main(); "
+        "print(os.environ['GLIBC_TUNABLES'])"
+    )
+    assert lines == ["start", "start", "glibc.pthread.rseq=0"]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "sys.argv[1:] = ['no_command', '--set=here']",
+        "sys.settrace(lambda *args: None)",
+        pytest.param(
+            "sys.monitoring.use_tool_id(sys.monitoring.DEBUGGER_ID, 'debugger')",
+            marks=pytest.mark.skipif(not hasattr(sys, "monitoring"), reason="Python 3.11"),
+        ),
+    ],
+)
+def test_scripts_that_set_arguments_and_debuggers_keep_their_process(reason):
+    lines = started(f"import sys; print('start'); {reason}; from scalear.__main__ import main; main()")
+    assert lines == ["start"]
 
 
 @pytest.mark.parametrize("environment", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}])
@@ -67,10 +92,10 @@ def test_what_the_user_chose_stays(environment):
 
 def test_other_tunables_stay(monkeypatch):
     other = "glibc.pthread.rseq=0"
-    ours = with_settings({"GLIBC_TUNABLES": other})
-    assert ours["GLIBC_TUNABLES"].startswith(f"{other}:glibc.malloc.")
-    assert with_settings(ours) is None
-    monkeypatch.setenv("GLIBC_TUNABLES", ours["GLIBC_TUNABLES"])
-    with without_settings():
-        assert os.environ["GLIBC_TUNABLES"].rstrip(":") == other
-    assert os.environ["GLIBC_TUNABLES"] == ours["GLIBC_TUNABLES"]
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GLIBC_TUNABLES", other)
+    with passing_settings_on():
+        assert os.environ["GLIBC_TUNABLES"].startswith(f"{other}:glibc.malloc.")
+    assert os.environ["GLIBC_TUNABLES"] == other

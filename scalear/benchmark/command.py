@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from scalear.benchmark.setting import Setting
 from scalear.benchmark.solver import run_solver
-from scalear.benchmark.subject import Build, Load
+from scalear.benchmark.subject import Build, Load, config_places, split_configs
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.worker import Worker
 
@@ -45,12 +45,21 @@ def run_benchmark(args: list[str], build: Build, load: Load) -> None:
     if first.own.baseline:
         settings.append(Setting.parse([*args, "--plain"]))
     if first.own.against is not None:
-        settings.append(Setting.parse([*args, *shlex.split(first.own.against)], first.own.against))
+        settings.append(Setting.parse(_changed(args, shlex.split(first.own.against)), first.own.against))
     results = _measure(settings, build)
     _print(results)
     if first.own.json:
         records = [{key: value for key, value in asdict(result).items() if key != "spread"} for result in results]
         first.own.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def _changed(args: list[str], more: list[str]) -> list[str]:
+    """Both; if `more` has configs, in the place of those of `args`: what these say would stay under the others."""
+    configs, others = split_configs(more)
+    if not configs:
+        return [*args, *more]
+    first = min(config_places(args), default=len(args))
+    return [*args[:first], *configs, *split_configs(args[first:])[1], *others]
 
 
 def _measure(settings: list[Setting], build: Build) -> list[Result]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from scalear.models.blocks import AdaLNBlock
 from scalear.models.cache import LayerCache
+from scalear.models.fused import all_plain
 from scalear.models.layers import Attention, CrossAttention, GatedMlp, Rotary, RotaryAttention
 from scalear.models.lean import LeanLinear
 from scalear.models.var_block import VARAttention, VARMlp
@@ -35,7 +36,8 @@ def plain(model: nn.Module) -> Iterator[None]:
     for module, name, method in changed:
         setattr(module, name, types.MethodType(method, module))
     try:
-        yield
+        with all_plain():
+            yield
     finally:
         for module, name, _ in changed:
             delattr(module, name)

@@ -39,7 +39,11 @@ def own_parser() -> argparse.ArgumentParser:
         help="take the plain path: eager, dense masks, PyTorch's AdamW and glibc's allocator as they are; image files",
     )
     parser.add_argument("--baseline", action="store_true", help="compare with the plain path, in turns")
-    parser.add_argument("--against", metavar="ARGS", help="compare with the same and these arguments, in turns")
+    parser.add_argument(
+        "--against",
+        metavar="ARGS",
+        help="compare with the same and these arguments, or with their -c FILE instead, in turns",
+    )
     parser.add_argument("--warmup", type=int, default=1, help="runs before those that count")
     parser.add_argument("--repeats", type=int, default=3, help="runs that count")
     parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
@@ -77,7 +81,10 @@ class Setting:
         """Split the arguments of the benchmark from those of the config; `note` goes into the label."""
         own, config_args = own_parser().parse_known_args(args)
         if min(own.batch, own.repeats) < 1 or own.warmup < 0:
-            raise ValueError(f"--batch and --repeats must be at least 1, got {own.batch}, {own.repeats}")
+            raise ValueError(
+                "--batch and --repeats must be at least 1 and --warmup at least 0, "
+                f"got {own.batch}, {own.repeats} and {own.warmup}"
+            )
         note = "plain" if own.plain and not note else note
         label = config_name(config_args) + (f" ({note})" if note else "")
         return cls(own, config_args, label)

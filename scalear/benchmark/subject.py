@@ -83,8 +83,19 @@ Load = Callable[[nn.Module, str | None], None]
 
 def config_name(config_args: list[str]) -> str:
     """Name of the (last) config file in the arguments of a config."""
-    files = [value for flag, value in zip(config_args, config_args[1:], strict=False) if flag == "-c"]
-    return Path(files[-1]).stem if files else "config"
+    places = config_places(config_args)
+    return Path(config_args[places[-1] + 1]).stem if places else "config"
+
+
+def config_places(args: list[str]) -> list[int]:
+    """Where the flags before config files stand."""
+    return [place for place, arg in enumerate(args[:-1]) if arg in ("-c", "--config")]
+
+
+def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
+    """Config files with their flags, and all other arguments."""
+    places = [part for place in config_places(args) for part in (place, place + 1)]
+    return [args[place] for place in places], [arg for place, arg in enumerate(args) if place not in places]
 
 
 def fill_zeros(module: nn.Module) -> None:

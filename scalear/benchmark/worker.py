@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scalear.allocator import without_settings
+from scalear.allocator import passing_settings_on
 from scalear.benchmark.jobs import Job
 from scalear.benchmark.parts import shares
 from scalear.benchmark.plain import plain
@@ -33,7 +33,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(setting, build, other))
-        with without_settings() if setting.own.plain else nullcontext():
+        with nullcontext() if setting.own.plain else passing_settings_on():
             self._process.start()
         other.close()
 
@@ -54,8 +54,10 @@ class Worker:
         try:
             self._connection.send(what)
             kind, answer = self._connection.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             self._process.join()
+            if self._process.exitcode == 0:  # it printed what was asked for, as by --print_config
+                raise SystemExit(0) from None
             raise RuntimeError(
                 f"the process of a benchmark ended with exit code {self._process.exitcode}"
                 + (": was there enough memory?" if self._process.exitcode == -9 else "")

@@ -66,7 +66,7 @@ def export_run(
     if format == "scalear":
         model.save_pretrained(output_dir, force=force)
     else:
-        from scalear.interop.diffusers import ScaleARPipeline  # here, because nothing else needs diffusers
+        from scalear.interop.diffusers import ScaleARPipeline  # here, for it takes long to import
 
         with new_folder(output_dir, force) as partial:
             ScaleARPipeline.from_model(model).save_pretrained(partial)

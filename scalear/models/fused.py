@@ -10,6 +10,8 @@ Conditions are (B, 1, D) or (B, L, D).
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import zip_longest
 
 import torch
@@ -21,6 +23,7 @@ from scalear.dropout import Drop
 
 _CACHED = 1 << 20  # elements of one tensor that are handled at a time
 _SMALL = 1 << 21  # elements of a tensor whose memory does not matter
+_all_plain: ContextVar[bool] = ContextVar("_all_plain", default=False)
 
 
 def modulated_norm(x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool = False) -> Tensor:
@@ -90,8 +93,18 @@ def code_losses(logits_XV: Tensor, code_X: Tensor) -> Tensor:
 
 
 def plainly(x: Tensor) -> bool:
-    """Whether the plain expression is the better one."""
-    return x.device.type != "cpu" or torch.compiler.is_compiling()
+    """Whether the plain expression is the better one, or asked for by `all_plain`."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling() or _all_plain.get()
+
+
+@contextmanager
+def all_plain() -> Iterator[None]:
+    """Inside, plain expressions are used everywhere: to compare with."""
+    token = _all_plain.set(True)
+    try:
+        yield
+    finally:
+        _all_plain.reset(token)
 
 
 def is_small(x: Tensor) -> bool:
