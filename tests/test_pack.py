@@ -328,7 +328,7 @@ def test_rerun_skips_whole_shards_and_repairs_others(tmp_path, monkeypatch):
 
 # Each worker is quick with its first shards and then so slow that no test can miss its end.
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from scalear.data.pack import pack
 from scalear.data.sources import ImageFolder
 
@@ -341,6 +341,7 @@ class Slow(ImageFolder):
         return super().image(entry)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs in the background ignore Ctrl-C
     pack(Slow(sys.argv[1]), sys.argv[2], 64, shard_size=20, num_workers=2, name="x")
 """
 
