@@ -5,9 +5,9 @@ import shlex
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-from scalear.benchmark.setting import Setting
+from scalear.benchmark.setting import Setting, config_places, split_configs
 from scalear.benchmark.solver import run_solver
-from scalear.benchmark.subject import Build, Load, config_places, split_configs
+from scalear.benchmark.subject import Build, Load
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.worker import Worker
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from scalear.benchmark.jobs import EncodeJob, Job, LoadJob, SampleJob, TrainJob
-from scalear.benchmark.subject import Subject, config_name
+from scalear.benchmark.subject import Subject
 
 _DESCRIPTION = """\
 Time a job of any config, beside a 2048^3 bfloat16 matrix product timed before and after each repeat (the yardstick):
@@ -110,3 +110,20 @@ class Setting:
                 return EncodeJob(subject, batch, subject.image_size())
             case "load":
                 return LoadJob(subject, batch, own.plain)
+
+
+def config_name(config_args: list[str]) -> str:
+    """Name of the (last) config file in the arguments of a config."""
+    places = config_places(config_args)
+    return Path(config_args[places[-1] + 1]).stem if places else "config"
+
+
+def config_places(args: list[str]) -> list[int]:
+    """Where the flags before config files stand."""
+    return [place for place, arg in enumerate(args[:-1]) if arg in ("-c", "--config")]
+
+
+def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
+    """Config files with their flags, and all other arguments."""
+    places = [part for place in config_places(args) for part in (place, place + 1)]
+    return [args[place] for place in places], [arg for place, arg in enumerate(args) if place not in places]

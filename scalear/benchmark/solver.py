@@ -13,8 +13,8 @@ from typing import get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from scalear.benchmark.setting import json_file
-from scalear.benchmark.subject import Build, Load, Subject, config_name
+from scalear.benchmark.setting import config_name, json_file
+from scalear.benchmark.subject import Build, Load, Subject
 from scalear.benchmark.timing import stopwatch, yardstick
 from scalear.draws import SeededDraws
 from scalear.evaluation.evaluate import extract

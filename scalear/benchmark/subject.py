@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,23 +78,6 @@ Build = Callable[[list[str], torch.device], Subject]
 """Makes the parts of a config from its arguments."""
 Load = Callable[[nn.Module, str | None], None]
 """Gives a generator's module the weights of a checkpoint."""
-
-
-def config_name(config_args: list[str]) -> str:
-    """Name of the (last) config file in the arguments of a config."""
-    places = config_places(config_args)
-    return Path(config_args[places[-1] + 1]).stem if places else "config"
-
-
-def config_places(args: list[str]) -> list[int]:
-    """Where the flags before config files stand."""
-    return [place for place, arg in enumerate(args[:-1]) if arg in ("-c", "--config")]
-
-
-def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
-    """Config files with their flags, and all other arguments."""
-    places = [part for place in config_places(args) for part in (place, place + 1)]
-    return [args[place] for place in places], [arg for place, arg in enumerate(args) if place not in places]
 
 
 def fill_zeros(module: nn.Module) -> None:
