@@ -1,22 +1,40 @@
 # Every target makes the virtual environment first if there is none; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo demo-flexvar demo-var test test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
+.PHONY: help setup data demo demo-flexvar demo-var test test-fast test-parity test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOGS ?= runs
+# One process per CPU; each test computes on one thread.
+PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
+
+# PyTorch without CUDA, from its index of CPU wheels, or as PyPI has it (on Linux with CUDA); .venv keeps what it has.
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+HAS := $(shell cat $(VENV)/lib/python3*/site-packages/torch/version.py 2>/dev/null | \
+	sed -n "s/^__version__.*+cpu.*/cpu/p; s/^cuda.*'.*/pypi/p")
+TORCH := $(or $(HAS),pypi)
+ifeq ($(filter cpu pypi,$(TORCH)),)
+$(error TORCH is cpu or pypi, not $(TORCH))
+endif
+ifneq ($(filter-out $(TORCH),$(HAS)),)
+$(error $(VENV) was made with TORCH=$(HAS); for TORCH=$(TORCH) remove it first: rm -rf $(VENV))
+endif
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 
+# The CPU wheels come first, of the versions that pyproject.toml wants: then pip finds these satisfied.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),cpu)
+	$(BIN)/pip install --index-url $(CPU_WHEELS) $(shell grep -oE '"torch(vision)?[<>=~!][^"]*"' pyproject.toml)
+endif
 	$(BIN)/pip install -e '.[dev]'
 	touch $@
 
-setup: $(READY) ## make .venv with everything in it
+setup: $(READY) ## make .venv with everything in it; TORCH=cpu: with PyTorch's CPU wheels, without CUDA
 
 data: $(READY) ## check the embedded Fashion-MNIST shards
 	$(BIN)/scalear data verify data/fashion-mnist
@@ -37,7 +55,10 @@ demo-var: $(READY) ## the same for VAR, into runs/demo-var
 		--output_dir runs/demo-var --generator_name var
 
 test: $(READY) ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+test-fast: $(READY) ## run the tests of parts alone: no whole commands, no processes
+	$(BIN)/pytest $(PARALLEL) -m 'not slow and not integration'
 
 test-parity: $(READY) ## compare with recordings of the official code (SCALEAR_PARITY_DIR: other recordings)
 	$(BIN)/pytest tests/test_parity.py

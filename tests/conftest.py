@@ -1,11 +1,37 @@
+import functools
+import subprocess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import NoReturn
 
+import docstring_parser
 import pytest
 import torch
 from cli_fixtures import Experiment, run, write_folders
 
 # Tiny tensors are faster so; and sums over other numbers of threads differ in the last bit between processes.
 torch.set_num_threads(1)
+# jsonargparse reads the source of the same classes anew for every command line: half of the time that parsing takes.
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the experiment below, or only its images, is about whole commands."""
+    for item in items:
+        if "packed" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(autouse=True)
+def _processes_are_marked(request, monkeypatch):
+    """So that `make test-fast` stays fast; forked processes cost little."""
+    if request.node.get_closest_marker("integration") is None:
+        monkeypatch.setattr(subprocess.Popen, "__init__", _refuse)
+        monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(_refuse))
+
+
+def _refuse(*args, **kwargs) -> NoReturn:
+    pytest.fail("a test that starts a process needs @pytest.mark.integration")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,10 @@ import pytest
 
 from scalear.allocator import passing_settings_on, with_settings
 
-pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc"),
+]
 
 SCRIPT = """
 import ctypes

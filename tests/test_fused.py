@@ -299,6 +299,6 @@ def test_backward_drops_what_forward_dropped(function):
             else lean_linear(layer, *inputs, partial(gated_gelu, drops=drops))
         )
 
-    layer = nn.Linear(20, 4, dtype=torch.float64)
-    shapes = [(2, 3, 9, 8)] * 3 if function == "attend" else [(3, 5, 40)]
+    layer = nn.Linear(12, 4, dtype=torch.float64)
+    shapes = [(2, 2, 8, 3)] * 3 if function == "attend" else [(2, 3, 24)]  # several pieces, of few numbers
     torch.autograd.gradcheck(run, tensors(*shapes))

@@ -101,6 +101,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_packing_continues(tmp_path, signal_number):
     root = make_tree(tmp_path / "in", ("a", "b", "c"), count=20, size=(80, 80))

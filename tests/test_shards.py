@@ -38,6 +38,7 @@ def test_images_come_back_by_index(tmp_path: Path, suffix: str, cached: bool):
     assert len(list((tmp_path / "cache").glob("*"))) == (4 if cached and suffix == ".tar.gz" else 0)
 
 
+@pytest.mark.integration  # by a process of curl
 def test_shards_are_read_from_a_web_server(tmp_path: Path):
     index = write_images(tmp_path / "data")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "data"))
