@@ -10,7 +10,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from scalear.__main__ import main
-from scalear.training.report import write_metrics
+from scalear.training.report import write_json
 
 
 def demo(
@@ -82,7 +82,7 @@ def _report(folder: Path, tokenizer_dir: Path, generator_dir: Path, seconds: dic
         **samples,
         "seconds": seconds | {"total": total},
     }
-    write_metrics(folder, metrics)
+    write_json(folder / "metrics.json", metrics)
     rows = [
         ("FID of samples", f"{metrics['fid']:.3f}"),
         ("FID of real images (floor)", f"{metrics['fid_floor']:.3f}"),
