@@ -36,10 +36,10 @@ def stopwatch(run: Callable[[], object], device: torch.device) -> float:
 
 
 def product_seconds(side: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of a matrix product of `side`^3, the best of three after one to warm up."""
+    """Seconds of a matrix product of `side`^3, the best of five after one to warm up."""
     generator = torch.Generator().manual_seed(0)  # nothing that is seeded shall notice
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
-    return min([stopwatch(lambda: a @ b, device) for _ in range(4)][1:])
+    return min([stopwatch(lambda: a @ b, device) for _ in range(6)][1:])
 
 
 def _finish(device: torch.device) -> None:

@@ -21,7 +21,8 @@ MIXED_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """What autocast turns matrix products into; other precisions have no autocast."""
 
 _WORTH_ROUNDING = 1.5  # so many times as fast as float32 must bfloat16 be
-_SMALL, _LARGE = 128, 768  # sides of the products: emulated, a large one would take seconds
+_EMULATED = 0.2  # below, a large product would take seconds; above, small ones decide nothing
+_SMALL, _LARGE = 128, 768  # sides of the products
 
 
 def fastest(device: torch.device) -> str:
@@ -62,6 +63,6 @@ def bf16_gain(device_type: str, seconds: Callable[[int, torch.dtype, torch.devic
 
     try:
         small = gain(_SMALL)
-        return small if small < 1 / _WORTH_ROUNDING else gain(_LARGE)
+        return small if small < _EMULATED else gain(_LARGE)
     except (RuntimeError, TypeError):  # how devices without bfloat16 refuse it
         return 0.0
