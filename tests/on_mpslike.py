@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from model_fixtures import make_generator, randomise
 from mpslike import DEVICE, NAME
 
-from scalear import precision
+from scalear import float64
 from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import load_samples
@@ -33,7 +33,7 @@ from scalear.training.callbacks import SampleGrid
 from scalear.training.codebook import CodebookCare
 from scalear.training.ema import EMA
 
-precision._WITHOUT_FLOAT64.add(NAME)
+float64._WITHOUT_FLOAT64.add(NAME)
 CPU = torch.device("cpu")
 
 
