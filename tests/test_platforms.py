@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from pack_fixtures import content_of, make_tree, pack_here
 
@@ -57,7 +56,6 @@ def run_python(*arguments: str | Path) -> str:
     return result.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="scalear.benchmark.timing imports resource, which is not on Windows")
 def test_every_module_can_be_imported_without_what_is_not_everywhere():
     assert len(run_python("-c", _IMPORT_ALL).split()) > 100
 

@@ -66,7 +66,7 @@ class SampleReport:
 
 def write_metrics(trainer: Trainer, metrics: dict) -> None:
     """Write `metrics.json` into a run's folder: numbers, and what they were computed in and on."""
-    computed = {"precision": str(trainer.precision), "machine": describe_machine(trainer.strategy.root_device)}
+    computed = {"trainer_precision": str(trainer.precision), "machine": describe_machine(trainer.strategy.root_device)}
     write_json(Path(trainer.default_root_dir, "metrics.json"), metrics | computed)
 
 
