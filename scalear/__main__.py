@@ -6,6 +6,7 @@ import re
 import sys
 
 from scalear.allocator import keep_memory
+from scalear.cpus import respect_container
 
 _HELP = """\
 usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
@@ -40,6 +41,7 @@ def main(args: list[str] | None = None) -> int:
         return 0
     if not given and sys.orig_argv[-len(args) :] == args:  # a script may have set sys.argv, and would lose it
         keep_memory()
+    respect_container()
     try:
         _run(args[0], args[1:])
     except (argparse.ArgumentError, ValueError, OSError, RuntimeError) as error:

@@ -15,18 +15,21 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.benchmark.subject import Subject
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
 from scalear.interop.export import Format, export_run
+from scalear.precision import AUTO, Precision, autocast, fastest
 from scalear.tasks.command import EDITS, edit_file
 from scalear.tasks.editing import Editor
 from scalear.tasks.showcase import PictureRequest, draw_pictures
 from scalear.training.callbacks import Performance, SaveOnInterrupt
 from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint, load_weights
 from scalear.training.generator_module import GeneratorModule
+from scalear.training.run_precision import RecordPrecision, RunTrainer, resolve_precision
 from scalear.training.tokenizer_module import TokenizerModule
 
 _VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
@@ -96,6 +99,7 @@ class ScalearCLI(LightningCLI):
             subclass_mode_data=True,
             save_config_callback=SaveStageConfig,
             save_config_kwargs={"overwrite": True},
+            trainer_class=RunTrainer,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             trainer_defaults={
@@ -105,6 +109,7 @@ class ScalearCLI(LightningCLI):
                 "default_root_dir": "runs/default",
                 "callbacks": [
                     Performance(),
+                    RecordPrecision(),
                     SaveOnInterrupt(),
                     LearningRateMonitor("step"),
                     TQDMProgressBar(refresh_rate=10),
@@ -122,6 +127,15 @@ class ScalearCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Without LightningCLI's warning that `args` are given: they always are."""
         self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """`trainer.precision: auto` becomes the one that is taken here, and is recorded like anything typed."""
+        resumed = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
+        trainer = self._get(self.config, "trainer")
+        trainer.precision, why = resolve_precision(trainer.precision, trainer.accelerator, resumed)
+        if why:
+            rank_zero_info(why)
+            self._parser(self.subcommand).dump_header = [*_VERSIONS, why]
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -170,6 +184,8 @@ _CKPT_HELP = "Checkpoint of the run; not needed where model.weights names a conv
 class _PartsOnly(ScalearCLI):
     """Builds model and data of a config, and no trainer."""
 
+    def before_instantiate_classes(self) -> None: ...
+
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate_classes(self.config)
 
@@ -180,8 +196,10 @@ class _PartsOnly(ScalearCLI):
 
 def build_subject(args: list[str], device: torch.device) -> Subject:
     """The parts of a config for `scalear benchmark`, with random weights."""
+    typed = any(re.match(r"--trainer\.precision\b", arg) for arg in args)
     config = _PartsOnly(["fit", *args]).config_init["fit"]
-    return Subject(config.model, config.data, config.trainer.precision, device)
+    precision = config.trainer.precision if typed else AUTO
+    return Subject(config.model, config.data, fastest(device) if precision == AUTO else precision, device)
 
 
 class ExportCLI(_PartsOnly):
@@ -235,7 +253,9 @@ def run_edit(args: list[str]) -> None:
     config = parser.instantiate_classes(parser.parse_args(args))
     options = config[config.subcommand]
     request = _request(EDITS[config.subcommand], options)
-    edit_file(request, _editor(options, request.threshold))
+    editor = _editor(options, request.threshold)
+    with autocast(editor.device, options.precision):
+        edit_file(request, editor)
 
 
 def run_pictures(args: list[str]) -> None:
@@ -245,7 +265,9 @@ def run_pictures(args: list[str]) -> None:
     request, report = _request(PictureRequest, options), getattr(options.model, "report", None)
     if request.image_dir is None and report is not None:
         request.image_dir = report.data_dir
-    draw_pictures(request, _editor(options))
+    editor = _editor(options)
+    with autocast(editor.device, options.precision):
+        draw_pictures(request, editor)
 
 
 def _with_generator(parser: ArgumentParser, request_type: type) -> ArgumentParser:
@@ -256,6 +278,9 @@ def _with_generator(parser: ArgumentParser, request_type: type) -> ArgumentParse
         parser.add_argument("--paste", action="store_true", help="Put the known pixels themselves into the result.")
     parser.add_argument("-c", "--config", action="config", help="Config of the run, or fit.yaml in its folder.")
     parser.add_argument("--ckpt_path", type=str | None, help=_CKPT_HELP)
+    parser.add_argument(
+        "--precision", type=Precision, default=AUTO, help="Of matrix products; `auto` is the fastest here."
+    )
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     for name in ("data", "trainer", "seed_everything", "weights_only", "verbose", "return_predictions"):
         parser.add_argument(f"--{name}", type=dict | int | bool | None, help=SUPPRESS)
@@ -267,13 +292,13 @@ def _request(request_type: type, options: Namespace) -> Any:
 
 
 def _editor(options: Namespace, threshold: float = 0.5) -> Editor:
-    """The generator of a run with its trained weights, on a GPU if there is one."""
+    """The generator of a run with its trained weights, on an accelerator if there is one."""
     module = options.model
     if not isinstance(module, GeneratorModule):
         raise ValueError(f"a {type(module).__name__} generates nothing: take the config of a generator")
     editor = Editor(module.generator, module.tokenizer, module.sampling, module.guidance, threshold)
     load_weights(module, options.ckpt_path)
-    module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    module.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
     return editor
 
 

@@ -7,10 +7,16 @@ import json
 import time
 from pathlib import Path
 
+import torch
+import yaml
 from jsonargparse import auto_cli
 
 from scalear.__main__ import main
-from scalear.training.report import write_metrics
+from scalear.benchmark.jobs import TrainJob
+from scalear.cli import build_subject
+from scalear.machine import stopwatch
+from scalear.training.callbacks import Forecast, minutes
+from scalear.training.report import write_json
 
 
 def demo(
@@ -19,6 +25,7 @@ def demo(
     output_dir: str = "runs/demo",
     generator_name: str = "flowar",
     pictures: bool = False,
+    seed: int = 0,
     fast: bool = False,
 ) -> None:
     """Train a tokenizer and a generator on the embedded data, sample and measure.
@@ -29,6 +36,7 @@ def demo(
         output_dir: Gets one folder per model and metrics.json.
         generator_name: Name of the generator's folder.
         pictures: Also draw flexible.png and editing.png; for generators of any scale (FlexVAR).
+        seed: Of weights, order, noise and samples.
         fast: A few steps and images only, to see that everything runs; the pictures are noise.
 
     Raises:
@@ -40,32 +48,62 @@ def demo(
     if tokenizer_dir.exists() or generator_dir.exists():
         raise ValueError(f"{folder} holds an earlier demo; delete it (make clean) or choose another --output_dir")
     weights, latents = tokenizer_dir / "tokenizer.safetensors", tokenizer_dir / "latents"
-    in_tokenizer = ["-c", tokenizer, f"--trainer.default_root_dir={tokenizer_dir}"]
+    seeds = [f"--{name}={seed}" for name in ("seed_everything", "model.seed", "data.seed")]
+    in_tokenizer = ["-c", tokenizer, f"--trainer.default_root_dir={tokenizer_dir}", *seeds]
     in_generator = [
         *("-c", generator, f"--trainer.default_root_dir={generator_dir}", f"--data.data_dir={latents}"),
-        f"--model.tokenizer.weights={weights}",
+        *(f"--model.tokenizer.weights={weights}", *seeds, f"--model.samples.seed={seed}"),
     ]
     shorten = ["--trainer.max_steps=2"] if fast else []
     few = ["--model.samples.num_per_class=2"] if fast else []
     last = "checkpoints/last.ckpt"
+    training_generator = f"train {generator_name}"
     stages = {
         "train tokenizer": ["fit", *in_tokenizer, *shorten],
         "test tokenizer": ["test", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"],
         "cache latents": ["predict", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"],
-        f"train {generator_name}": ["fit", *in_generator, *shorten],
+        training_generator: ["fit", *in_generator, *shorten],
         "sample and measure": ["test", *in_generator, *few, f"--ckpt_path={generator_dir / last}"],
     }
     if pictures:
         drawn = [f"--output_dir={folder}", f"--ckpt_path={generator_dir / last}"]
-        stages["draw pictures"] = ["pictures", *in_generator, *drawn]
+        stages["draw pictures"] = ["pictures", "-c", generator, f"--model.tokenizer.weights={weights}", *drawn]
+    expected = _generator_seconds(generator, in_generator)
+    print(
+        f"{len(stages)} stages into {folder}: {', '.join(stages)}. Training {generator_name} will take about "
+        f"{minutes(expected)} on this machine; what the whole will take is told when the tokenizer trains.",
+        flush=True,
+    )
     seconds = {}
     for number, (stage, args) in enumerate(stages.items(), start=1):
         print(f"\n[{number}/{len(stages)}] {stage}: scalear {' '.join(args)}", flush=True)
         start = time.perf_counter()
+        if args[0] == "fit":
+            others = sum(seconds.values()) + _REST * expected + (0 if stage == training_generator else expected)
+            args = [*args, *_forecast(others)]
         if main(args):
             raise RuntimeError(f"the demo stopped at stage {number}, {stage}")
         seconds[stage] = round(time.perf_counter() - start, 1)
     _report(folder, tokenizer_dir, generator_dir, seconds)
+
+
+_REST = 0.2  # of the time that training the generator takes: sampling, measuring, caching latents
+
+
+def _generator_seconds(config: str, args: list[str]) -> float:
+    """What training the generator will take, from a few steps on random latents."""
+    settings = yaml.safe_load(Path(config).read_text())
+    subject = build_subject([*args, "--model.tokenizer.weights=null"], torch.device("cpu"))
+    job = TrainJob(subject, subject.data.batch_size, loader=False, plain=False)
+    seconds = [stopwatch(job.run, subject.device) for _ in range(4)]
+    return min(seconds) * settings["trainer"]["max_steps"]
+
+
+def _forecast(others: float) -> list[str]:
+    """Arguments that let a training tell how long the demo will take, of which `others` seconds are not its own."""
+    name = f"{Forecast.__module__}.{Forecast.__qualname__}"
+    given = f"--trainer.callbacks.seconds_around={others}", "--trainer.callbacks.whole=the whole demo"
+    return [f"--trainer.callbacks+={name}", *given]
 
 
 def run_demo(args: list[str]) -> None:
@@ -82,11 +120,12 @@ def _report(folder: Path, tokenizer_dir: Path, generator_dir: Path, seconds: dic
         **samples,
         "seconds": seconds | {"total": total},
     }
-    write_metrics(folder, metrics)
+    write_json(folder / "metrics.json", metrics)
     rows = [
         ("FID of samples", f"{metrics['fid']:.3f}"),
         ("FID of real images (floor)", f"{metrics['fid_floor']:.3f}"),
         ("FID of reconstructions", f"{metrics['rfid']:.3f}"),
+        ("texture (floor)", f"{metrics['texture']:.2f} ({metrics['texture_floor']:.2f})"),
         ("samples classified as their label", f"{metrics['accuracy']:.1%}"),
         ("recall / precision", f"{metrics['recall']:.3f} / {metrics['precision']:.3f}"),
         ("variety of the least varied class", f"{metrics['variety_min']:.2f} of real"),

@@ -1,7 +1,8 @@
 """Flow matching without networks: the probability path, time grids and ODE solvers.
 
 Convention (FlowAR eq. 7 and 8): t in [0, 1], x_0 noise, x_1 data, x_t = t x_1 + (1 - t) x_0, velocity
-x_1 - x_0. Times are float64 throughout, so that 1 - t, which official checkpoints are conditioned on, is exact.
+x_1 - x_0. Times of solvers are Python numbers: the noise level 1 - t, which official checkpoints are conditioned on, is
+exact until it is rounded for the network.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from scalear.float64 import in_float64, widest_float
 
 Velocity = Callable[[Tensor, float], Tensor]
 
@@ -30,7 +33,7 @@ class PathSample:
 
 def interpolate(x_0: Tensor, x_1: Tensor, t: Tensor) -> PathSample:
     """The straight path from noise x_0 to data x_1 at times t, which broadcast against them."""
-    t = t.to(x_1.dtype)
+    t = t.to(x_1)
     return PathSample(x_t=t * x_1 + (1 - t) * x_0, velocity=x_1 - x_0)
 
 
@@ -38,9 +41,9 @@ def logit_normal(uniform: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) to the sigmoid of standard normal ones: middle times more often than both ends.
 
     Near noise and near data the velocity is easy to guess; training spends its samples where it is not (Esser et al.,
-    2024, section 3.1). In float64; 0 stays 0.
+    2024, section 3.1). In float64, on the CPU where the device has none; 0 stays 0.
     """
-    return torch.sigmoid(torch.special.ndtri(uniform.double()))
+    return torch.sigmoid(torch.special.ndtri(in_float64(uniform)))
 
 
 def uniform_times(num_steps: int) -> list[float]:
@@ -168,13 +171,13 @@ class FlowSolver:
         return late_times(num_steps, jump) if self.grid == "late" else _GRIDS[self.grid](num_steps)
 
     def solve(self, velocity: Velocity, x_0: Tensor, times: list[float], jump: float = 0.0) -> Tensor:
-        """x_0 at times[0] to x at times[-1]; the state is float64, as in the official code.
+        """x_0 at times[0] to x at times[-1]; the state is float64, as in the official code, where the device has it.
 
         The velocity may be discontinuous at `jump`: from the first time there or after it, Adams-Bashforth starts
         anew and forgets what it saw before.
         """
         first = next(index for index, t in enumerate(times) if t >= min(jump, times[-1]) - 1e-9)  # as Guidance
-        x = x_0.double()
+        x = x_0.to(widest_float(x_0.device))
         for piece in (times[: first + 1], times[first:]):
             x = _METHODS[self.method](velocity, x, piece)
         return x.to(x_0.dtype)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalear.draws import Draws
+from scalear.float64 import in_float64
 from scalear.scales import ScaleSchedule
 
 _FLEXVAR_SAMPLED = {1, 2, 3, 4, 5, 6, 8, 10, 13, 16}  # sides that the official code does not decode greedily
@@ -89,9 +90,9 @@ class TokenSampling:
 
 def inverse_cdf(logits_nV: Tensor, uniform_n: Tensor) -> Tensor:
     """Codes (n,) where the cumulative probability passes the uniform number; in float64, so that rounding is rare."""
-    cumulative_nV = logits_nV.double().softmax(-1).cumsum(-1)
-    threshold_n = uniform_n.double() * cumulative_nV[:, -1]
-    return torch.searchsorted(cumulative_nV, threshold_n[:, None], right=True)[:, 0]
+    cumulative_nV = in_float64(logits_nV).softmax(-1).cumsum(-1)
+    threshold_n = in_float64(uniform_n) * cumulative_nV[:, -1]
+    return torch.searchsorted(cumulative_nV, threshold_n[:, None], right=True)[:, 0].to(logits_nV.device)
 
 
 def smooth_codes(logits_BlV: Tensor, uniform_BlV: Tensor, place: float) -> Tensor:

@@ -30,7 +30,7 @@ def _train(case: Case, model: Generator) -> None:
     with watching(transformer=model.transformer, head=model.head) as calls:
         loss = model.loss(pyramid, case.inputs["labels"], RecordedDraws(draws))
     loss.total.backward()
-    ((x_t_BLC, t_BK, *_), velocity_BLC), (_, hidden_BLD) = calls["head"][0], calls["transformer"][0]
+    ((x_t_BLC, noise_level_BK, *_), velocity_BLC), (_, hidden_BLD) = calls["head"][0], calls["transformer"][0]
     case.maybe("mid.train.x_input", lambda: torch.cat(pyramid.contexts[1:], dim=1))
     case.compare("out.train.z", hidden_BLD)
     case.compare("out.train.loss_per_scale", loss.per_scale["loss"])
@@ -39,7 +39,9 @@ def _train(case: Case, model: Generator) -> None:
     for k, (x_t, velocity) in enumerate(zip(schedule.split(x_t_BLC), schedule.split(velocity_BLC), strict=True)):
         path = interpolate(noises[k], pyramid.targets[k], 1 - times[k][:, None, None])
         case.maybe(f"mid.train.x_t.{k}", lambda x_t=x_t: x_t)
-        case.maybe(f"mid.train.t_index.{k}", lambda k=k: model.head.time_embedding.noise_level(t_BK[:, k]).long())
+        case.maybe(
+            f"mid.train.t_index.{k}", lambda k=k: model.head.time_embedding.thousandths(noise_level_BK[:, k]).long()
+        )
         case.maybe(f"out.train.v_target.{k}", lambda path=path: -path.velocity)
         case.compare(f"out.train.v_pred.{k}", -velocity)
 
@@ -63,9 +65,9 @@ def _sample(case: Case, model: Generator, tag: str, num_steps: int, guidance: fl
         case.maybe(f"mid.{tag}.x_input.{k}", lambda k=k: calls["context"][k - 1][0][0][:batch])
         trajectory = torch.stack([args[0][:batch] for args, _ in steps])
         case.rows(f"mid.{tag}.trajectory.{k}", trajectory, 1, batch)
-    noise_level = 1 - torch.tensor(solver.times(0, schedule.num_scales)[:-1], dtype=torch.float64)
-    case.maybe(f"mid.{tag}.t_float32", lambda: noise_level.float())
-    case.maybe(f"mid.{tag}.t_index", lambda: model.head.time_embedding.noise_level(1 - noise_level).long())
+    noise_level = torch.tensor([1 - t for t in solver.times(0, schedule.num_scales)[:-1]])
+    case.maybe(f"mid.{tag}.t_float32", lambda: noise_level)
+    case.maybe(f"mid.{tag}.t_index", lambda: model.head.time_embedding.thousandths(noise_level).long())
     case.compare(f"out.{tag}.final", model.pyramid.latent(scales, schedule))
 
 
@@ -73,14 +75,13 @@ def replay_flow_head(case: Case) -> None:
     head = case.convert().model()
     for side in case.constructor["grids"]:
         x_BLC, t_B, hidden_BLD = (case.inputs[f"{name}.{side}"] for name in ("x", "t", "condition"))
-        t_B1 = 1 - t_B.double()[:, None]
         with (
             torch.no_grad(),
             watching(time=head.time_embedding, cond=head.cond_proj, **numbered("block", head.blocks)) as calls,
         ):
-            velocity = head(x_BLC, t_B1, hidden_BLD, ScaleSchedule.parse([side]))
+            velocity = head(x_BLC, t_B[:, None], hidden_BLD, ScaleSchedule.parse([side]))
         case.compare(f"out.v.{side}", -velocity)
-        case.maybe(f"mid.t_index.{side}", lambda t=t_B1: head.time_embedding.noise_level(t)[:, 0].long())
+        case.maybe(f"mid.t_index.{side}", lambda t=t_B: head.time_embedding.thousandths(t).long())
         case.maybe(f"mid.time_embed.{side}", lambda calls=calls: calls["time"][0][1][:, 0])
         case.maybe(f"mid.cond_embed.{side}", lambda calls=calls: calls["cond"][0][1])
         for index in range(len(head.blocks)):

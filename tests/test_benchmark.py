@@ -8,6 +8,7 @@ import torch
 from cli_fixtures import run
 from model_fixtures import make_code_generator, make_generator, randomise
 
+from scalear.benchmark import timing
 from scalear.benchmark.command import _changed
 from scalear.benchmark.image_files import ImageFiles
 from scalear.benchmark.parts import PARTS, part, shares
@@ -17,9 +18,10 @@ from scalear.benchmark.work import counted_work, official_work
 from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
 from scalear.models import fused
+from scalear.precision import fastest
 
-KEYS = ["job", "config", "batch", "threads", "seconds_per_image", "work_tflop", "work_source", "yardstick_tflops"]
-KEYS += ["fraction", "peak_rss_bytes", "parts"]
+KEYS = ["job", "config", "batch", "threads", "precision", "machine", "seconds_per_image", "work_tflop", "work_source"]
+KEYS += ["yardstick_tflops", "fraction", "peak_rss_bytes", "parts"]
 
 
 def benchmark(experiment, tmp_path, *args: str) -> list[dict]:
@@ -38,6 +40,30 @@ def test_memory_is_that_of_a_fresh_process(experiment, tmp_path):
     assert (result["job"], result["config"], result["batch"]) == ("train", "flowar", 3)
     assert result["fraction"] > 0 and 100e6 < result["peak_rss_bytes"] < ballast.nbytes
     assert result["parts"]["optimizer"] > 0 and result["parts"]["head/mlp"] > 0
+
+
+def test_no_product_of_the_yardstick_takes_long(monkeypatch):
+    sides = []
+
+    def seconds(side: int, dtype: torch.dtype, device: torch.device) -> float:
+        sides.append(side)
+        return 2 * side**3 / (3e8 if dtype == torch.bfloat16 else 4e11)  # as measured on an AVX2 machine; with AMX
+
+    monkeypatch.setattr(timing, "product_seconds", seconds)
+    assert timing.yardstick(torch.device("cpu"), torch.bfloat16) == pytest.approx(3e-4) and max(sides) == 256
+    assert timing.yardstick(torch.device("cpu"), torch.float32) == pytest.approx(0.4) and max(sides) == 2048
+
+
+def test_a_precision_is_taken_only_if_it_is_typed(tmp_path):
+    path = tmp_path / "report.json"
+    settings = ["--model.tokenizer.weights=null", "--decoder=out", "--batch=1", "--repeats=1", "--warmup=0"]
+    typed = "--against=--trainer.precision=16-mixed"
+    config = tmp_path / "overlay.yaml"
+    config.write_text("trainer: {precision: 16-mixed}")
+    configs = ["-c", "configs/fashion/flowar.yaml", "-c", config]
+    assert run("benchmark", "sample", *configs, *settings, typed, f"--json={path}") == 0
+    precisions = [result["precision"] for result in json.loads(path.read_text())]
+    assert precisions == [fastest(torch.device("cpu")), "16-mixed"]
 
 
 def test_training_reads_the_configs_own_data(experiment, tmp_path):
@@ -145,10 +171,10 @@ def test_the_plain_path_gives_the_same_losses_and_gradients(make, monkeypatch):
 
 
 def test_a_fraction_is_that_of_the_machine_around_each_repeat():
-    timing = Timing()
+    repeats = Timing()
     for seconds, yardstick in [(1.0, 0.4), (2.0, 0.2), (4.0, 0.4)]:  # the second was slow with the machine
-        timing.add(seconds, yardstick)
-    assert timing.fraction(0.1) == pytest.approx(0.25) and timing.spread == pytest.approx(1.5)
+        repeats.add(seconds, yardstick)
+    assert repeats.fraction(0.1) == pytest.approx(0.25) and repeats.spread == pytest.approx(1.5)
 
 
 def test_work_counts_matrix_products_of_one_image():

@@ -14,8 +14,8 @@ from scalear.flow import FAST8, FlowSolver
 from scalear.guidance import Guidance
 
 ROOT = Path(__file__).parent.parent
-COMMON = ["job", "config", "batch", "threads", "seconds_per_image", "work_tflop", "work_source", "yardstick_tflops"]
-COMMON += ["fraction", "peak_rss_bytes", "parts"]
+COMMON = ["job", "config", "batch", "threads", "precision", "machine", "seconds_per_image", "work_tflop"]
+COMMON += ["work_source", "yardstick_tflops", "fraction", "peak_rss_bytes", "parts"]
 
 
 def solver_job(experiment, *args: str) -> int:
@@ -52,7 +52,8 @@ def test_the_front_is_what_nothing_beats():
     points = {"a": (4, 5.0, 0.3), "b": (4, 4.0, 0.4), "c": (8, 4.0, 0.1), "d": (8, 3.0, 0.1), "e": (24, 3.5, 0.2)}
     results = [
         SolverResult(
-            **{"config": "", "batch": 1, "threads": 1, "seconds_per_image": 1.0, "yardstick_tflops": 1.0},
+            **{"config": "", "batch": 1, "threads": 1, "precision": "", "machine": ""},
+            **{"seconds_per_image": 1.0, "yardstick_tflops": 1.0},
             **{"solver": key, "evaluations": [], "images": 1},
             **{"evaluations_per_token": cost, "fid": fid, "recall": 0.5, "distance": distance},
         )

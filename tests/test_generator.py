@@ -104,7 +104,8 @@ def test_the_unconditional_branch_is_computed_only_where_it_counts(method, evalu
 
 def test_steps_begin_where_guidance_does():
     generator, times = randomise(make_generator()).eval(), []
-    generator.head.time_embedding.register_forward_hook(lambda module, args, output: times.append(args[0][0, 0].item()))
+    embedding = generator.head.time_embedding
+    embedding.register_forward_hook(lambda module, args, output: times.append(1 - args[0][0, 0].item()))
     solver, guidance = FlowSolver("ab3", num_steps=3, grid="late"), Guidance(2.0, start_time=0.25)
     generator.generate(torch.tensor([0]), SeededDraws(streams(1)), solver, guidance)
     assert times == pytest.approx([0, 1 / 2, 4 / 5, *[0, 0.25, 0.75] * 2])  # scale 0 is not guided

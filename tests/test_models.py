@@ -124,7 +124,7 @@ def test_a_fresh_block_is_the_identity():
 @pytest.mark.parametrize("cross_attention", [False, True])
 def test_a_fresh_head_returns_exactly_zero(cross_attention):
     head, schedule = make_head(cross_attention=cross_attention), ScaleSchedule.parse("1,2")
-    velocity = head(tokens(schedule, 2, 4), torch.rand(2, 2).double(), tokens(schedule, 2, 24), schedule)
+    velocity = head(tokens(schedule, 2, 4), torch.rand(2, 2), tokens(schedule, 2, 24), schedule)
     assert velocity.shape == (2, schedule.num_tokens, 4)
     assert torch.equal(velocity, torch.zeros_like(velocity))
 
@@ -134,10 +134,10 @@ def test_a_head_over_joined_scales_equals_one_scale_at_a_time(cross_attention):
     head = randomise(make_head(cross_attention=cross_attention))
     schedule = ScaleSchedule.parse("1,2,2x4,4")
     x, hidden = tokens(schedule, 2, 4), tokens(schedule, 2, 24)
-    t_BK = torch.rand(2, schedule.num_scales, dtype=torch.float64)
-    joined = schedule.split(head(x, t_BK, hidden, schedule))
+    noise_level_BK = torch.rand(2, schedule.num_scales)
+    joined = schedule.split(head(x, noise_level_BK, hidden, schedule))
     for k, (x_k, hidden_k) in enumerate(zip(schedule.split(x), schedule.split(hidden), strict=True)):
-        alone = head(x_k, t_BK[:, k : k + 1], hidden_k, schedule.scale(k))
+        alone = head(x_k, noise_level_BK[:, k : k + 1], hidden_k, schedule.scale(k))
         assert alone.abs().max() > 0.1
         torch.testing.assert_close(alone, joined[k], rtol=1e-5, atol=1e-5)
 
@@ -160,8 +160,7 @@ def test_checkpointed_blocks_give_the_same_loss_and_gradients(cross_attention):
 def test_quantised_time_truncates_the_noise_level_to_thousandths():
     head = randomise(make_head(quantise_time=True))
     embedding = head.time_embedding
-    t = torch.tensor([1 - 0.4271, 1 - 0.4279, 1 - 0.428], dtype=torch.float64)
-    first, second, third = embedding(t)
+    first, second, third = embedding(torch.tensor([0.4271, 0.4279, 0.428]))
     assert torch.equal(first, second) and not torch.equal(second, third)
 
 

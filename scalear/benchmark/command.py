@@ -4,6 +4,7 @@ import json
 import shlex
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from scalear.benchmark.setting import Setting, config_places, split_configs
 from scalear.benchmark.solver import run_solver
@@ -20,6 +21,8 @@ class Result:
     config: str
     batch: int
     threads: int
+    precision: str
+    machine: str
     seconds_per_image: float
     work_tflop: float | None
     work_source: str
@@ -66,23 +69,23 @@ def _measure(settings: list[Setting], build: Build) -> list[Result]:
     """Time several jobs in turns, A B A B, so that all of them meet the machine in the same moods."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(setting, build)) for setting in settings]
-        sizes = [worker.ask("warm_up") for worker in workers]
+        runs = [worker.ask("warm_up") for worker in workers]
         timings = [Timing() for _ in workers]
         for _ in range(settings[0].own.repeats):
             for worker, timing in zip(workers, timings, strict=True):
                 timing.add(*worker.ask("repeat"))
-        compared = zip(settings, workers, sizes, timings, strict=True)
-        return [_result(setting, worker, *size, timing) for setting, worker, size, timing in compared]
+        compared = zip(settings, workers, runs, timings, strict=True)
+        return [_result(setting, worker, *run, timing) for setting, worker, run, timing in compared]
 
 
-def _result(setting: Setting, worker: Worker, images: int, threads: int, timing: Timing) -> Result:
+def _result(setting: Setting, worker: Worker, images: int, how: dict[str, Any], timing: Timing) -> Result:
     peak = worker.ask("peak")  # before what is asked next takes memory
     work = worker.ask("work")
     return Result(
         job=setting.own.job,
         config=setting.label,
         batch=setting.own.batch,
-        threads=threads,
+        **how,
         seconds_per_image=timing.median / images,
         work_tflop=work.tflop,
         work_source=work.source,
@@ -96,7 +99,7 @@ def _result(setting: Setting, worker: Worker, images: int, threads: int, timing:
 
 def _print(results: list[Result]) -> None:
     for result in results:
-        print(f"\n{result.job} {result.config}: batch {result.batch}, {result.threads} threads")
+        print(f"\n{result.job} {result.config}: batch {result.batch}, {result.precision}, {result.machine}")
         seconds = result.seconds_per_image
         print(f"  {seconds:.4g} s/image, {1 / seconds:.4g} images/s, spread {result.spread:.0%}")
         if result.work_tflop is not None:

@@ -10,9 +10,10 @@ from scalear.benchmark.jobs import EncodeJob, Job, LoadJob, SampleJob, TrainJob
 from scalear.benchmark.subject import Subject
 
 _DESCRIPTION = """\
-Time a job of any config, beside a 2048^3 bfloat16 matrix product timed before and after each repeat (the yardstick):
-fraction = work per image / (seconds per image x yardstick). What is not listed below goes to the config, as in
-`scalear fit`: -c FILE, --model.sampling.num_steps 8 ... Models have random weights.
+Time a job of any config, beside a matrix product in the same precision timed before and after each repeat (the
+yardstick): fraction = work per image / (seconds per image x yardstick). What is not listed below goes to the config, as
+in `scalear fit`: -c FILE, --model.sampling.num_steps 8 ... But for --trainer.precision, which must be typed: otherwise
+the fastest one here is taken, whatever the config says. Models have random weights.
 
 `scalear benchmark solver` compares solvers of a trained flow head and has options of its own: add --help to see them.
 """

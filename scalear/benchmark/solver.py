@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scalear.benchmark.setting import config_name, json_file
 from scalear.benchmark.subject import Build, Load, Subject
-from scalear.benchmark.timing import stopwatch, yardstick
+from scalear.benchmark.timing import yardstick
 from scalear.draws import SeededDraws
 from scalear.evaluation.evaluate import extract
 from scalear.evaluation.fid import frechet_distance
@@ -23,6 +23,7 @@ from scalear.evaluation.image_set import ShardSet
 from scalear.evaluation.images import to_uint8
 from scalear.evaluation.precision_recall import PrecisionRecall
 from scalear.flow import FAST8, FlowSolver
+from scalear.machine import describe, stopwatch
 from scalear.models.flow_head import FlowHead
 
 _DESCRIPTION = """\
@@ -59,6 +60,8 @@ class SolverResult:
     config: str
     batch: int
     threads: int
+    precision: str
+    machine: str
     seconds_per_image: float
     work_tflop: None = field(default=None, init=False)
     work_source: str = field(default="none", init=False)
@@ -110,7 +113,7 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
     results = []
     for solver in solvers:
         print(f"{name(solver)} ...", file=sys.stderr)
-        before = yardstick(subject.device)
+        before = yardstick(subject.device, subject.product_dtype)
         latent_NChw, seconds = sample(subject, solver, own.images, own.batch)
         counts = evaluations(solver, schedule.num_scales)
         total = sum(count * length for count, length in zip(counts, schedule.lengths, strict=True))
@@ -119,8 +122,10 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
                 config=config_name(config_args),
                 batch=own.batch,
                 threads=torch.get_num_threads(),
+                precision=subject.precision,
+                machine=describe(subject.device),
                 seconds_per_image=seconds,
-                yardstick_tflops=(before + yardstick(subject.device)) / 2,
+                yardstick_tflops=(before + yardstick(subject.device, subject.product_dtype)) / 2,
                 solver=name(solver),
                 evaluations=counts,
                 evaluations_per_token=total / sum(schedule.lengths),

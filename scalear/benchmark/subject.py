@@ -1,6 +1,7 @@
 """What is measured: the parts of one config, built by the command line and handed over."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from scalear.data.batch import Batch
+from scalear.precision import MIXED_DTYPES, autocast
 from scalear.tokenizers.base import Tokenizer
-
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Subject:
     Attributes:
         module: The model of the config: a generator with its settings, or a tokenizer with its loss.
         data: The datamodule of the config; read by the jobs that need data only.
-        precision: `trainer.precision`.
+        precision: Of matrix products: `32-true`, `bf16-mixed` or `16-mixed`.
         device: Where the work is done.
     """
 
@@ -41,10 +41,14 @@ class Subject:
     def is_generator(self) -> bool:
         return hasattr(self.module, "generator")
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager:
         """The trainer's mixed precision, or nothing."""
-        dtype = _AUTOCAST.get(self.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        return autocast(self.device, self.precision)
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return MIXED_DTYPES.get(self.precision, torch.float32)
 
     def image_size(self) -> tuple[int, int]:
         """Pixels (H, W) of a generator's images; those of the dataset for a tokenizer."""

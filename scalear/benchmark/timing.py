@@ -1,21 +1,20 @@
 """Seconds beside the machine's speed at that moment, and the memory of a process.
 
-The yardstick is one 2048 x 2048 x 2048 matrix product in bfloat16. It is timed before and after every repeat: on a
-machine that throttles or is shared, seconds mean little, but work / (seconds x yardstick) still does.
+The yardstick is one matrix product in the precision of the run. It is timed before and after every repeat: on a machine
+that throttles or is shared, seconds mean little, but work / (seconds x yardstick) still does.
 """
 
-import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-_SIDE = 2048
-_PRODUCTS = 3
+from scalear.machine import product_seconds
+
+_SIDES = (64, 128, 256, 512, 1024, 2048)
+_LONGEST = 0.25  # seconds of a product
 
 
 @dataclass
@@ -54,20 +53,15 @@ class Timing:
         return statistics.median(tflop / (seconds * yardstick) for seconds, yardstick in pairs)
 
 
-def yardstick(device: torch.device) -> float:
-    """TFLOP/s of the bfloat16 product, median of a few after one to warm up."""
-    a, b = (torch.randn(_SIDE, _SIDE, device=device).bfloat16() for _ in range(2))
-    seconds = [stopwatch(lambda: a @ b, device) for _ in range(_PRODUCTS + 1)][1:]
-    return 2 * _SIDE**3 / statistics.median(seconds) / 1e12
-
-
-def stopwatch(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, until the device is done."""
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def yardstick(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of the largest product up to 2048^3 that takes a quarter of a second at most."""
+    side = _SIDES[0]
+    seconds = product_seconds(side, dtype, device)
+    for larger in _SIDES[1:]:
+        if seconds * (larger / side) ** 3 > _LONGEST:
+            break
+        side, seconds = larger, product_seconds(larger, dtype, device)
+    return 2 * side**3 / seconds / 1e12
 
 
 def peak_rss_bytes() -> int:
@@ -76,5 +70,7 @@ def peak_rss_bytes() -> int:
     if status.exists():  # unlike getrusage, without the peak of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    import resource  # which Windows has not
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

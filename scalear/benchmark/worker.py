@@ -17,8 +17,9 @@ from scalear.benchmark.parts import shares
 from scalear.benchmark.plain import plain
 from scalear.benchmark.setting import Setting
 from scalear.benchmark.subject import Build, Subject
-from scalear.benchmark.timing import peak_rss_bytes, stopwatch, yardstick
+from scalear.benchmark.timing import peak_rss_bytes, yardstick
 from scalear.benchmark.work import Work, counted_work, official_work
+from scalear.machine import describe, stopwatch
 
 
 class Worker:
@@ -79,18 +80,20 @@ class _Bench:
         self._subject, self._job = self._make(setting.own.batch)
         self._run = _on_its_path(setting, self._job)
 
-    def warm_up(self) -> tuple[int, int]:
-        """Runs that are not timed. Images of a run, and threads."""
+    def warm_up(self) -> tuple[int, dict[str, Any]]:
+        """Runs that are not timed. Images of a run, and how it is carried out."""
         for _ in range(self._setting.own.warmup):
             self._run()
-        return self._job.images, torch.get_num_threads()
+        machine = describe(self._setting.device)
+        how = {"threads": torch.get_num_threads(), "precision": self._subject.precision, "machine": machine}
+        return self._job.images, how
 
     def repeat(self) -> tuple[float, float]:
         """Seconds of a run, and TFLOP/s of the yardstick around it."""
-        device = self._setting.device
-        before = yardstick(device)
+        device, dtype = self._setting.device, self._subject.product_dtype
+        before = yardstick(device, dtype)
         seconds = stopwatch(self._run, device)
-        return seconds, (before + yardstick(device)) / 2
+        return seconds, (before + yardstick(device, dtype)) / 2
 
     def peak(self) -> int:
         return peak_rss_bytes()

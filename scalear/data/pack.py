@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal, NoReturn
 
 from tqdm import tqdm
 
+from scalear.cpus import allowed_cpus
 from scalear.data.imaging import ImageFormat, center_crop, encode, standardise
 from scalear.data.index import INDEX_NAME, DatasetIndex, Shard
 from scalear.data.parallel import check_stop, run_parallel
@@ -53,7 +53,7 @@ def pack(
         name: Of the dataset. Default: the name of `output_dir`.
         seed: Of the order of the images and of the choice of validation images.
         max_bad_fraction: Part of all images that may be unreadable; these are named and left out.
-        num_workers: Processes; 0 works in this one. Default: one per CPU core.
+        num_workers: Processes; 0 works in this one. Default: one per CPU that it may use.
 
     Returns:
         The index that was written.
@@ -87,7 +87,7 @@ def pack(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         progress = PackProgress(directory, settings | {"images": _digest(listing)})
-        shards = _write_shards(tasks, progress, max_bad, os.cpu_count() if num_workers is None else num_workers)
+        shards = _write_shards(tasks, progress, max_bad, allowed_cpus() if num_workers is None else num_workers)
         splits = {split: [shards[task.path] for task in tasks if task.split == split] for split in listing.splits}
         index = DatasetIndex(
             name or directory.resolve().name, "images", image_size, channels, listing.class_names, splits

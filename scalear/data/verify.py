@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -15,6 +14,7 @@ import webdataset as wds
 from PIL import Image
 from tqdm import tqdm
 
+from scalear.cpus import allowed_cpus
 from scalear.data.imaging import IMAGE_EXTENSIONS
 from scalear.data.index import DatasetIndex, Shard, shard_url
 from scalear.data.parallel import check_stop, run_parallel
@@ -29,7 +29,7 @@ def verify(data_dir: str, num_workers: int | None = None) -> None:
 
     Args:
         data_dir: Folder with index.json.
-        num_workers: Processes; 0 works in this one. Default: one per CPU core.
+        num_workers: Processes; 0 works in this one. Default: one per CPU that it may use.
 
     Raises:
         ValueError: Something is wrong; everything that is has been printed.
@@ -55,7 +55,7 @@ def stats(data_dir: str, num_workers: int | None = None) -> None:
 
     Args:
         data_dir: Folder with index.json.
-        num_workers: Processes; 0 works in this one. Default: one per CPU core.
+        num_workers: Processes; 0 works in this one. Default: one per CPU that it may use.
 
     Raises:
         ValueError: The dataset cannot be read.
@@ -111,7 +111,7 @@ def _inspect_all(
 ) -> Iterator[_Report]:
     shards = [shard for shards in index.splits.values() for shard in shards]
     tasks = [_Task(shard_url(data_dir, shard), shard, index) for shard in shards]
-    num_workers = os.cpu_count() if num_workers is None else num_workers
+    num_workers = allowed_cpus() if num_workers is None else num_workers
     with (
         tqdm(total=sum(shard.num_samples for shard in shards), unit="sample", desc="reading", leave=False) as bar,
         contextlib.closing(run_parallel(inspect, tasks, num_workers)) as reports,

@@ -44,6 +44,13 @@ class ImageClassifier(nn.Module):
         """Image in [-1, 1] -> penultimate features_BF, none negative."""
         return self.stages(image_BCHW).mean(dim=(2, 3))
 
+    def texture(self, image_BCHW: Tensor) -> Tensor:
+        """Image in [-1, 1] -> means over the image of what the two finest resolutions see, (B, sum of their widths)."""
+        first, down, residual = self.stages[:3]
+        fine_BCHW = first(image_BCHW)
+        coarse_BCHW = residual(down(fine_BCHW))
+        return torch.cat([fine_BCHW.mean(dim=(2, 3)), coarse_BCHW.mean(dim=(2, 3))], dim=1)
+
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Image in [-1, 1] -> logits_BK."""
         return self.head(self.features(image_BCHW))

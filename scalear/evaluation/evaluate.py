@@ -32,9 +32,9 @@ def evaluate_samples(
         device: Where the extractor runs.
 
     Returns:
-        `fid`, `fid_floor`, `precision`, `recall`; with a classifier `accuracy`, the share of samples that it takes for
-        their label; where both sides are labelled `variety_min`, the spread of the least varied class over that of
-        real images.
+        `fid`, `fid_floor`, `precision`, `recall`; with a classifier `texture` and `texture_floor` (`texture_distance`)
+        and `accuracy`, the share of samples that it takes for their label; where both sides are labelled `variety_min`,
+        the spread of the least varied class over that of real images.
     """
     if len(floor) != len(samples):
         raise ValueError(f"the floor of {len(samples)} samples needs as many real images, got {len(floor)}")
@@ -51,6 +51,11 @@ def evaluate_samples(
         "fid_floor": frechet_distance(real, other),
         **{name: value.item() for name, value in neighbours.compute().items()},
     }
+    if isinstance(extractor, ClassifierFeatures):
+        seen = (extract(extractor.texture, images, batch_size, device)[0] for images in (samples, reference, floor))
+        fake_texture, real_texture, other_texture = seen
+        scores["texture"] = texture_distance(real_texture, fake_texture)
+        scores["texture_floor"] = texture_distance(real_texture, other_texture)
     if isinstance(extractor, ClassifierFeatures) and fake_label.min() >= 0:
         scores["accuracy"] = (extractor.predict(fake) == fake_label).float().mean().item()
     if fake_label.min() >= 0 and real_label.min() >= 0:
@@ -62,6 +67,12 @@ def evaluate_samples(
         if not ratio.isnan().all():
             scores["variety_min"] = ratio[~ratio.isnan()].min().item()
     return scores
+
+
+def texture_distance(real_BF: Tensor, fake_BF: Tensor) -> float:
+    """FID of texture features, each in units of its standard deviation over the real images."""
+    deviation_F = real_BF.std(dim=0).clamp_min(1e-6)
+    return frechet_distance(real_BF / deviation_F, fake_BF / deviation_F)
 
 
 def extract(

@@ -88,6 +88,11 @@ class ClassifierFeatures(FeatureExtractor):
         with torch.no_grad():
             return self.network.to(features_BF.device).head(features_BF).argmax(dim=1)
 
+    @property
+    def texture(self) -> "TextureFeatures":
+        """The same network's view of texture."""
+        return TextureFeatures(self.weights, sum(self.network.widths[:2]))
+
     def _load(self) -> nn.Module:
         classifier = load_classifier(self.weights)
         if classifier.num_features != self.num_features:
@@ -103,6 +108,21 @@ class ClassifierFeatures(FeatureExtractor):
                 f"got {image_BCHW.shape[1]}: use the extractor of this dataset"
             )
         return self.network.features(image_BCHW.float() / 127.5 - 1)
+
+
+class TextureFeatures(FeatureExtractor):
+    """Averages over the image of an `ImageClassifier`'s first layers: edges and weave, which its last layer forgets.
+
+    Args:
+        weights: Path of the classifier's safetensors file.
+        num_features: Sum of its first two widths.
+    """
+
+    def _load(self) -> nn.Module:
+        return load_classifier(self.weights)
+
+    def _features(self, image_BCHW: Tensor) -> Tensor:
+        return self.network.texture(image_BCHW.float() / 127.5 - 1)
 
 
 class InceptionFeatures(FeatureExtractor):

@@ -1,14 +1,19 @@
 """Frechet distance between Gaussians fitted to features (Heusel et al. 2017)."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from scalear.evaluation.features import FeatureExtractor
+from scalear.float64 import in_float64, widest_float
 
 
 class FrechetFeatureDistance(FrechetInceptionDistance):
     """FID of features that are already there; statistics in float64, summed over ranks.
+
+    They follow their owner to its device, except to one that has no float64: then they stay on the CPU.
 
     Args:
         num_features: Width of the features.
@@ -27,7 +32,11 @@ class FrechetFeatureDistance(FrechetInceptionDistance):
                 f"FID needs statistics in float64, its owner was converted to {self.real_features_sum.dtype}: "
                 "set trainer.precision to a -mixed one"
             )
-        super().update(features_BF.double(), real)
+        super().update(in_float64(features_BF), real)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        device = fn(torch.zeros(1, device=self.device)).device
+        return super()._apply(fn, exclude_state) if widest_float(device) == torch.float64 else self
 
 
 class FeatureFID(FrechetFeatureDistance):

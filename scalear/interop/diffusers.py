@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from scalear.draws import SeededDraws
 from scalear.interop.parts import Part, build, build_settings
-from scalear.interop.pretrained import HalfPrecision, ScaleARModel, compute_precision, label_indices
+from scalear.interop.pretrained import ScaleARModel, compute_precision, label_indices
+from scalear.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 
 
@@ -52,13 +53,10 @@ class ScaleARScheduler(SchedulerMixin, ConfigMixin):
         sampling: Part of what the generator's head samples with, such as `FlowSolver`.
         guidance: Part of a `Guidance`; its weight is what `guidance_scale` replaces.
         scales: Scales to sample; None for the generator's.
-        autocast: As in `ScaleARModel`.
     """
 
     @register_to_config
-    def __init__(
-        self, sampling: Part, guidance: Part, scales: str | None = None, autocast: HalfPrecision | None = None
-    ) -> None:
+    def __init__(self, sampling: Part, guidance: Part, scales: str | None = None) -> None:
         self.sampling = build_settings(sampling)
         self.guidance = build_settings(guidance)
 
@@ -93,7 +91,7 @@ class ScaleARPipeline(DiffusionPipeline):
         return cls(
             ScaleARComponent.wrap(config["generator"], model.generator),
             ScaleARComponent.wrap(config["tokenizer"], model.tokenizer),
-            ScaleARScheduler(*(config[name] for name in ("sampling", "guidance", "scales", "autocast"))),
+            ScaleARScheduler(*(config[name] for name in ("sampling", "guidance", "scales"))),
             names,
         )
 
@@ -106,6 +104,7 @@ class ScaleARPipeline(DiffusionPipeline):
         scales: str | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
+        precision: Precision = AUTO,
     ) -> ImagePipelineOutput | tuple:
         """Sample one image per label.
 
@@ -118,11 +117,12 @@ class ScaleARPipeline(DiffusionPipeline):
             scales: Scales in place of the scheduler's, such as "1,2,4,8,16", if the generator serves them.
             output_type: `latent` is what the tokenizer decodes; the others as in diffusers.
             return_dict: False for a plain tuple.
+            precision: Of matrix products, where the weights are in float32; `auto` is the fastest one here.
 
         Raises:
             ValueError: A label does not exist, or a list has not one generator per label.
         """
-        model, guidance, autocast = self.transformer.part, self.scheduler.guidance, self.scheduler.config.autocast
+        model, guidance = self.transformer.part, self.scheduler.guidance
         names = self.config.id2label and list(self.config.id2label.values())
         label_B = label_indices(class_labels, names).to(self._execution_device)
         if guidance_scale is not None:
@@ -132,13 +132,13 @@ class ScaleARPipeline(DiffusionPipeline):
         draws = SeededDraws(_streams(generator, len(label_B)), label_B.device)
         model.bind(self.vae.part)
         contents: list[Tensor] = []
-        with compute_precision(model, autocast), self.progress_bar(total=schedule.num_scales) as bar:
+        with compute_precision(model, precision), self.progress_bar(total=schedule.num_scales) as bar:
             for content in model.generate_scales(label_B, draws, self.scheduler.sampling, guidance, schedule):
                 contents.append(content)
                 bar.update()
             image = model.pyramid.latent(contents, schedule)
         if output_type != "latent":
-            with compute_precision(self.vae, autocast):
+            with compute_precision(self.vae, precision):
                 image = self.image_processor.postprocess(self.vae.part.decode(image).float(), output_type)
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 

@@ -6,18 +6,12 @@ import torch
 
 from scalear.interop.folder import check_free, new_folder
 from scalear.interop.parts import describe
-from scalear.interop.pretrained import HalfPrecision, ScaleARModel
+from scalear.interop.pretrained import ScaleARModel
 from scalear.training.checkpoints import load_weights
 from scalear.training.generator_module import GeneratorModule
 
 Format = Literal["scalear", "diffusers"]
 
-_AUTOCAST: dict[str, HalfPrecision | None] = {
-    "32-true": None,
-    "32": None,
-    "bf16-mixed": "bfloat16",
-    "16-mixed": "float16",
-}
 _WEIGHT_SOURCES = ("weights", "source", "subfolder")  # arguments of tokenizers that the exported weights replace
 
 
@@ -34,7 +28,7 @@ def export_run(
 
     Args:
         module: Built from `config`; gets the weights of the checkpoint, averages where the run kept them.
-        config: The resolved config, `model` and `trainer.precision` of it.
+        config: The resolved config, `model` of it.
         ckpt_path: Checkpoint of the run; None for the weights that the config names.
         output_dir: Folder to make.
         class_names: Name of each label.
@@ -42,12 +36,9 @@ def export_run(
         force: Replace a model that is there.
 
     Raises:
-        ValueError: The checkpoint is sharded or of another tokenizer, or the precision cannot be recorded.
+        ValueError: The checkpoint is sharded or of another tokenizer.
     """
     check_free(output_dir, force)
-    precision = str(config["trainer"]["precision"] or "32-true")
-    if precision not in _AUTOCAST:
-        raise ValueError(f"cannot export precision {precision}; type --trainer.precision with one of {list(_AUTOCAST)}")
     load_weights(module, ckpt_path)
     parts = config["model"]["init_args"]
     kept = {name: value for name, value in parts["tokenizer"]["init_args"].items() if name not in _WEIGHT_SOURCES}
@@ -60,7 +51,6 @@ def export_run(
             guidance=describe(module.guidance),
             scales=str(module.samples.schedule(module.generator.schedule)),
             class_names=class_names,
-            autocast=_AUTOCAST[precision],
         )
     model.generator, model.tokenizer = module.generator, module.tokenizer
     if format == "scalear":

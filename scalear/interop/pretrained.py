@@ -28,11 +28,11 @@ from scalear.evaluation.images import to_uint8
 from scalear.interop.folder import new_folder
 from scalear.interop.parts import Part, build, build_settings
 from scalear.models.generator import Generator
+from scalear.precision import AUTO, Precision, autocast
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-HalfPrecision = Literal["bfloat16", "float16"]
 
 _CARD = """---
 {{ card_data }}
@@ -64,7 +64,6 @@ class ScaleARModel(
         guidance: Part of a `Guidance`.
         scales: Scales to sample, such as "1,2,4"; None for the generator's.
         class_names: Name of each label, if they have names.
-        autocast: Precision of matrix products; None for that of the weights. Mixed precision of the run, when exported.
 
     Attributes:
         sampling: Replace it to sample otherwise.
@@ -79,7 +78,6 @@ class ScaleARModel(
         guidance: Part,
         scales: str | None = None,
         class_names: list[str] | None = None,
-        autocast: HalfPrecision | None = None,
     ) -> None:
         super().__init__()
         self.config = {
@@ -89,7 +87,6 @@ class ScaleARModel(
             "guidance": guidance,
             "scales": scales,
             "class_names": class_names,
-            "autocast": autocast,
         }
         self.generator = build(Generator, generator)
         self.tokenizer = build(Tokenizer, tokenizer)
@@ -99,7 +96,6 @@ class ScaleARModel(
         self.guidance = build_settings(guidance)
         self.scales = scales
         self.class_names = class_names
-        self.autocast = autocast
         self.eval()
 
     @torch.inference_mode()
@@ -110,6 +106,7 @@ class ScaleARModel(
         guidance: float | None = None,
         scales: str | None = None,
         output_type: Literal["pil", "np"] = "pil",
+        precision: Precision = AUTO,
     ) -> list[Image.Image] | NDArray:
         """Sample images of the given classes.
 
@@ -120,6 +117,7 @@ class ScaleARModel(
             guidance: Guidance weight in place of the model's own; 1.0 is off.
             scales: Scales in place of the model's own, if the generator serves them.
             output_type: `pil`, or `np` for one uint8 array (B, H, W, C).
+            precision: Of matrix products; see `compute_precision`.
 
         Raises:
             ValueError: A label does not exist, or there is not one seed per image.
@@ -132,7 +130,7 @@ class ScaleARModel(
         scales = scales or self.scales
         schedule = ScaleSchedule.parse(scales) if scales else self.generator.schedule
         settings = self.guidance if guidance is None else replace(self.guidance, weight=guidance)
-        with compute_precision(self, self.autocast):
+        with compute_precision(self, precision):
             latent_BChw = self.generator.generate(label_B, draws, self.sampling, settings, schedule)
             image_BCHW = self.tokenizer.decode(latent_BChw)
         images = to_uint8(image_BCHW).permute(0, 2, 3, 1).cpu().numpy()
@@ -242,9 +240,14 @@ def label_indices(labels: Sequence[int | str], class_names: list[str] | None) ->
     return torch.tensor([names.index(label) if isinstance(label, str) else int(label) for label in labels])
 
 
-def compute_precision(module: nn.Module, autocast: HalfPrecision | None) -> AbstractContextManager:
-    """Autocast to the given precision, or to that of the weights where they are stored in half precision."""
+def compute_precision(module: nn.Module, precision: Precision) -> AbstractContextManager:
+    """What matrix products of a module run in: the precision of its weights where that is a half one, else the given.
+
+    Args:
+        module: All of its weights are of one precision.
+        precision: `auto` is the fastest one here, or that of an autocast around the call.
+    """
     weight = next(module.parameters())
-    mixed = getattr(torch, autocast) if autocast else None
-    dtype = mixed if weight.dtype == torch.float32 else weight.dtype
-    return torch.autocast(weight.device.type, dtype=dtype, enabled=dtype is not None)
+    if weight.dtype == torch.float32:
+        return autocast(weight.device, precision)
+    return torch.autocast(weight.device.type, weight.dtype)

@@ -5,6 +5,7 @@ Legend: B batch, K scales, L tokens of all scales given, C channels of a token, 
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Literal
 
@@ -25,7 +26,7 @@ from scalear.scales import ScaleSchedule
 
 
 class TimeEmbedding(nn.Module):
-    """Flow time to a vector: 256 sinusoids of the noise level in thousandths, then a two-layer MLP.
+    """Flow time to a vector: 256 sinusoids of the noise level 1 - t in thousandths, then a two-layer MLP.
 
     Args:
         dim: Width of the result.
@@ -40,18 +41,15 @@ class TimeEmbedding(nn.Module):
         for layer in (self.mlp[0], self.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
 
-    def forward(self, t: Tensor) -> Tensor:
-        """Times of any shape, float64 -> (..., dim)."""
-        # Rounded once: exp differs in the last bit between CPUs, which times 1000 would be seen.
-        exponent = -math.log(10000.0) * torch.arange(128, device=t.device) / 128
-        frequencies = exponent.double().exp().float()
-        angles = self.noise_level(t)[..., None] * frequencies
+    def forward(self, noise_level: Tensor) -> Tensor:
+        """Noise levels of any shape, float32 -> (..., dim)."""
+        angles = self.thousandths(noise_level)[..., None] * _frequencies(noise_level.device)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
-    def noise_level(self, t: Tensor) -> Tensor:
-        """Thousandths of noise at times of any shape, float32."""
-        noise_level = 1000.0 * (1.0 - t).float()
-        return noise_level.trunc() if self.quantise else noise_level
+    def thousandths(self, noise_level: Tensor) -> Tensor:
+        """What the sinusoids are of; whole numbers if quantised."""
+        thousandths = 1000.0 * noise_level
+        return thousandths.trunc() if self.quantise else thousandths
 
 
 class CrossAttentionBlock(nn.Module):
@@ -187,7 +185,7 @@ class FlowHead(Head):
     def forward(
         self,
         x_BLC: Tensor,
-        t_BK: Tensor,
+        noise_level_BK: Tensor,
         hidden_BLD: Tensor,
         schedule: ScaleSchedule,
         condition: Condition | None = None,
@@ -196,7 +194,7 @@ class FlowHead(Head):
 
         Args:
             x_BLC: Points on the path.
-            t_BK: Time of each scale, float64.
+            noise_level_BK: 1 - t of each scale, float32. Not t: near data, float32 has no room for its distance to 1.
             hidden_BLD: Semantics.
             schedule: The K scales given.
             condition: What `condition` made of these semantics before, if it did.
@@ -205,7 +203,7 @@ class FlowHead(Head):
             velocity_BLC.
         """
         condition = self.condition(hidden_BLD, schedule) if condition is None else condition
-        time_BKE = self.time_embedding(t_BK)
+        time_BKE = self.time_embedding(noise_level_BK)
         both_BLE = F.silu(_spread(time_BKE, schedule) + condition.cond_BLE)
         x_BLE = self.input_proj(x_BLC)
         for index, block in enumerate(self.blocks):
@@ -223,17 +221,16 @@ class FlowHead(Head):
 
         One time per sample and scale; draws `t_k` (for a noise level, 1 - t) and `noise_k`.
         """
-        samples, times = [], []
+        samples, noise_levels = [], []
         for k, target_BlC in enumerate(targets):
-            noise_level_B = draws.uniform(f"t_{k}").double()
+            noise_level_B = draws.uniform(f"t_{k}")
             if self.time_sampling == "logit_normal":
                 noise_level_B = logit_normal(noise_level_B)
-            t_B = 1.0 - noise_level_B
             noise_BlC = draws.normal(f"noise_{k}", *target_BlC.shape[1:])
-            samples.append(interpolate(noise_BlC, target_BlC, t_B[:, None, None]))
-            times.append(t_B)
+            samples.append(interpolate(noise_BlC, target_BlC, (1.0 - noise_level_B)[:, None, None]))
+            noise_levels.append(noise_level_B.to(noise_BlC.device, torch.float32))
         x_BLC = torch.cat([sample.x_t for sample in samples], dim=1)
-        velocity_BLC = self(x_BLC, torch.stack(times, dim=1), hidden_BLD, schedule).float()
+        velocity_BLC = self(x_BLC, torch.stack(noise_levels, dim=1), hidden_BLD, schedule).float()
         errors = schedule.split(velocity_BLC - torch.cat([sample.velocity for sample in samples], dim=1))
         return {"loss": torch.stack([error_BlC.square().mean() for error_BlC in errors])}
 
@@ -266,27 +263,37 @@ class FlowHead(Head):
         noise_BlC = draws.normal(f"noise_{k}", schedule.lengths[k], self.token_dim)
 
         def velocity(x_BlC: Tensor, t: float) -> Tensor:
-            x_BlC = x_BlC.to(noise_BlC.dtype)
+            state_dtype, x_BlC = x_BlC.dtype, x_BlC.to(noise_BlC.dtype)
             if not (guided and guidance.at_time(t)):
-                return evaluate(x_BlC, _times(t, x_BlC), hidden_BlD, scale, alone).double()
+                return evaluate(x_BlC, _noise_levels(t, x_BlC), hidden_BlD, scale, alone).to(state_dtype)
             x_both = torch.cat([x_BlC, x_BlC])
-            cond, uncond = evaluate(x_both, _times(t, x_both), hidden_both, scale, both).double().chunk(2)
+            velocity_both = evaluate(x_both, _noise_levels(t, x_both), hidden_both, scale, both)
+            cond, uncond = velocity_both.to(state_dtype).chunk(2)
             return uncond + weight * (cond - uncond)
 
         jump = guidance.start_time if guided else 0.0
         return sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales, jump), jump)
 
     def _by_graph(
-        self, x_BlC: Tensor, t_B1: Tensor, hidden_BlD: Tensor, schedule: ScaleSchedule, condition: Condition
+        self, x_BlC: Tensor, noise_level_B1: Tensor, hidden_BlD: Tensor, schedule: ScaleSchedule, condition: Condition
     ) -> Tensor:
         """As `forward`, which does not read the semantics where it is given a condition."""
 
-        def velocity(x_BlC: Tensor, t_B1: Tensor, cond_BlE: Tensor, *keys: Tensor) -> Tensor:
+        def velocity(x_BlC: Tensor, noise_level_B1: Tensor, cond_BlE: Tensor, *keys: Tensor) -> Tensor:
             pairs = list(zip(keys[::2], keys[1::2], strict=True))
-            return self(x_BlC, t_B1, hidden_BlD, schedule, Condition(cond_BlE, pairs))
+            return self(x_BlC, noise_level_B1, hidden_BlD, schedule, Condition(cond_BlE, pairs))
 
         key = schedule, self.output_proj.weight.data_ptr()  # another place after a move to another device and back
-        return self.step_graphs(velocity, key, x_BlC, t_B1, condition.cond_BLE, *chain(*condition.keys))
+        return self.step_graphs(velocity, key, x_BlC, noise_level_B1, condition.cond_BLE, *chain(*condition.keys))
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _frequencies(device: torch.device) -> Tensor:
+    # Powers in double precision, rounded once: float32 exp differs in the last bit between devices, which times 1000
+    # would be seen.
+    exponents = -math.log(10000.0) * torch.arange(128, dtype=torch.float32) / 128
+    return torch.tensor([math.exp(exponent) for exponent in exponents.tolist()], dtype=torch.float32, device=device)
 
 
 def _spread(x_BKE: Tensor, schedule: ScaleSchedule) -> Tensor:
@@ -294,5 +301,5 @@ def _spread(x_BKE: Tensor, schedule: ScaleSchedule) -> Tensor:
     return x_BKE if schedule.num_scales == 1 else x_BKE[:, schedule.level_ids(x_BKE.device)]
 
 
-def _times(t: float, x: Tensor) -> Tensor:
-    return torch.full((x.shape[0], 1), t, dtype=torch.float64, device=x.device)
+def _noise_levels(t: float, x: Tensor) -> Tensor:
+    return torch.full((x.shape[0], 1), 1.0 - t, dtype=torch.float32, device=x.device)

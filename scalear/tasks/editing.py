@@ -76,6 +76,10 @@ class Editor:
             raise ValueError(f"threshold must be in [0, 1), got {self.threshold}: it is a share of a cell")
         self.generator.bind(self.tokenizer)
 
+    @property
+    def device(self) -> torch.device:
+        return self.tokenizer.latent_mean.device
+
     def inpaint(
         self,
         image_BCHW: Tensor,

@@ -63,7 +63,7 @@ def draw_pictures(request: PictureRequest, editor: Editor) -> None:
     if request.image_dir is None:
         raise ValueError("the config has no report, which would name a dataset: give --image_dir")
     images = ShardSet(request.image_dir, "val", request.num_images).load()
-    order, device = np.argsort(images.labels, kind="stable"), editor.tokenizer.latent_mean.device
+    order, device = np.argsort(images.labels, kind="stable"), editor.device
     image_BCHW = torch.from_numpy(images.images[order]).permute(0, 3, 1, 2).to(device) / 127.5 - 1
     label_B = torch.from_numpy(images.labels[order]).to(device)
     folder = Path(request.output_dir)

@@ -26,6 +26,8 @@ class ConvTokenizer(TrainableTokenizer):
         patch_shortcut: Add a linear autoencoder of patches of stride x stride pixels beside encoder and decoder. It
             starts as the discrete cosine transform, so that the networks learn what a linear code lacks from the
             first step: many times fewer steps to sharp reconstructions (compare the shortcuts of DC-AE).
+        pixel_channels: Channels of two convolutions at full resolution, after patches are unfolded: what they cost is
+            little, and no seams between patches are left. 0 for none.
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
         moments_channels: Channels that the encoder's convolution makes.
         feature_channels: Channels between encoder, decoder and their convolutions: (from the encoder, to the decoder).
@@ -43,6 +45,7 @@ class ConvTokenizer(TrainableTokenizer):
         num_res_blocks: int,
         patch_size: int,
         patch_shortcut: bool,
+        pixel_channels: int,
         weights: str | None,
         moments_channels: int,
         feature_channels: tuple[int, int],
@@ -57,16 +60,18 @@ class ConvTokenizer(TrainableTokenizer):
         self.num_res_blocks = num_res_blocks
         self.patch_size = patch_size
         self.patch_shortcut = patch_shortcut
+        self.pixel_channels = pixel_channels
         self.weights = weights
-        folded, layout = image_channels * patch_size**2, (channels, self.channel_multipliers, num_res_blocks)
+        layout, unfolded = (channels, self.channel_multipliers, num_res_blocks), pixel_channels or image_channels
         (encoded, decoded), padding = feature_channels, conv_size // 2
-        self.encoder = Encoder(folded, encoded, *layout, coarse_attention=coarse_attention[0])
-        self.decoder = Decoder(decoded, folded, *layout, coarse_attention=coarse_attention[1])
+        self.encoder = Encoder(image_channels * patch_size**2, encoded, *layout, coarse_attention=coarse_attention[0])
+        self.decoder = Decoder(decoded, unfolded * patch_size**2, *layout, coarse_attention=coarse_attention[1])
+        self.pixels = PixelConvolutions(pixel_channels, image_channels) if pixel_channels else nn.Identity()
         self.quant_conv = nn.Conv2d(encoded, moments_channels, conv_size, padding=padding)
         self.post_quant_conv = nn.Conv2d(latent_channels, decoded, conv_size, padding=padding)
         if patch_shortcut:
             self.shortcut = PatchShortcut(image_channels, latent_channels, self.stride)
-            for layer in (self.quant_conv, self.decoder.conv_out):  # begin as the linear code alone
+            for layer in (self.quant_conv, self._output):  # begin as the linear code alone
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
@@ -87,7 +92,8 @@ class ConvTokenizer(TrainableTokenizer):
 
     def decode_raw(self, latent: Tensor) -> Tensor:
         """Raw latent -> image_BCHW that is not clamped: what training and the official code see."""
-        image = F.pixel_shuffle(self.decoder(self.post_quant_conv(latent)), self.patch_size).float()
+        unfolded = F.pixel_shuffle(self.decoder(self.post_quant_conv(latent)), self.patch_size)
+        image = self.pixels(unfolded).float()
         return image + self.shortcut.decode(latent) if self.patch_shortcut else image
 
     def decode_for_loss(self, latent: Tensor) -> Tensor:
@@ -101,7 +107,28 @@ class ConvTokenizer(TrainableTokenizer):
 
     @property
     def last_layer(self) -> nn.Parameter:
-        return self.decoder.conv_out.weight
+        return self._output.weight
+
+    @property
+    def _output(self) -> nn.Conv2d:
+        return self.pixels[-1] if self.pixel_channels else self.decoder.conv_out
+
+
+class PixelConvolutions(nn.Sequential):
+    """Features of every pixel to its colour, with a look at its neighbours, which may be another patch's.
+
+    Args:
+        channels: Of the features.
+        image_channels: Channels of the image.
+    """
+
+    def __init__(self, channels: int, image_channels: int) -> None:
+        super().__init__(
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, image_channels, 3, padding=1),
+        )
 
 
 class PatchShortcut(nn.Module):

@@ -21,6 +21,7 @@ class KLAutoencoder(ConvTokenizer):
         num_res_blocks: Residual blocks per level; the decoder has one more.
         patch_size: As in `ConvTokenizer`, what makes it fast on a CPU.
         patch_shortcut: As in `ConvTokenizer`, what makes training short.
+        pixel_channels: As in `ConvTokenizer`, what hides the seams of patches.
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
     """
 
@@ -35,6 +36,7 @@ class KLAutoencoder(ConvTokenizer):
         num_res_blocks: int = 2,
         patch_size: int = 1,
         patch_shortcut: bool = False,
+        pixel_channels: int = 0,
         weights: str | None = None,
     ) -> None:
         super().__init__(
@@ -45,6 +47,7 @@ class KLAutoencoder(ConvTokenizer):
             num_res_blocks,
             patch_size,
             patch_shortcut,
+            pixel_channels,
             weights,
             moments_channels=2 * latent_channels,
             feature_channels=(2 * latent_channels, latent_channels),

@@ -73,6 +73,7 @@ class VQTokenizer(CodeTokenizer):
         feature_channels: Channels between the encoder or decoder and the 1x1 convolutions around the codebook.
         patch_size: As in `ConvTokenizer`, what makes it fast on a CPU.
         patch_shortcut: As in `ConvTokenizer`, what makes training short.
+        pixel_channels: As in `ConvTokenizer`, what hides the seams of patches.
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
     """
 
@@ -90,6 +91,7 @@ class VQTokenizer(CodeTokenizer):
         feature_channels: int = 256,
         patch_size: int = 1,
         patch_shortcut: bool = False,
+        pixel_channels: int = 0,
         weights: str | None = None,
     ) -> None:
         super().__init__(
@@ -100,6 +102,7 @@ class VQTokenizer(CodeTokenizer):
             num_res_blocks,
             patch_size,
             patch_shortcut,
+            pixel_channels,
             weights,
             moments_channels=latent_channels,
             feature_channels=(feature_channels, feature_channels),
@@ -143,6 +146,7 @@ class ResidualVQTokenizer(CodeTokenizer):
         conv_size: Kernel size of the convolutions around the quantizer, 1 or 3.
         patch_size: As in `ConvTokenizer`, what makes it fast on a CPU.
         patch_shortcut: As in `ConvTokenizer`, what makes training short.
+        pixel_channels: As in `ConvTokenizer`, what hides the seams of patches.
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
     """
 
@@ -164,6 +168,7 @@ class ResidualVQTokenizer(CodeTokenizer):
         conv_size: int = 3,
         patch_size: int = 1,
         patch_shortcut: bool = False,
+        pixel_channels: int = 0,
         weights: str | None = None,
     ) -> None:
         super().__init__(
@@ -174,6 +179,7 @@ class ResidualVQTokenizer(CodeTokenizer):
             num_res_blocks,
             patch_size,
             patch_shortcut,
+            pixel_channels,
             weights,
             moments_channels=latent_channels,
             feature_channels=(latent_channels, latent_channels),

@@ -41,6 +41,44 @@ class Performance(Callback):
         self._images, self._since = 0, time.perf_counter()
 
 
+class Forecast(Callback):
+    """Says, a few seconds after training begins, how long it and what it is a part of will take on this machine.
+
+    Args:
+        seconds_around: What the whole takes beside this training.
+        whole: Its name.
+    """
+
+    def __init__(self, seconds_around: float = 0.0, whole: str = "the run") -> None:
+        self.seconds_around = seconds_around
+        self.whole = whole
+        self._since: tuple[int, float] | None = None
+        self._told = False
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        step, now = trainer.global_step, time.perf_counter()
+        if self._since is None and step >= _FIRST_STEPS:
+            self._since = step, now
+        if self._told or self._since is None or step == self._since[0] or now - self._since[1] < _FORECAST_AFTER:
+            return
+        self._told = True
+        seconds_per_step = (now - self._since[1]) / (step - self._since[0])
+        training = seconds_per_step * trainer.max_steps
+        rank_zero_info(
+            f"\n{seconds_per_step:.2f} s a step: about {minutes(training)} for these {trainer.max_steps:,} steps, "
+            f"{minutes(training + self.seconds_around)} for {self.whole}"
+        )
+
+
+_FIRST_STEPS = 3  # are slower: caches fill, kernels are chosen
+_FORECAST_AFTER = 5.0  # seconds
+
+
+def minutes(seconds: float) -> str:
+    """A length of time as people say it."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 class SampleGrid(Callback):
     """Writes a grid of generated images with fixed seeds to TensorBoard, and once the pyramid of real ones.
 

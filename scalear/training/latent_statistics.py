@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from scalear.data.batch import Batch
+from scalear.float64 import in_float64
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.training.checkpoints import AtomicCheckpointIO
@@ -33,14 +34,14 @@ def measure_latents(
     """
     quota = -(-num_samples // trainer.world_size)
     device = tokenizer.latent_mean.device
-    sums = torch.zeros(3, tokenizer.latent_channels, dtype=torch.float64, device=device)  # count, mean, square
+    sums = in_float64(torch.zeros(3, tokenizer.latent_channels, device=device))  # count, mean, square
     for batch in batches:
         image_BCHW = batch.inputs[:quota].to(device)
         with trainer.precision_plugin.forward_context():
             posterior = tokenizer.posterior(image_BCHW)
         if posterior is None:
             return
-        mean_BChw, variance_BChw = posterior.mean_BChw.double(), posterior.logvar_BChw.double().exp()
+        mean_BChw, variance_BChw = in_float64(posterior.mean_BChw), in_float64(posterior.logvar_BChw).exp()
         powers = torch.ones_like(mean_BChw), mean_BChw, mean_BChw.square() + variance_BChw
         sums += torch.stack([power.sum((0, 2, 3)) for power in powers])
         quota -= len(image_BCHW)

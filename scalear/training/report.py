@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.index import DatasetIndex, write_atomically
 from scalear.evaluation.evaluate import describe, evaluate_samples
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
+from scalear.machine import describe as describe_machine
 
 
 class SampleReport:
@@ -54,9 +55,8 @@ class SampleReport:
         reference, floor = self._real(len(samples))
         scores = evaluate_samples(samples, reference, floor, self.extractor, device=module.device)
         rank_zero_info("\n" + describe(scores, samples, reference, floor, self.extractor))
-        write_metrics(
-            module.trainer.default_root_dir, scores | {"num_samples": len(samples), "extractor": self.extractor.name}
-        )
+        protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
+        write_metrics(module.trainer, scores | protocol)
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
 
     def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
@@ -64,8 +64,13 @@ class SampleReport:
         return ShardSet(self.data_dir, self.reference_split), ShardSet(self.data_dir, self.floor_split, num_samples)
 
 
-def write_metrics(folder: str | Path, metrics: dict) -> None:
-    """Write `metrics.json` into a run's folder."""
-    path = Path(folder, "metrics.json")
+def write_metrics(trainer: Trainer, metrics: dict) -> None:
+    """Write `metrics.json` into a run's folder: numbers, and what they were computed in and on."""
+    computed = {"trainer_precision": str(trainer.precision), "machine": describe_machine(trainer.strategy.root_device)}
+    write_json(Path(trainer.default_root_dir, "metrics.json"), metrics | computed)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file for people and programs, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(metrics, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from scalear.evaluation.images import to_uint8
+from scalear.float64 import in_float64
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.vq import CodeTokenizer
@@ -38,7 +39,7 @@ class CodePerplexity(CodeUsage):
     """exp(entropy) of how often codes occur: as many codes, used alike, would be as unpredictable."""
 
     def compute(self) -> Tensor:
-        return torch.distributions.Categorical(self.uses_V.double()).entropy().exp().float()
+        return torch.distributions.Categorical(in_float64(self.uses_V)).entropy().exp().float()
 
 
 class TokenizerMetrics(nn.Module):

@@ -129,7 +129,7 @@ class TokenizerModule(GuardedModule):
         values = {name: metric.compute().item() for name, metric in self.metrics.named().items()}
         rank_zero_info("\n" + self.metrics.table(values))
         if self.trainer.is_global_zero:
-            write_metrics(self.trainer.default_root_dir, {f"val/{name}": value for name, value in values.items()})
+            write_metrics(self.trainer, {f"val/{name}": value for name, value in values.items()})
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Moments of the images and of their mirror images."""

@@ -1,0 +1,86 @@
+"""`trainer.precision: auto`: what a run takes, settled before its Trainer is built."""
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from scalear.precision import AUTO, bf16_gain, fastest, is_emulated, measured
+from scalear.training.ranks import text_of_rank_zero
+
+_RECORD = "precision"  # key in checkpoints
+_REMEDY = "--trainer.precision 32-true"
+
+
+class RunTrainer(Trainer):
+    """Lightning's Trainer.
+
+    Args:
+        precision: `auto` is `bf16-mixed` where bfloat16 products are at least 1.5 times as fast as float32's, by
+            measurement, else `32-true`; a resumed run keeps its precision. Or what Lightning takes: `32-true`,
+            `bf16-mixed`, `16-mixed` ...
+        **kwargs: As in `lightning.pytorch.Trainer`.
+    """
+
+    def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any) -> None:
+        super().__init__(precision=precision, **kwargs)
+
+
+def resolve_precision(precision: Any, accelerator: Any, resumed: str | Path | None = None) -> tuple[Any, str]:
+    """The precision of a run, and a line that says why it is not the one that was asked for, or empty text.
+
+    Args:
+        precision: `trainer.precision`; all but `auto` stays what it is.
+        accelerator: `trainer.accelerator`.
+        resumed: Checkpoint of the run that goes on, if one does.
+
+    Raises:
+        ValueError: The run that goes on was trained in bfloat16, which is only emulated here.
+    """
+    device = _device(accelerator)
+    if precision != AUTO:
+        if is_emulated(precision, device):
+            warnings.warn(
+                f"trainer.precision is {precision}, but {measured(device)}, which emulates them: {_REMEDY} is "
+                f"{1 / max(bf16_gain(device.type), 1e-9):.0f} x as fast",
+                stacklevel=2,
+            )
+        return precision, ""
+    recorded = _recorded(resumed)
+    if recorded is None:
+        precision, _, why = text_of_rank_zero(lambda: f"{fastest(device)}|{measured(device)}").partition("|")
+        return precision, f"precision {precision}: {why}"
+    if is_emulated(recorded, device):
+        raise ValueError(
+            f"{resumed} was trained in {recorded}, but {measured(device)}: resume it where bf16 is fast, or go on in "
+            f"float32 with {_REMEDY}, which rounds otherwise"
+        )
+    return recorded, f"precision {recorded}: that of {resumed}"
+
+
+class RecordPrecision(Callback):
+    """Writes down in every checkpoint what a resumed run is to take."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_RECORD] = str(trainer.precision)
+
+
+def _recorded(path: str | Path | None) -> str | None:
+    if path is None:
+        return None
+    file = Path(path, "meta.pt") if Path(path).is_dir() else Path(path)  # a sharded one keeps it there
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True).get(_RECORD)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, ValueError):
+        return None  # check_checkpoint will say what is wrong with it
+
+
+def _device(accelerator: Any) -> torch.device:
+    """Where a Trainer will run, by its `accelerator`."""
+    there = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator == "cpu" or there is None else there

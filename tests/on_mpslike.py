@@ -1,0 +1,173 @@
+"""What `test_no_float64.py` runs in a process of its own: each family on a device that has no float64.
+
+Nothing needs to be let through: what is left in float64 on purpose (time grids, inverse CDFs, latent statistics, FID)
+is on the CPU, which the device tells from its own tensors.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import test_code_generator_module as code
+import test_code_training as code_tokenizer
+import test_editing as editing
+import test_tokenizer_module as tokenizer
+import test_training as generator
+import torch
+from data_fixtures import write_images
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from model_fixtures import make_generator, randomise
+from mpslike import DEVICE, NAME
+
+from scalear import float64
+from scalear.data.datamodule import ShardDataModule
+from scalear.draws import SeededDraws
+from scalear.evaluation.images import load_samples
+from scalear.flow import FAST8, FlowSolver
+from scalear.guidance import Guidance
+from scalear.tokenizers.discriminator import AdversarialLoss
+from scalear.tokenizers.losses import TokenizerLoss
+from scalear.training.callbacks import SampleGrid
+from scalear.training.codebook import CodebookCare
+from scalear.training.ema import EMA
+
+float64._WITHOUT_FLOAT64.add(NAME)
+CPU = torch.device("cpu")
+
+
+class _Accelerator(CPUAccelerator):
+    def setup_device(self, device: torch.device) -> None:
+        pass
+
+
+def make_trainer(folder: Path, device: torch.device, **settings) -> Trainer:
+    one = {"strategy": SingleDeviceStrategy(device), "devices": 1, "enable_checkpointing": False}
+    one["inference_mode"] = False  # in which torch wants no tensors like those of the device
+    return generator.make_trainer(folder, accelerator=_Accelerator(), **one, **settings)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("images")
+    write_images(directory)
+    return directory
+
+
+def on_both(run) -> tuple:
+    """What `run` gives on the CPU and on the device."""
+    return run(CPU), run(DEVICE)
+
+
+def measured(trainer: Trainer) -> dict[str, float]:
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def test_the_device_refuses_float64_and_tensors_of_the_cpu():
+    x = torch.ones(3, device=DEVICE)
+    for make in (x.double, lambda: torch.zeros(3, dtype=torch.float64).to(DEVICE), lambda: x.to(torch.float64)):
+        with pytest.raises(TypeError, match="float64"):
+            make()
+    with pytest.raises(RuntimeError, match="both mpslike and the CPU"):
+        x + torch.ones(3)
+    assert (x.cpu().double() + 1).tolist() == [2.0] * 3
+
+
+make_tokenizers = {
+    "kl": lambda: tokenizer.make_module(rfid=tokenizer.PixelFID()),
+    "kl, adversarial": lambda: tokenizer.make_module(_adversarial(), rfid=tokenizer.PixelFID()),
+    "vq": lambda: code_tokenizer.make_module(code_tokenizer.make_vq(), rfid=tokenizer.PixelFID()),
+    "residual": lambda: code_tokenizer.make_module(code_tokenizer.make_residual(), rfid=tokenizer.PixelFID()),
+}
+
+
+def _adversarial() -> TokenizerLoss:
+    torch.manual_seed(1)
+    return TokenizerLoss(adversarial=AdversarialLoss(image_channels=1, start_step=0, channels=8, num_layers=1))
+
+
+@pytest.mark.parametrize("kind", make_tokenizers)
+def test_tokenizers_train_are_measured_and_export_their_statistics(dataset, tmp_path, kind):
+    def train(device: torch.device):
+        module = make_tokenizers[kind]()
+        callbacks = [] if "kl" in kind else [CodebookCare(kmeans_steps=2, revive_every=1, min_usage=0.5)]
+        trainer = make_trainer(tmp_path, device, max_steps=2, val_check_interval=2, callbacks=callbacks)
+        trainer.fit(module, datamodule=tokenizer.make_data(dataset))
+        return module.tokenizer.latent_std, measured(trainer)
+
+    (deviation, values), (found_deviation, found) = on_both(train)
+    assert "val/rfid" in found and found == pytest.approx(values, rel=1e-2)
+    assert (deviation != 1).all() == ("kl" in kind)
+    torch.testing.assert_close(found_deviation, deviation, rtol=1e-3, atol=0)
+
+
+def test_the_statistics_of_fid_stay_on_the_cpu():
+    metric = tokenizer.PixelFID().to(DEVICE)
+    image_BCHW = torch.rand(8, 1, 4, 4)
+    for real in (True, False):
+        metric.update((image_BCHW * (1 + real)).to(DEVICE), real)
+    assert metric.real_features_sum.device == metric.real_features_num_samples.device == CPU
+    assert metric.compute().dtype == torch.float64
+    metric.reset()
+    assert metric.real_features_sum.device == CPU
+
+
+make_generators = {
+    "flowar": generator.make_module,
+    "flowar, logit-normal times": lambda: _logit_normal(generator.make_module()),
+    "flexvar": partial(code.make_module, "flexvar", code.RANDOM),
+    "var": partial(code.make_module, "var"),
+}
+
+
+def _logit_normal(module):
+    module.generator.head.time_sampling = "logit_normal"
+    return module
+
+
+@pytest.mark.parametrize("family", make_generators)
+def test_generators_train_and_sample(dataset, tmp_path, family):
+    def run(device: torch.device):
+        module, data = make_generators[family](), ShardDataModule(str(dataset), batch_size=4)
+        if "flowar" in family:  # what it drops out, the device draws for itself
+            module.generator.transformer.eval()
+        settings = {"max_steps": 2, "val_check_interval": 2, "callbacks": [EMA(0.5), SampleGrid(2, 1)]}
+        trainer = make_trainer(tmp_path, device, **settings)
+        trainer.fit(module, datamodule=data)
+        make_trainer(tmp_path, device).predict(module)
+        return measured(trainer), load_samples(tmp_path / "samples.npz")[0]
+
+    (values, images), (found, found_images) = on_both(run)
+    assert "val/loss" in found and found == pytest.approx(values, rel=1e-2)
+    assert found_images.shape == images.shape
+
+
+@pytest.mark.parametrize("sampling", [FlowSolver(num_steps=25, grid="flowar"), FlowSolver("heun", 3), FAST8])
+def test_flows_are_solved_in_float32_and_see_official_times(sampling):
+    def run(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        model, seen = randomise(make_generator(cross_attention=True)).eval().to(device), []
+        embedding = model.head.time_embedding
+        embedding.quantise = True
+        embedding.register_forward_hook(lambda module, args, output: seen.append(module.thousandths(args[0])[0].cpu()))
+        draws = SeededDraws([(0, 0), (0, 1)], device)
+        latent_BChw = model.generate(torch.tensor([0, 1]).to(device), draws, sampling, Guidance(2.0))
+        return latent_BChw.cpu(), torch.cat(seen)
+
+    (latent, thousandths), (found, found_thousandths) = on_both(run)
+    torch.testing.assert_close(found, latent, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found_thousandths, thousandths)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_flexvar_edits(smooth):
+    def run(device: torch.device) -> torch.Tensor:
+        editor = editing.make_editor()
+        editor.generator.to(device)
+        editor.tokenizer.to(device)
+        image, mask, label = (x.to(device) for x in (editing.make_image(), editing.hole(), editing.LABEL))
+        edit = editor.inpaint(image, mask, label, SeededDraws([(0, 0), (0, 1)], device))
+        return edit.image_BCHW.cpu()
+
+    image, found = on_both(torch.no_grad()(run))
+    torch.testing.assert_close(found, image, rtol=0, atol=1e-3)
