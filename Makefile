@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOGS ?= runs
-# One process per CPU; each test computes on one thread.
-PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
+# One process per CPU, which computes on one thread; who has finished takes over what another has still to do.
+PARALLEL := -n auto --dist worksteal
 
 # PyTorch without CUDA, from its index of CPU wheels, or as PyPI has it (on Linux with CUDA); .venv keeps what it has.
 CPU_WHEELS := https://download.pytorch.org/whl/cpu

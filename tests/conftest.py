@@ -9,16 +9,25 @@ import pytest
 import torch
 from cli_fixtures import Experiment, run, write_folders
 
+from scalear.cpus import allowed_cpus
+
 # Tiny tensors are faster so; and sums over other numbers of threads differ in the last bit between processes.
 torch.set_num_threads(1)
 # jsonargparse reads the source of the same classes anew for every command line: half of the time that parsing takes.
 docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: each worker computes on one thread, and takes about a gigabyte."""
+    return min(allowed_cpus(), 8)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the experiment below, or only its images, is about whole commands."""
+    """What types commands, or needs the experiment below or its images, is about the whole."""
     for item in items:
-        if "packed" in getattr(item, "fixturenames", ()):
+        types_commands = getattr(item.module, "run", None) is run and "run" in item.function.__code__.co_names
+        if types_commands or "packed" in item.fixturenames:
             item.add_marker(pytest.mark.integration)
 
 

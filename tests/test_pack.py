@@ -34,6 +34,7 @@ def test_round_trip_keeps_every_pixel_and_label(tmp_path):
     assert not (tmp_path / "out" / PROGRESS_NAME).exists()
 
 
+@pytest.mark.integration  # on spawned workers
 def test_packing_is_deterministic_for_any_number_of_workers(tmp_path):
     source = ImageFolder(str(make_tree(tmp_path / "in")), val_fraction=0.3)
     pack_here(source, tmp_path / "a", shard_size=4, compress=True, name="x")

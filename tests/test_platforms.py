@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from pack_fixtures import content_of, make_tree, pack_here
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.data.sources import ImageFolder
+
+pytestmark = pytest.mark.integration
 
 _IMPORT_ALL = """
 import importlib, os, pkgutil, signal, sys
