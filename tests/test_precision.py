@@ -134,6 +134,7 @@ def test_without_a_trainer_weights_and_callers_have_the_last_word(gain):
     assert product_dtype(model.to(torch.bfloat16)) == torch.bfloat16
 
 
+@pytest.mark.integration
 def test_processes_of_a_launcher_share_the_choice_of_rank_0():
     """As torchrun starts them, each with a choice of its own."""
     script = (
@@ -145,6 +146,7 @@ def test_processes_of_a_launcher_share_the_choice_of_rank_0():
     assert [line for line in output.stdout.splitlines() if "chosen" in line] == ["chosen a0b0"] * 2, output.stderr
 
 
+@pytest.mark.integration
 def test_processes_that_lightning_starts_inherit_the_choice(monkeypatch):
     monkeypatch.delenv("SCALEAR_OF_RANK_ZERO", raising=False)
     assert text_of_rank_zero(lambda: "of the parent") == "of the parent"
