@@ -4,6 +4,7 @@ Where a machine multiplies bfloat16 in hardware, mixed precision is several time
 (CPUs without AMX or AVX512-bf16, GPUs older than Ampere), the same products are emulated, hundreds of times slower.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -40,10 +41,21 @@ def measured(device: torch.device) -> str:
     return f"bf16 products are {bf16_gain(device.type):.2g} x as fast as float32's on {describe(device)}"
 
 
+def warn_of_emulation(precision: str | None, device: torch.device) -> None:
+    """One warning where somebody asks for bfloat16 on a device that emulates it, with the factor and the remedy."""
+    if is_emulated(precision, device):
+        slower = 1 / max(bf16_gain(device.type), 1e-9)
+        warnings.warn(
+            f"{precision} was asked for, but {measured(device)}, by emulation: 32-true is {slower:.0f} x as fast",
+            stacklevel=3,
+        )
+
+
 def autocast(device: torch.device, precision: str | None = AUTO) -> AbstractContextManager:
     """Mixed precision as a Trainer would have it, for what runs without one. An autocast around it stays in force."""
     if torch.is_autocast_enabled(device.type):
         return nullcontext()
+    warn_of_emulation(precision, device)
     dtype = MIXED_DTYPES.get(fastest(device) if precision == AUTO else precision)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 

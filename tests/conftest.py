@@ -9,6 +9,7 @@ import pytest
 import torch
 from cli_fixtures import Experiment, run, write_folders
 
+from scalear import precision
 from scalear.cpus import allowed_cpus
 
 # Tiny tensors are faster so; and sums over other numbers of threads differ in the last bit between processes.
@@ -68,3 +69,9 @@ def experiment(packed) -> Experiment:
     assert run("predict", *made.tokenizer(), f"--ckpt_path={made.checkpoint('kl')}") == 0
     assert run("fit", *made.generator("flowar")) == 0
     return made
+
+
+@pytest.fixture
+def gain(monkeypatch):
+    """Pretends that bfloat16 products are so many times as fast as float32's."""
+    return lambda factor: monkeypatch.setattr(precision, "bf16_gain", lambda device_type: factor)

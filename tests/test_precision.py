@@ -20,14 +20,6 @@ from scalear.training.ranks import text_of_rank_zero
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def gain(monkeypatch):
-    """Pretends that bfloat16 products are so many times as fast as float32's."""
-    return lambda factor: [
-        monkeypatch.setattr(module, "bf16_gain", lambda device_type: factor) for module in (precision, run_precision)
-    ]
-
-
 @pytest.mark.parametrize(
     ("factor", "choice"), [(0.003, "32-true"), (1.4, "32-true"), (1.6, "bf16-mixed"), (9, "bf16-mixed")]
 )
@@ -114,7 +106,7 @@ def test_what_is_typed_wins(experiment: Experiment, gain, command):
 
 def test_typing_what_is_emulated_gives_a_warning_with_the_factor(gain):
     gain(0.004)
-    with pytest.warns(UserWarning, match=r"bf16 products are 0.004 x .* --trainer.precision 32-true is 250 x as fast"):
+    with pytest.warns(UserWarning, match=r"bf16 products are 0.004 x .* 32-true is 250 x as fast"):
         assert run_precision.resolve_precision("bf16-mixed", "cpu") == ("bf16-mixed", "")
 
 

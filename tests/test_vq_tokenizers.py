@@ -47,6 +47,23 @@ def test_latents_are_float32_and_reconstructions_go_through_codes(tokenizer: Cod
     torch.testing.assert_close(tokenizer.reconstruction(image), expected)
 
 
+def test_convolutions_of_pixels_reach_across_patches():
+    """Without them a change in one patch's features stops at its seam; and a fresh tokenizer is its linear code."""
+    seams = {}
+    for channels in (0, 8):
+        tokenizer = make_vq(channel_multipliers=(1,), patch_size=4, patch_shortcut=True, pixel_channels=channels)
+        latent = torch.randn(1, 4, 4, 4)
+        torch.testing.assert_close(tokenizer.decode_raw(latent), tokenizer.shortcut.decode(latent))
+        torch.nn.init.normal_(tokenizer.last_layer, std=0.1)
+        folded = torch.zeros(1, (channels or 1) * 16, 4, 4)
+        folded[..., 1, 1] = torch.randn(folded.shape[1])
+        blank = torch.zeros_like(folded)
+        changed = tokenizer.pixels(F.pixel_shuffle(folded, 4)) != tokenizer.pixels(F.pixel_shuffle(blank, 4))
+        changed[..., 4:8, 4:8] = False
+        seams[channels] = changed.any().item()
+    assert seams == {0: False, 8: True}
+
+
 @pytest.mark.parametrize("levels", [3, 4, 5])
 def test_strides(levels: int):
     assert make_vq(channel_multipliers=(1,) * levels).stride == 2 ** (levels - 1)

@@ -1,7 +1,6 @@
 """`trainer.precision: auto`: what a run takes, settled before its Trainer is built."""
 
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +9,10 @@ from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from scalear.precision import AUTO, bf16_gain, fastest, is_emulated, measured
+from scalear.precision import AUTO, fastest, is_emulated, measured, warn_of_emulation
 from scalear.training.ranks import text_of_rank_zero
 
 _RECORD = "precision"  # key in checkpoints
-_REMEDY = "--trainer.precision 32-true"
 
 
 class RunTrainer(Trainer):
@@ -44,12 +42,7 @@ def resolve_precision(precision: Any, accelerator: Any, resumed: str | Path | No
     """
     device = _device(accelerator)
     if precision != AUTO:
-        if is_emulated(precision, device):
-            warnings.warn(
-                f"trainer.precision is {precision}, but {measured(device)}, which emulates them: {_REMEDY} is "
-                f"{1 / max(bf16_gain(device.type), 1e-9):.0f} x as fast",
-                stacklevel=2,
-            )
+        warn_of_emulation(precision, device)
         return precision, ""
     recorded = _recorded(resumed)
     if recorded is None:
@@ -58,7 +51,7 @@ def resolve_precision(precision: Any, accelerator: Any, resumed: str | Path | No
     if is_emulated(recorded, device):
         raise ValueError(
             f"{resumed} was trained in {recorded}, but {measured(device)}: resume it where bf16 is fast, or go on in "
-            f"float32 with {_REMEDY}, which rounds otherwise"
+            f"float32 with --trainer.precision 32-true, which rounds otherwise"
         )
     return recorded, f"precision {recorded}: that of {resumed}"
 
