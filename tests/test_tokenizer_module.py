@@ -141,7 +141,8 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
     logger = TensorBoardLogger(tmp_path, name="", version="")
     make_trainer(tmp_path, logger=logger).test(module, datamodule=make_data(dataset))
     results = json.loads((tmp_path / "metrics.json").read_text())
-    assert results.keys() == {"val/psnr", "val/rfid"}  # 8x8 images are too small for SSIM
+    # 8x8 images are too small for SSIM.
+    assert results.keys() == {"val/psnr", "val/rfid", "trainer_precision", "machine"}
 
     module.eval()
     images = torch.cat([batch.inputs for batch in make_data(dataset).val_dataloader()])
