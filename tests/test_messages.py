@@ -18,7 +18,7 @@ def test_what_is_missing_is_named_as_it_is_typed(capsys):
 @pytest.mark.parametrize(
     "config, typed, message",
     [
-        ("flowar", "sampling.num_steps=0", "num_steps must be at least 1 on the uniform grid, got 0"),
+        ("flowar", "sampling.num_steps=0", "num_steps must be at least 1 on the late grid, got 0"),
         ("flexvar", "sampling.top_k=0", "top_k must be at least 1, got 0; null keeps all codes"),
         ("flexvar", "sampling.top_k=abc", "top_k: Expected a <class 'int'>"),
         ("flexvar", "sampling.num_steps=4", "TokenHead cannot sample with FlowSolver"),
