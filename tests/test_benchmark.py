@@ -1,6 +1,7 @@
 """`scalear benchmark` on tiny models: what it reports, not how fast."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -54,14 +55,14 @@ def test_no_product_of_the_yardstick_takes_long(monkeypatch):
     assert timing.yardstick(torch.device("cpu"), torch.float32) == pytest.approx(0.4) and max(sides) == 2048
 
 
-def test_a_precision_is_taken_only_if_it_is_typed(tmp_path):
-    path = tmp_path / "report.json"
-    settings = ["--model.tokenizer.weights=null", "--decoder=out", "--batch=1", "--repeats=1", "--warmup=0"]
-    typed = "--against=--trainer.precision=16-mixed"
-    config = tmp_path / "overlay.yaml"
-    config.write_text("trainer: {precision: 16-mixed}")
-    configs = ["-c", "configs/fashion/flowar.yaml", "-c", config]
-    assert run("benchmark", "sample", *configs, *settings, typed, f"--json={path}") == 0
+def test_a_precision_is_taken_only_if_it_is_typed(experiment, tmp_path):
+    path, overlay = tmp_path / "report.json", tmp_path / "overlay.yaml"
+    overlay.write_text("trainer: {precision: 16-mixed}")
+    first, config, *typed = (
+        arg for arg in experiment.generator("benchmark") if not re.search("samples|precision", arg)
+    )
+    configs, few = [first, config, "-c", overlay], ["--batch=2", "--repeats=1", "--warmup=0", f"--json={path}"]
+    assert run("benchmark", "encode", *configs, *typed, *few, "--against=--trainer.precision=16-mixed") == 0
     precisions = [result["precision"] for result in json.loads(path.read_text())]
     assert precisions == [fastest(torch.device("cpu")), "16-mixed"]
 
