@@ -1,25 +1,41 @@
 """Pyramids: what is predicted at each scale (targets), and what the transformer reads for it (contexts).
 
 The content of a scale is what a head predicts and samples: latent cells for FlowAR, codes for FlexVAR and VAR.
-Pyramids are plain objects: the frozen quantizer that code pyramids work with stays out of a generator's checkpoint.
+Pyramids are plain objects, made for a tokenizer: the frozen quantizer that code pyramids work with stays out of a
+generator's checkpoint.
 
 Legend: B batch, C latent channels, V codebook, h w the latent, p patch size, l tokens of one scale.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from scalear.scales import ScaleSchedule
+from scalear.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the scales of a pyramid hold.
+
+    Attributes:
+        dim: Channels of a token that the transformer reads, and of one to predict where it is no code.
+        num_codes: V where tokens are codes, None where they are latents.
+    """
+
+    dim: int
+    num_codes: int | None = None
 
 
 @dataclass
-class Pyramid:
+class Decomposition:
     """One latent, taken apart into scales.
 
     Attributes:
@@ -34,7 +50,43 @@ class Pyramid:
     contexts: list[Tensor]
 
 
-class LatentPyramid:
+class Pyramid(ABC):
+    """Takes latents apart and puts them together; in YAML built without its first argument, the tokenizer.
+
+    Attributes:
+        content: Of every scale.
+        patch_size: Side of the square of latent cells that makes one token.
+    """
+
+    content: Content
+    patch_size = 1
+
+    @abstractmethod
+    def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
+        """Refuse scales that a latent of `size` (h, w) cannot be taken apart into.
+
+        Raises:
+            ValueError: Names both.
+        """
+
+    @abstractmethod
+    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
+        """latent_BChw -> targets and contexts of all scales; contexts are float32.
+
+        Raises:
+            ValueError: The latent cannot be taken apart so.
+        """
+
+    @abstractmethod
+    def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
+        """Context (B, l_k, C) of scale k >= 1 from the content of scales 0..k-1, in training as in sampling."""
+
+    @abstractmethod
+    def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
+        """The latent_BChw that the content of scales 0, 1 ... of the schedule stands for."""
+
+
+class LatentPyramid(Pyramid):
     """FlowAR's pyramid: every scale is the latent itself, averaged down (paper section 3.2).
 
     The target of scale k is the full latent, area-averaged to its size. The context of scale k is the latent
@@ -43,51 +95,37 @@ class LatentPyramid:
     folded p x p at a time.
 
     Args:
-        patch_size: Side p of the square of latent cells that makes one token.
+        tokenizer: Any: the latent itself is the content.
+        patch_size: p.
     """
 
-    num_codes = None  # the content is no codes
-
-    def __init__(self, patch_size: int = 1) -> None:
+    def __init__(self, tokenizer: Tokenizer, patch_size: int = 1) -> None:
         if patch_size < 1:
             raise ValueError(f"patch_size must be at least 1, got {patch_size}")
         self.patch_size = patch_size
-
-    def bind(self, tokenizer: nn.Module) -> None:
-        """Any tokenizer will do: the latent itself is the content."""
+        self.content = Content(tokenizer.latent_channels * patch_size**2)
 
     def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
-        """Refuse scales that a latent of `size` (h, w) cannot be taken apart into.
-
-        Raises:
-            ValueError: The schedule does not end at the latent's token map.
-        """
+        """The schedule must end at the latent's token map."""
         height, width = size
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide the {height}x{width} latent")
         schedule.require_final((height // self.patch_size, width // self.patch_size))
 
-    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
-        """latent_BChw -> targets and contexts of all scales, float32.
-
-        Raises:
-            ValueError: The schedule does not end at the latent's token map.
-        """
+    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         self.check(schedule, tuple(latent.shape[-2:]))
         latent = latent.float()
         targets = [self._fold(_area(latent, self._cells(size))) for size in schedule.sizes]
         contexts = [targets[0][:, :0]]
         contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
-        return Pyramid(schedule, targets, contexts)
+        return Decomposition(schedule, targets, contexts)
 
     def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
-        """Context (B, l_k, p*p*C) of scale k >= 1 from scales 0..k-1, given as in `Pyramid.targets`."""
         coarse = self._unfold(scales[k - 1], schedule.sizes[k - 1])
         full = F.interpolate(coarse, size=self._cells(schedule.sizes[-1]), mode="bicubic", align_corners=False)
         return self._fold(_area(full, self._cells(schedule.sizes[k])))
 
     def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
-        """The latent_BChw that scales 0, 1 ... of the schedule stand for: the last of them."""
         return self._unfold(scales[-1], schedule.sizes[len(scales) - 1])
 
     def _cells(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -129,43 +167,7 @@ class SumQuantizer(Protocol):
         """The sum f_hat_BChw of scales 0..k-1, with the content of scale k added."""
 
 
-class QuantizerPyramid:
-    """A pyramid of codes, which a tokenizer's quantizer makes and reads."""
-
-    patch_size = 1
-    _needs: type
-    _remedy: str
-
-    def __init__(self) -> None:
-        self._quantizer: CodeQuantizer | SumQuantizer | None = None
-
-    def bind(self, tokenizer: nn.Module) -> None:
-        """Use the quantizer of this tokenizer. Comes before everything else.
-
-        Raises:
-            ValueError: The tokenizer has none, or another kind.
-        """
-        quantizer = getattr(tokenizer, "quantizer", None)
-        if not isinstance(quantizer, self._needs):
-            raise ValueError(
-                f"{type(self).__name__} needs a tokenizer with another quantizer than {type(tokenizer).__name__} has: "
-                f"take a {self._remedy}, or another pyramid"
-            )
-        self._quantizer = quantizer
-
-    @property
-    def num_codes(self) -> int:
-        """Size of the codebook."""
-        return self.quantizer.num_codes
-
-    @property
-    def quantizer(self) -> CodeQuantizer | SumQuantizer:
-        """Of the tokenizer that the pyramid is bound to."""
-        assert self._quantizer is not None, "bind the pyramid to its tokenizer first"
-        return self._quantizer
-
-
-class CodePyramid(QuantizerPyramid):
+class CodePyramid(Pyramid):
     """FlexVAR's pyramid: every scale is quantized on its own (ground-truth prediction, paper section 3.4).
 
     The target of scale k are the codes of the latent, area-averaged to its size. The context of scale k are the
@@ -173,14 +175,14 @@ class CodePyramid(QuantizerPyramid):
     how many others there are, so any list of scales will do, also one that ends below the latent's size.
 
     Args:
+        tokenizer: With one codebook for all sizes.
         below: Train on lists that end below the latent's size, as the official code does on 512 px crops; without it
             such a list is taken for a mistake.
     """
 
-    _needs, _remedy = CodeQuantizer, "VQTokenizer"
-
-    def __init__(self, below: bool = False) -> None:
-        super().__init__()
+    def __init__(self, tokenizer: Tokenizer, below: bool = False) -> None:
+        self.quantizer: CodeQuantizer = _quantizer(tokenizer, CodeQuantizer, self, "a VQTokenizer")
+        self.content = Content(tokenizer.latent_channels, self.quantizer.num_codes)
         self.below = below
 
     def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
@@ -201,20 +203,15 @@ class CodePyramid(QuantizerPyramid):
                 "take larger images or shorter scales"
             )
 
-    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
-        """latent_BChw -> codes and contexts of all scales.
-
-        Raises:
-            ValueError: A scale is larger than the latent.
-        """
+    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         self._require_room(schedule, tuple(latent.shape[-2:]))
         targets = [self.quantizer.codes(_area(latent.float(), size)) for size in schedule.sizes]
         contexts = [_no_tokens(latent)]
         contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
-        return Pyramid(schedule, targets, contexts)
+        return Decomposition(schedule, targets, contexts)
 
     def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
-        """Context (B, l_k, C) of scale k >= 1 from the codes, or weights of codes, of scales 0..k-1."""
+        """From codes, or weights of codes."""
         coarse = self.quantizer.embed(scales[k - 1], schedule.sizes[k - 1])
         return _tokens(F.interpolate(coarse, size=schedule.sizes[k], mode="bicubic", align_corners=False))
 
@@ -223,13 +220,18 @@ class CodePyramid(QuantizerPyramid):
         return self.quantizer.embed(scales[-1], schedule.sizes[len(scales) - 1])
 
 
-class ResidualPyramid(QuantizerPyramid):
+class ResidualPyramid(Pyramid):
     """VAR's pyramid: every scale holds the codes of what the coarser ones left over (VAR section 3.2).
 
     The context of scale k is the sum of scales 0..k-1 at full size, area-averaged to scale k.
+
+    Args:
+        tokenizer: With residual codes.
     """
 
-    _needs, _remedy = SumQuantizer, "ResidualVQTokenizer"
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.quantizer: SumQuantizer = _quantizer(tokenizer, SumQuantizer, self, "a ResidualVQTokenizer")
+        self.content = Content(tokenizer.latent_channels, self.quantizer.num_codes)
 
     def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
         """Refuse scales that a latent of `size` (h, w) cannot be taken apart into.
@@ -239,21 +241,16 @@ class ResidualPyramid(QuantizerPyramid):
         """
         schedule.require_final(size)
 
-    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Pyramid:
-        """latent_BChw -> codes and contexts of all scales.
-
-        Raises:
-            ValueError: The schedule does not end at the latent's size.
-        """
+    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         self.check(schedule, tuple(latent.shape[-2:]))
         targets = self.quantizer.encode(latent.float(), schedule)
         sums = self._sums(targets, schedule)
         contexts = [_no_tokens(latent)]
         contexts += [_tokens(_area(f_hat, size)) for size, f_hat in zip(schedule.sizes[1:], sums, strict=False)]
-        return Pyramid(schedule, targets, contexts)
+        return Decomposition(schedule, targets, contexts)
 
     def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
-        """Context (B, l_k, C) of scale k >= 1 from the codes, or weights of codes, of scales 0..k-1."""
+        """From codes, or weights of codes."""
         *_, f_hat = self._sums(scales[:k], schedule)
         return _tokens(_area(f_hat, schedule.sizes[k]))
 
@@ -268,6 +265,21 @@ class ResidualPyramid(QuantizerPyramid):
         for k, content in enumerate(scales):
             f_hat = self.quantizer.add(f_hat, content, k, schedule)
             yield f_hat
+
+
+def _quantizer(tokenizer: Tokenizer, wanted: type, pyramid: Pyramid, remedy: str) -> Any:
+    """The tokenizer's quantizer.
+
+    Raises:
+        ValueError: It has none, or another kind.
+    """
+    quantizer = getattr(tokenizer, "quantizer", None)
+    if not isinstance(quantizer, wanted):
+        raise ValueError(
+            f"{type(pyramid).__name__} needs a tokenizer with another quantizer than {type(tokenizer).__name__} has: "
+            f"take {remedy}, or another pyramid"
+        )
+    return quantizer
 
 
 def join(scales: list[Tensor]) -> Tensor:

@@ -1,20 +1,28 @@
 """Tiny generators whose every weight counts: fresh ones return zero."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from scalear.flow import FlowSolver
+from scalear.guidance import Guidance
+from scalear.image_model import ImageModel
 from scalear.models.blocks import FlowARBlock
+from scalear.models.flow_blocks import CrossAttentionBlock, SpatialAdaLN
 from scalear.models.flow_head import FlowHead
-from scalear.models.generator import Generator
 from scalear.models.norms import ModulatedNorm, PlainNorm
 from scalear.models.positions import GridPositions, LevelPositions, TokenPositions
 from scalear.models.token_head import TokenHead
 from scalear.models.transformer import ScaleTransformer
 from scalear.models.var_block import VARBlock
+from scalear.models.velocity import VelocityNetwork
 from scalear.pyramid import CodePyramid, LatentPyramid, ResidualPyramid
+from scalear.scales import ScaleSchedule
+from scalear.token_sampling import TokenSampling
+from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.residual import ResidualQuantizer
 
@@ -22,53 +30,89 @@ NUM_CLASSES = 3
 NUM_CODES = 16
 
 
+class LatentsAlone(Tokenizer):
+    """For models that never see an image: latents are made elsewhere.
+
+    Args:
+        channels: Of latents.
+        quantizer: Of codes, if there are any.
+    """
+
+    def __init__(self, channels: int = 4, quantizer: nn.Module | None = None) -> None:
+        super().__init__(image_channels=1, latent_channels=channels, stride=1)
+        self.quantizer = quantizer
+
+    def load_weights(self) -> None: ...
+
+    def moments(self, image: Tensor) -> Tensor:
+        return image
+
+    def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        return moments
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent
+
+
 def make_transformer(scales: str = "1,2,4", context_dim: int = 4, **changes) -> ScaleTransformer:
+    return transformer_class(scales, **changes)(context_dim)
+
+
+def transformer_class(scales: str = "1,2,4", **changes) -> Callable[[int], ScaleTransformer]:
+    """FlowAR's."""
     block = partial(FlowARBlock, num_heads=2, dropout=changes.pop("dropout", 0.0))
     parts = {"positions": TokenPositions, "block": block, "norm": PlainNorm}
     arguments = {"dim": 24, "depths": (1, 2), "num_classes": NUM_CLASSES, "scales": scales}
     arguments |= {"input_norm": True, "output_positions": True}
-    return ScaleTransformer(context_dim, **parts | arguments | changes)
+    return partial(ScaleTransformer, **parts | arguments | changes)
 
 
-def make_head(token_dim: int = 4, cond_dim: int = 24, **changes) -> FlowHead:
-    return FlowHead(token_dim, cond_dim, **{"dim": 32, "depth": 2, "num_heads": 2, "rotary_side": 4} | changes)
+def make_network(
+    token_dim: int = 4, cond_dim: int = 24, cross_attention: bool = False, scales: str = "1,2,4", **changes
+) -> VelocityNetwork:
+    return network_class(cross_attention, **changes)(token_dim, cond_dim, ScaleSchedule.parse(scales))
 
 
-def make_generator(scales: str = "1,2,4", channels: int = 4, patch_size: int = 1, **changes) -> Generator:
+def network_class(cross_attention: bool = False, **changes) -> Callable[..., VelocityNetwork]:
+    block = partial(CrossAttentionBlock if cross_attention else SpatialAdaLN, num_heads=changes.pop("num_heads", 2))
+    return partial(VelocityNetwork, **{"dim": 32, "depth": 2, "block": block} | changes)
+
+
+def make_model(scales: str = "1,2,4", channels: int = 4, patch_size: int = 1, **changes) -> ImageModel:
+    """FlowAR without a tokenizer."""
     torch.manual_seed(0)
-    token_dim = channels * patch_size**2
-    parts = {"cross_attention": changes.pop("cross_attention", False)}
+    network = network_class(changes.pop("cross_attention", False))
     ours = {name: changes.pop(name) for name in ("dropout", "num_classes") if name in changes}
-    transformer = make_transformer(scales, token_dim, **ours)
-    return Generator(transformer, make_head(token_dim, **parts), LatentPyramid(patch_size), **changes)
+    return ImageModel(
+        LatentsAlone(channels),
+        partial(LatentPyramid, patch_size=patch_size),
+        transformer_class(scales, **ours),
+        partial(FlowHead, network=network),
+        **{"sampling": FlowSolver("euler", 2), "guidance": Guidance()} | changes,
+    )
 
 
 def make_var_transformer(scales: str = "1,2,4", **changes) -> ScaleTransformer:
+    return var_transformer_class(scales, **changes)(4)
+
+
+def var_transformer_class(scales: str = "1,2,4", **changes) -> Callable[[int], ScaleTransformer]:
     """VAR's, or with other positions FlexVAR's."""
     block = partial(VARBlock, num_heads=changes.pop("num_heads", 2), **changes.pop("block", {}))
     parts = {"positions": LevelPositions, "block": block, "norm": ModulatedNorm, "var_init": True}
-    arguments = {"context_dim": 4, "dim": 24, "depths": [2], "num_classes": NUM_CLASSES, "scales": scales}
-    return ScaleTransformer(**parts | arguments | changes)
+    arguments = {"dim": 24, "depths": [2], "num_classes": NUM_CLASSES, "scales": scales}
+    return partial(ScaleTransformer, **parts | arguments | changes)
 
 
-class CodeTokenizer(nn.Module):
-    """A quantizer alone, which is all that pyramids look at."""
-
-    def __init__(self, quantizer: nn.Module) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-
-
-def make_code_generator(kind: Literal["var", "flexvar"], scales: str = "1,2,4", **changes) -> Generator:
-    """A generator of codes, bound to a random codebook of 4 channels."""
+def make_code_model(kind: Literal["var", "flexvar"], scales: str = "1,2,4", **changes) -> ImageModel:
+    """A model of codes with a random codebook of 4 channels."""
     torch.manual_seed(0)
     flexible = kind == "flexvar"
     positions = partial(GridPositions, side=4) if flexible else LevelPositions
-    transformer = make_var_transformer(scales, positions=positions, **changes)
-    pyramid = CodePyramid() if flexible else ResidualPyramid()
-    generator = Generator(transformer, TokenHead(NUM_CODES, transformer.dim), pyramid)
-    generator.bind(CodeTokenizer((VectorQuantizer if flexible else ResidualQuantizer)(NUM_CODES, 4)))
-    return generator
+    transformer = var_transformer_class(scales, **{"positions": positions} | changes)
+    quantizer = (VectorQuantizer if flexible else ResidualQuantizer)(NUM_CODES, 4)
+    pyramid = CodePyramid if flexible else ResidualPyramid
+    return ImageModel(LatentsAlone(4, quantizer), pyramid, transformer, TokenHead, TokenSampling(), Guidance())
 
 
 def randomise(module: nn.Module, std: float = 0.15) -> nn.Module:

@@ -11,15 +11,17 @@ from torch import Tensor
 from scalear.interop.family import Arguments, Family, State, attention_mask, count, node, scales_of_levels
 from scalear.interop.tables import BATCHED, NEGATED, Constant, Row, affine, prefixed, stacked, weight
 from scalear.models.blocks import FlowARBlock
+from scalear.models.flow_blocks import CrossAttentionBlock, SpatialAdaLN
 from scalear.models.flow_head import FlowHead
 from scalear.models.generator import Generator
 from scalear.models.norms import PlainNorm
 from scalear.models.positions import TokenPositions
 from scalear.models.transformer import ScaleTransformer
-from scalear.pyramid import LatentPyramid
+from scalear.models.velocity import VelocityNetwork
 
 _RELEASED_HEADS = {768: 12, 1024: 16, 1536: 16}  # by width of the autoregressive transformer
 _RELEASED_SCALES = {341: [1, 2, 4, 8, 16]}  # by number of tokens
+_RELEASED_SIDE = 16  # of the finest scale
 _FLOW_HEAD_WIDTH = 64
 
 
@@ -58,16 +60,15 @@ class FlowAR(Family):
         attention_dropout, dropout = (arguments.choose(f"{part}_dropout", 0.1) for part in ("attn", "proj"))
         if attention_dropout != dropout:
             raise ValueError(f"attn_dropout {attention_dropout} and proj_dropout {dropout} must be equal here")
-        head = flow_head_config(_below(state, "flownet."), side=scales[-1])
-        flow = head["init_args"]
-        arguments.agree("diffloss_w", flow["dim"])
-        arguments.agree("diffloss_d", flow["depth"])
-        arguments.agree("cross", flow["cross_attention"])
+        flow = _below(state, "flownet.")
+        network = network_arguments(flow)
+        arguments.agree("diffloss_w", network["dim"])
+        arguments.agree("diffloss_d", network["depth"])
+        arguments.agree("cross", _crosses(flow))
         token_dim = arguments.agree("vae_embed_dim", state["z_proj.weight"].shape[1])
         num_classes = arguments.agree("class_num", state["class_emb.weight"].shape[0] - 1)
         transformer = node(
             ScaleTransformer,
-            context_dim=token_dim,
             dim=dim,
             depths=depths,
             num_classes=num_classes,
@@ -80,9 +81,9 @@ class FlowAR(Family):
         )
         return node(
             Generator,
+            content={"dim": token_dim},
             transformer=transformer,
-            head=head,
-            pyramid=node(LatentPyramid),
+            head=node(FlowHead, network=node(VelocityNetwork, **network)),
             label_drop_prob=arguments.choose("label_drop_prob", 0.1),
         )
 
@@ -99,21 +100,21 @@ class FlowAR(Family):
             rows += weight(f"transformer.norms.{index}", f"{name}_norm")
             for block in range(len(model.transformer.stacks[index])):
                 rows += prefixed(
-                    [*affine("attention.qkv", "attn.qkv"), *_adaln_block("ada_lin.1")],
+                    _adaln_block("ada_lin.1", affine("mixer.qkv", "attn.qkv")),
                     f"transformer.stacks.{index}.{block}.",
                     f"{name}_blocks.{block}.",
                 )
-        return rows + prefixed(flow_head_rows(model.head), "head.", "flownet.")
+        return rows + prefixed(network_rows(model.head.network), "head.network.", "flownet.")
 
     def constants(self, model: Generator) -> list[Constant]:
         transformer = model.transformer
-        frequencies = rotary_frequencies(transformer.stacks[0][0].attention.head_dim)
+        frequencies = rotary_frequencies(transformer.stacks[0][0].mixer.head_dim)
         blocks = [
             Constant(f"{name}_blocks.{block}.attn.rope.freqs", frequencies)
             for name, stack in zip(("encoder", "decoder"), transformer.stacks, strict=True)
             for block in range(len(stack))
         ]
-        flow = [Constant(f"flownet.{constant.key}", constant.value) for constant in flow_head_constants(model.head)]
+        flow = [Constant(f"flownet.{constant.key}", constant.value) for constant in network_constants(model.head.network)]
         return [Constant("mask", attention_mask(transformer.schedule)), *blocks, *flow]
 
 
@@ -129,38 +130,36 @@ class FlowARHead(Family):
         return "time_embed.mlp.0.weight" in state and "cond_embed.weight" in state
 
     def config(self, state: State, arguments: Arguments) -> dict:
-        config = flow_head_config(state, side=16)
-        ours = config["init_args"]
-        for theirs, name in (("in_channels", "token_dim"), ("out_channels", "token_dim"), ("model_channels", "dim")):
-            arguments.agree(theirs, ours[name])
-        for theirs, name in (("z_channels", "cond_dim"), ("num_res_blocks", "depth"), ("cross", "cross_attention")):
-            arguments.agree(theirs, ours[name])
-        return config
+        ours = network_arguments(state)
+        token_dim, cond_dim = state["input_proj.weight"].shape[1], state["cond_embed.weight"].shape[1]
+        for theirs, found in (("in_channels", token_dim), ("out_channels", token_dim), ("z_channels", cond_dim)):
+            arguments.agree(theirs, found)
+        for theirs, found in (("model_channels", ours["dim"]), ("num_res_blocks", ours["depth"])):
+            arguments.agree(theirs, found)
+        arguments.agree("cross", _crosses(state))
+        schedule = {"sizes": [[_RELEASED_SIDE, _RELEASED_SIDE]]}
+        return node(VelocityNetwork, token_dim=token_dim, cond_dim=cond_dim, schedule=schedule, **ours)
 
-    def rows(self, model: FlowHead, official_keys: Collection[str]) -> list[Row]:
-        return flow_head_rows(model)
+    def rows(self, model: VelocityNetwork, official_keys: Collection[str]) -> list[Row]:
+        return network_rows(model)
 
-    def constants(self, model: FlowHead) -> list[Constant]:
-        return flow_head_constants(model)
-
-
-def flow_head_config(state: State, side: int) -> dict:
-    """Our flow head for the official one; time is quantised, as it was when the weights were trained."""
-    dim, token_dim = state["input_proj.weight"].shape
-    return node(
-        FlowHead,
-        token_dim=token_dim,
-        cond_dim=state["cond_embed.weight"].shape[1],
-        dim=dim,
-        depth=count(state, "res_blocks."),
-        num_heads=dim // _FLOW_HEAD_WIDTH,
-        cross_attention="res_blocks.0.crossattn.q.weight" in state,
-        rotary_side=side,
-        quantise_time=True,
-    )
+    def constants(self, model: VelocityNetwork) -> list[Constant]:
+        return network_constants(model)
 
 
-def flow_head_rows(head: FlowHead) -> list[Row]:
+def network_arguments(state: State) -> dict[str, object]:
+    """Of our velocity network for the official one; time is quantised, as it was when the weights were trained."""
+    dim = state["input_proj.weight"].shape[0]
+    block = CrossAttentionBlock if _crosses(state) else SpatialAdaLN
+    return {
+        "dim": dim,
+        "depth": count(state, "res_blocks."),
+        "block": node(block, num_heads=dim // _FLOW_HEAD_WIDTH),
+        "quantise_time": True,
+    }
+
+
+def network_rows(network: VelocityNetwork) -> list[Row]:
     """Key table of the flow network."""
     rows = [
         *affine("time_embedding.mlp.0", "time_embed.mlp.0"),
@@ -170,7 +169,7 @@ def flow_head_rows(head: FlowHead) -> list[Row]:
         *affine("final_modulation", "final_layer.adaLN_modulation.1"),
         *affine("output_proj", "final_layer.linear", NEGATED),
     ]
-    qkv = weight("attention.qkv", "attn.qkv")
+    spatial = prefixed(_adaln_block("ada_lin", weight("mixer.qkv", "attn.qkv")), "block.", "")
     cross = [
         *weight("query_norm", "norm2_1"),
         *weight("key_norm", "norm2_2"),
@@ -179,23 +178,24 @@ def flow_head_rows(head: FlowHead) -> list[Row]:
         *affine("cross_attention.proj", "crossattn.proj"),
         *affine("attention_modulation", "ada_lin_attn"),
         *affine("mlp_modulation", "ada_lin_mlp"),
-        *_attention_and_mlp(),
+        *weight("attention.qkv", "attn.qkv"),
+        *affine("attention.proj", "attn.proj"),
+        *_mlp(),
     ]
-    block = qkv + (cross if head.cross_attention else _adaln_block("ada_lin"))
-    for index in range(len(head.blocks)):
-        rows += prefixed(block, f"blocks.{index}.", f"res_blocks.{index}.")
+    for index, block in enumerate(network.blocks):
+        table = cross if isinstance(block, CrossAttentionBlock) else spatial
+        rows += prefixed(table, f"blocks.{index}.", f"res_blocks.{index}.")
     return rows
 
 
-def flow_head_constants(head: FlowHead) -> list[Constant]:
+def network_constants(network: VelocityNetwork) -> list[Constant]:
     """Rotary frequencies, which official files repeat in every attention."""
     frequencies = rotary_frequencies(_FLOW_HEAD_WIDTH)
-    names = ("attn", "crossattn") if head.cross_attention else ("attn",)
-    return [
-        Constant(f"res_blocks.{index}.{name}.rope.freqs", frequencies)
-        for index in range(len(head.blocks))
-        for name in names
-    ]
+    constants = []
+    for index, block in enumerate(network.blocks):
+        names = ("attn", "crossattn") if isinstance(block, CrossAttentionBlock) else ("attn",)
+        constants += [Constant(f"res_blocks.{index}.{name}.rope.freqs", frequencies) for name in names]
+    return constants
 
 
 def rotary_frequencies(head_dim: int) -> Tensor:
@@ -204,16 +204,16 @@ def rotary_frequencies(head_dim: int) -> Tensor:
     return 1.0 / 10000.0 ** (torch.arange(0, half, 2).float() / half)
 
 
-def _adaln_block(modulation: str) -> list[Row]:
-    return [*_attention_and_mlp(), *affine("modulation", modulation)]
+def _adaln_block(modulation: str, qkv: list[Row]) -> list[Row]:
+    return [*qkv, *affine("mixer.proj", "attn.proj"), *_mlp(), *affine("modulation", modulation)]
 
 
-def _attention_and_mlp() -> list[Row]:
-    return [
-        *affine("attention.proj", "attn.proj"),
-        *stacked("mlp.fc1", ("mlp.fc1_g", "mlp.fc1_x")),
-        *affine("mlp.fc2", "mlp.fc2"),
-    ]
+def _mlp() -> list[Row]:
+    return [*stacked("mlp.fc1", ("mlp.fc1_g", "mlp.fc1_x")), *affine("mlp.fc2", "mlp.fc2")]
+
+
+def _crosses(state: State) -> bool:
+    return "res_blocks.0.crossattn.q.weight" in state
 
 
 def _num_heads(state: State, dim: int, arguments: Arguments) -> int:

@@ -17,7 +17,6 @@ from scalear.models.positions import GridPositions, LevelPositions
 from scalear.models.token_head import TokenHead
 from scalear.models.transformer import ScaleTransformer
 from scalear.models.var_block import VARBlock
-from scalear.pyramid import CodePyramid, ResidualPyramid
 
 _RELEASED_SCALES = {
     680: [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],  # 256 px
@@ -28,7 +27,7 @@ _NORM_EPS = 1e-6
 
 
 class VARLike(Family):
-    """What VAR and FlexVAR share: everything but positions and pyramid."""
+    """What VAR and FlexVAR share: everything but positions."""
 
     part = "generator"
     arguments = frozenset(
@@ -55,7 +54,6 @@ class VARLike(Family):
         )
         transformer = node(
             ScaleTransformer,
-            context_dim=context_dim,
             dim=dim,
             depths=[depth],
             num_classes=num_classes,
@@ -67,9 +65,9 @@ class VARLike(Family):
         )
         return node(
             Generator,
+            content={"dim": context_dim, "num_codes": state["head.weight"].shape[0]},
             transformer=transformer,
-            head=node(TokenHead, vocab_size=state["head.weight"].shape[0], cond_dim=dim),
-            pyramid=node(self.pyramid),
+            head=node(TokenHead),
             label_drop_prob=arguments.choose("cond_drop_rate", 0.1),
         )
 
@@ -98,7 +96,6 @@ class VARLike(Family):
         """Sides of the scales."""
 
     positions: type
-    pyramid: type
 
 
 class VAR(VARLike):
@@ -114,7 +111,7 @@ class VAR(VARLike):
         2_353_893_904: "VAR-d36",  # at its 512 px
         2_350_299_664: "VAR-d36 at 256 px",
     }
-    positions, pyramid = LevelPositions, ResidualPyramid
+    positions = LevelPositions
 
     def recognises(self, state: State) -> bool:
         return "word_embed.weight" in state and "lvl_embed.weight" in state
@@ -148,7 +145,7 @@ class FlexVAR(VARLike):
         1_041_314_576: "FlexVAR-d24",
         2_019_913_172: "FlexVAR-d30",
     }
-    positions, pyramid = GridPositions, CodePyramid
+    positions = GridPositions
 
     def recognises(self, state: State) -> bool:
         return "word_embed.weight" in state and "pos_1LC" in state and "lvl_embed.weight" not in state
@@ -168,15 +165,15 @@ class FlexVAR(VARLike):
 
 def _block_rows(block: VARBlock) -> list[Row]:
     rows = [
-        *weight("attention.qkv", "attn.mat_qkv"),
-        Row("attention.q_bias", ("attn.q_bias",)),
-        Row("attention.v_bias", ("attn.v_bias",)),
-        *affine("attention.proj", "attn.proj"),
+        *weight("mixer.qkv", "attn.mat_qkv"),
+        Row("mixer.q_bias", ("attn.q_bias",)),
+        Row("mixer.v_bias", ("attn.v_bias",)),
+        *affine("mixer.proj", "attn.proj"),
         *affine("mlp.fc1", "ffn.fc1"),
         *affine("mlp.fc2", "ffn.fc2"),
     ]
-    if block.attention.log_scale_N is not None:
-        rows.append(Row("attention.log_scale_N", ("attn.scale_mul_1H11",), viewed(1, -1, 1, 1)))
+    if block.mixer.log_scale_N is not None:
+        rows.append(Row("mixer.log_scale_N", ("attn.scale_mul_1H11",), viewed(1, -1, 1, 1)))
     if block.shares_modulation:
         return [*rows, Row("modulation.table", ("ada_gss",), viewed(1, 1, 6, -1))]
     return [*rows, *affine("modulation", "ada_lin.1")]

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scalear.dropout import DropPath
-from scalear.models.layers import GatedMlp, Rotary, RotaryAttention, zero_linear
-from scalear.models.norms import add_and_modulate, modulate, rms_norm
-from scalear.models.remade import remade
+from scalear.models.attention import Rotary, RotaryAttention
+from scalear.models.layers import DropPath, GatedMlp, require_heads, zero_linear
+from scalear.models.norms import modulate, rms_norm
 from scalear.scales import ScaleSchedule
 
 
@@ -33,18 +32,15 @@ class Place:
 class AdaLNBlock(nn.Module):
     """Pre-norm transformer block whose norms are shifted, scaled and gated by a condition (adaLN-zero).
 
-        x += gate_1 * attention((1 + scale_1) * norm(x) + shift_1)
-        x += gate_2 * mlp((1 + scale_2) * norm(x) + shift_2)
-
     With one condition vector per sample this is DiT's adaLN; with one per token it is FlowAR's
     spatial-adaLN (paper eq. 10).
 
     Args:
         norm: Without a weight.
-        attention: Mixes the D channels of tokens of several scales; also makes its cache.
+        mixer: Mixes the D channels of tokens of several scales, by attention or otherwise; also makes its cache.
         mlp: Position-wise network.
         modulation: The condition to 6 D numbers: both gates, both scales, both shifts.
-        drop_path: Probability that a sample skips attention, and that it skips the MLP, in training.
+        drop_path: Probability that a sample skips the mixer, and that it skips the MLP, in training.
 
     Attributes:
         shares_modulation: The transformer must turn the condition into 6 D numbers for all blocks at once.
@@ -53,11 +49,11 @@ class AdaLNBlock(nn.Module):
     shares_modulation = False
 
     def __init__(
-        self, norm: nn.Module, attention: nn.Module, mlp: nn.Module, modulation: nn.Module, drop_path: float = 0.0
+        self, norm: nn.Module, mixer: nn.Module, mlp: nn.Module, modulation: nn.Module, drop_path: float = 0.0
     ) -> None:
         super().__init__()
         self.norm = norm
-        self.attention = attention
+        self.mixer = mixer
         self.mlp = mlp
         self.modulation = modulation
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
@@ -65,15 +61,14 @@ class AdaLNBlock(nn.Module):
     def forward(self, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: object | None = None) -> Tensor:
         """`cond` is the activated condition, (B, 1, cond_dim) or (B, L, cond_dim)."""
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
-        with remade(modulate, self.norm, x_BLD, shift_1, scale_1) as y_BLD:
-            out_BLD = self.drop_path(self.attention(y_BLD, schedule, cache))
-        with remade(add_and_modulate, self.norm, x_BLD, out_BLD, gate_1, shift_2, scale_2) as (x_BLD, y_BLD):
-            out_BLD = self.drop_path(self.mlp(y_BLD))
-        return x_BLD + gate_2 * out_BLD
+        y_BLD = modulate(self.norm(x_BLD), shift_1, scale_1)
+        x_BLD = x_BLD + gate_1 * self.drop_path(self.mixer(y_BLD, schedule, cache))
+        y_BLD = modulate(self.norm(x_BLD), shift_2, scale_2)
+        return x_BLD + gate_2 * self.drop_path(self.mlp(y_BLD))
 
     def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> object:
         """Memory for `num_tokens` tokens of `batch` rows."""
-        return self.attention.make_cache(batch, num_tokens, device, dtype)
+        return self.mixer.make_cache(batch, num_tokens, device, dtype)
 
 
 class FlowARBlock(AdaLNBlock):
@@ -91,13 +86,3 @@ class FlowARBlock(AdaLNBlock):
         rotary = Rotary(dim // num_heads, side=max(place.schedule.sizes[-1]))
         attention = RotaryAttention(dim, num_heads, rotary, causal=True, dropout=dropout)
         super().__init__(rms_norm(dim, affine=False), attention, GatedMlp(dim, dropout), zero_linear(dim, 6 * dim))
-
-
-def require_heads(dim: int, num_heads: int) -> None:
-    """Refuse a width that heads do not share evenly.
-
-    Raises:
-        ValueError: Names both.
-    """
-    if dim % num_heads:
-        raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")

@@ -1,6 +1,6 @@
-"""A generator: pyramid, transformer and head put together. It sees latents and labels, never an image."""
+"""A generator: transformer and head put together. It sees the scales of latents and labels, never an image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from scalear.draws import Draws
 from scalear.guidance import Guidance
-from scalear.models.flow_head import FlowHead
 from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
-from scalear.pyramid import CodePyramid, LatentPyramid, Pyramid, ResidualPyramid, join
+from scalear.pyramid import Content, Decomposition, Pyramid, join
 from scalear.scales import ScaleSchedule
 
 Forced = Sequence[tuple[Tensor, Tensor] | None]
@@ -39,32 +38,24 @@ class Generator(nn.Module):
     """Class-conditional scale-wise autoregressive generator.
 
     Args:
-        transformer: Contexts to semantics; carries the schedule.
-        head: Predicts a scale from its semantics.
-        pyramid: Takes latents apart.
+        content: What the scales of its pyramid hold.
+        transformer: Class of the transformer, which carries the schedule; called with the channels of a context token.
+        head: Class of the head; called with (content, width of the semantics, schedule).
         label_drop_prob: Share of training samples whose label becomes the null class.
     """
 
     def __init__(
         self,
-        transformer: ScaleTransformer,
-        head: Head,
-        pyramid: LatentPyramid | CodePyramid | ResidualPyramid,
+        content: Content,
+        transformer: Callable[[int], ScaleTransformer],
+        head: Callable[[Content, int, ScaleSchedule], Head],
         label_drop_prob: float = 0.1,
     ) -> None:
         super().__init__()
-        if transformer.dim != head.cond_dim:
-            raise ValueError(f"the head's cond_dim is {head.cond_dim}, but the transformer's dim is {transformer.dim}")
-        if isinstance(head, FlowHead) and transformer.context_dim != head.token_dim:
-            raise ValueError(
-                f"the transformer's context_dim is {transformer.context_dim}, but the head's token_dim is "
-                f"{head.token_dim}: both are latent channels x patch size squared"
-            )
         if not 0 <= label_drop_prob <= 1:
             raise ValueError(f"label_drop_prob must be in [0, 1], got {label_drop_prob}")
-        self.transformer = transformer
-        self.head = head
-        self.pyramid = pyramid
+        self.transformer = transformer(content.dim)
+        self.head = head(content, self.transformer.dim, self.transformer.schedule)
         self.label_drop_prob = label_drop_prob
 
     @property
@@ -75,46 +66,19 @@ class Generator(nn.Module):
     def num_classes(self) -> int:
         return self.transformer.num_classes
 
-    def bind(self, tokenizer: nn.Module) -> None:
-        """Let the pyramid use this tokenizer's codebook, if it needs one. Comes before everything else.
-
-        Raises:
-            ValueError: The tokenizer has no such codebook, or the head predicts something else.
-        """
-        self.pyramid.bind(tokenizer)
-        self.head.check_codes(self.pyramid.num_codes)
-
-    def check_latent(self, channels: int, size: tuple[int, int]) -> None:
-        """Refuse latents that this generator was not built for.
-
-        Args:
-            channels: Of the latents.
-            size: (h, w) of the latents.
-
-        Raises:
-            ValueError: Channels or sides differ; names both.
-        """
-        patch = self.pyramid.patch_size
-        if channels * patch * patch != self.transformer.context_dim:
-            raise ValueError(
-                f"latents have {channels} channels and the patch size is {patch}: token_dim and context_dim must be "
-                f"{channels * patch * patch}, not {self.transformer.context_dim}"
-            )
-        self.pyramid.check(self.schedule, size)
-
-    def loss(self, pyramid: Pyramid, label_B: Tensor, draws: Draws) -> Loss:
+    def loss(self, latent: Decomposition, label_B: Tensor, draws: Draws) -> Loss:
         """Training loss: the head's, summed over scales with the head's weights.
 
         Args:
-            pyramid: Targets and contexts.
+            latent: Targets and contexts.
             label_B: Class indices; -1 is unlabelled and becomes the null class.
             draws: `label_drop` here, the rest in the head.
         """
-        schedule = pyramid.schedule
+        schedule = latent.schedule
         dropped_B = (draws.uniform("label_drop") < self.label_drop_prob) | (label_B < 0)
         cond_BD = self.transformer.embed(label_B.masked_fill(dropped_B, self.num_classes))
-        hidden_BLD = self.transformer(join(pyramid.contexts[1:]), cond_BD, schedule)
-        per_scale = self.head.loss(hidden_BLD, pyramid.targets, schedule, draws)
+        hidden_BLD = self.transformer(join(latent.contexts[1:]), cond_BD, schedule)
+        per_scale = self.head.loss(hidden_BLD, latent.targets, schedule, draws)
         weights_K = torch.tensor(self.head.scale_weights(schedule), device=hidden_BLD.device)
         overall = {name: (value_K * weights_K).sum() for name, value_K in per_scale.items()}
         return Loss(
@@ -127,16 +91,18 @@ class Generator(nn.Module):
     @torch.no_grad()
     def generate(
         self,
+        pyramid: Pyramid,
         label_B: Tensor,
         draws: Draws,
         sampling: object,
         guidance: Guidance,
         schedule: ScaleSchedule | None = None,
         forced: Forced | None = None,
-    ) -> Tensor:
-        """Sample latents, scale by scale with a key-value cache.
+    ) -> Iterator[Tensor]:
+        """Sample scale by scale with a key-value cache, yielding the content of each when it is done.
 
         Args:
+            pyramid: Makes contexts of what is sampled.
             label_B: Class indices in [0, num_classes]; `num_classes` samples without a class.
             draws: Random numbers of each image; see `scalear.draws`.
             sampling: Settings of the head: how one scale is sampled.
@@ -145,28 +111,10 @@ class Generator(nn.Module):
             forced: Per scale None, or known content and where it is known, (B, l) bool. It replaces what was sampled
                 before anything reads it.
 
-        Returns:
-            latent_BChw, float32.
-
         Raises:
             ValueError: A label is out of range, the head takes other settings, the transformer does not serve the
                 schedule, or `forced` does not fit it.
         """
-        schedule = schedule or self.schedule
-        scales = list(self.generate_scales(label_B, draws, sampling, guidance, schedule, forced))
-        return self.pyramid.latent(scales, schedule)
-
-    @torch.no_grad()
-    def generate_scales(
-        self,
-        label_B: Tensor,
-        draws: Draws,
-        sampling: object,
-        guidance: Guidance,
-        schedule: ScaleSchedule | None = None,
-        forced: Forced | None = None,
-    ) -> Iterator[Tensor]:
-        """As `generate`, yielding the content of each scale when it is done."""
         schedule, batch = schedule or self.schedule, len(label_B)
         self.check_labels(label_B)
         self.check_sampling(sampling)
@@ -182,7 +130,7 @@ class Generator(nn.Module):
         context = cond.new_zeros(len(labels), 0, self.transformer.context_dim)
         for k in range(schedule.num_scales):
             if k:
-                context = self.pyramid.next_context(scales, k, schedule)
+                context = pyramid.next_context(scales, k, schedule)
                 context = torch.cat([context, context]) if guidance.active else context
             hidden = self.transformer.step(context, cond, cache)
             uncond = hidden[batch:] if guidance.active else None

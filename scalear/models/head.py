@@ -15,24 +15,13 @@ from scalear.scales import ScaleSchedule
 class Head(nn.Module, ABC):
     """Predicts the content of a scale: latent tokens (B, l, C), or codes (B, l).
 
+    In YAML built without its first three arguments: the content of a scale, D and the schedule of the model.
+
     Attributes:
-        cond_dim: D.
         sampling_type: Class of the settings that `sample` takes.
     """
 
-    cond_dim: int
     sampling_type: type
-
-    @abstractmethod
-    def check_codes(self, num_codes: int | None) -> None:
-        """Refuse a pyramid of another kind of content.
-
-        Args:
-            num_codes: Size of the codebook whose codes the pyramid holds, None where it holds latents.
-
-        Raises:
-            ValueError: The head predicts something else.
-        """
 
     @abstractmethod
     def loss(

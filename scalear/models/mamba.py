@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from scalear.models.blocks import Place
 from scalear.models.layers import normal_linear, var_std
-from scalear.models.scan import continue_scan, selective_scan
 from scalear.models.var_block import CodeBlock, residual_std
 from scalear.models.zigzag import NUM_PATHS, zigzag
 from scalear.scales import ScaleSchedule
@@ -107,10 +106,9 @@ class Mamba(nn.Module):
         step_BLR, write_BLN, read_BLN = self.scan_proj(x_BLE).split(self.splits, dim=-1)
         step_BLE = F.softplus(self.step_proj(step_BLR) + self.step_bias)  # the bias in float32, also under autocast
         inputs = x_BLE, step_BLE, -self.log_rate_NE.exp(), write_BLN, read_BLN
-        if cache is None:
-            y_BLE = selective_scan(*inputs)
-        else:
-            y_BLE, cache.state_BNE = continue_scan(*inputs, cache.state_BNE)
+        y_BLE, state_BNE = self.scan(*inputs, None if cache is None else cache.state_BNE)
+        if cache is not None:
+            cache.state_BNE = state_BNE
         y_BLE = torch.addcmul(y_BLE, x_BLE, self.skip) * F.silu(gate_BLE)
         return self.proj(y_BLE.to(gate_BLE.dtype)).index_select(1, back_L)
 
@@ -122,6 +120,43 @@ class Mamba(nn.Module):
             tail_BwE=torch.zeros(batch, _CONV_WIDTH - 1, inner, device=device, dtype=dtype),
             state_BNE=torch.zeros(batch, num_states, inner, device=device, dtype=wide),
         )
+
+    @torch.compiler.disable  # it would unroll every token
+    def scan(
+        self,
+        x_BLE: Tensor,
+        step_BLE: Tensor,
+        rate_NE: Tensor,
+        write_BLN: Tensor,
+        read_BLN: Tensor,
+        state_BNE: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The recurrence of each channel's N numbers of state, at least in float32.
+
+            state_t = exp(step_t rate) state_(t-1) + step_t x_t write_t,    y_t = read_t . state_t
+
+        Args:
+            x_BLE: Input.
+            step_BLE: How far time goes on at each token, positive.
+            rate_NE: Of decay, negative ("A" in the paper).
+            write_BLN: How the input enters the state ("B").
+            read_BLN: How the output is read from it ("C").
+            state_BNE: What earlier tokens have left behind; None for zeros.
+
+        Returns:
+            y_BLE and the state after the last token.
+        """
+        dtype = torch.promote_types(x_BLE.dtype, torch.float32)
+        x_BLE, step_BLE, write_BLN, read_BLN = (part.to(dtype) for part in (x_BLE, step_BLE, write_BLN, read_BLN))
+        if state_BNE is None:
+            state_BNE = x_BLE.new_zeros(len(x_BLE), *rate_NE.shape)
+        outputs = []
+        tokens = (part.unbind(1) for part in (x_BLE, step_BLE, write_BLN, read_BLN))
+        for x_BE, step_BE, write_BN, read_BN in zip(*tokens, strict=True):
+            decay_BNE = (step_BE[:, None] * rate_NE).exp()
+            state_BNE = decay_BNE * state_BNE + (step_BE * x_BE)[:, None] * write_BN[..., None]
+            outputs.append((read_BN[..., None] * state_BNE).sum(1))
+        return torch.stack(outputs, dim=1), state_BNE
 
     def _convolve(self, x_BLE: Tensor, cache: MambaState | None) -> Tensor:
         """Mix each channel with itself at the tokens before."""

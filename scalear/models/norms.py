@@ -1,24 +1,16 @@
-"""Norms and adaptive norms.
+"""Norms, and how a condition shifts and scales what they give.
 
 Legend: B batch, L tokens, D width.
 """
 
 from torch import Tensor, nn
 
-from scalear.models.fused import modulated_norm, residual_norm
 from scalear.models.layers import normal_linear, var_std
 
 
-def modulate(norm: nn.RMSNorm | nn.LayerNorm, x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """AdaLN: norm(x) (1 + scale) + shift, where the norm has no weight of its own."""
-    return modulated_norm(x_BLD, shift, scale, norm.eps, centred=isinstance(norm, nn.LayerNorm))
-
-
-def add_and_modulate(
-    norm: nn.RMSNorm | nn.LayerNorm, x_BLD: Tensor, out_BLD: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The residual sum x + gate out, and what `modulate` makes of it."""
-    return residual_norm(x_BLD, out_BLD, gate, shift, scale, norm.eps, centred=isinstance(norm, nn.LayerNorm))
+def modulate(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """AdaLN: x (1 + scale) + shift, of a normalised x; shift and scale are (B, 1, D) or (B, L, D)."""
+    return x_BLD * (1 + scale) + shift
 
 
 def rms_norm(dim: int, affine: bool) -> nn.RMSNorm:
@@ -54,4 +46,4 @@ class ModulatedNorm(nn.Module):
 
     def forward(self, x_BLD: Tensor, cond_B1D: Tensor) -> Tensor:
         scale, shift = self.modulation(cond_B1D).chunk(2, dim=-1)
-        return modulate(self.norm, x_BLD, shift, scale)
+        return modulate(self.norm(x_BLD), shift, scale)

@@ -4,14 +4,13 @@ Legend: L tokens of all scales, l of the scales asked for, D width, h w a grid.
 """
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalear.models.layers import var_std
+from scalear.models.layers import cached_table, var_std
 from scalear.scales import ScaleSchedule
 
 
@@ -148,8 +147,7 @@ class SinCosPositions(Positions):
         return with_start(torch.cat(tables[first:last]), self.start, schedule, first)
 
 
-@lru_cache(maxsize=512)
-@torch.inference_mode(False)
+@cached_table
 def _sincos_table(size: tuple[int, int], side: int, dim: int, device: torch.device) -> Tensor:
     frequencies = 10000.0 ** (-4.0 * torch.arange(dim // 4) / dim)
     parts = []

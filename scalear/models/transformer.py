@@ -4,18 +4,29 @@ Legend: B batch, L tokens of all scales, l of one scale, C context channels, D w
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scalear.models.blocks import AdaLNBlock, Place
-from scalear.models.cache import Cache
 from scalear.models.layers import linear, normal_linear, var_std
 from scalear.models.positions import Positions
-from scalear.models.remade import all_kept
 from scalear.scales import ScaleSchedule
+
+
+class Cache:
+    """What an unfinished pyramid has left behind in the blocks, and the place in the schedule.
+
+    Args:
+        schedule: The scales that will be generated, in order.
+        layers: One cache per block, in order.
+    """
+
+    def __init__(self, schedule: ScaleSchedule, layers: list[object]) -> None:
+        self.schedule = schedule
+        self.layers = layers
+        self.next_scale = 0
 
 
 class ScaleTransformer(nn.Module):
@@ -133,16 +144,11 @@ class ScaleTransformer(nn.Module):
                 x_BLD = self.input_norm(x_BLD, cond_B1D)
             for block in stack:
                 if self.checkpoint_blocks and torch.is_grad_enabled():
-                    recompute = {"use_reentrant": False, "context_fn": _all_kept}
-                    x_BLD = checkpoint(block, x_BLD, block_cond, given, **recompute)
+                    x_BLD = checkpoint(block, x_BLD, block_cond, given, use_reentrant=False)
                 else:
                     x_BLD = block(x_BLD, block_cond, given, next(layers) if layers else None)
             x_BLD = norm(x_BLD, cond_B1D)
         return x_BLD + positions[-1] if self.output_positions else x_BLD
-
-
-def _all_kept() -> tuple[AbstractContextManager, AbstractContextManager]:
-    return all_kept(), all_kept()  # in the forward pass, and when the backward pass goes through the block again
 
 
 def _class_tokens(cond_BD: Tensor, schedule: ScaleSchedule) -> Tensor:

@@ -7,13 +7,13 @@ import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from scalear.models.blocks import AdaLNBlock, Place, require_heads
-from scalear.models.layers import Attention, init_normal, normal_linear, var_std
-from scalear.models.lean import lean_linear
-from scalear.models.split_heads import split_directions, split_heads
+from scalear.models.attention import Attention, split_heads
+from scalear.models.blocks import AdaLNBlock, Place
+from scalear.models.layers import init_normal, normal_linear, require_heads, var_std
 from scalear.scales import ScaleSchedule
 
 
@@ -46,7 +46,7 @@ class CodeBlock(AdaLNBlock):
     ) -> None:
         super().__init__(
             norm=nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False),
-            attention=mixer,
+            mixer=mixer,
             mlp=VARMlp(dim, round(dim * mlp_ratio), exact_gelu, residual_std(dim, place)),
             modulation=_SharedModulation(dim) if shared_modulation else normal_linear(dim, 6 * dim, var_std(dim)),
             drop_path=drop_path * place.layer / max(1, place.num_layers - 1),
@@ -127,9 +127,6 @@ class VARMlp(Mlp):
         init_normal(self.fc1, var_std(dim))
         init_normal(self.fc2, fc2_std)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        return lean_linear(self.fc2, lean_linear(self.fc1, x_BLD), self.act)
-
 
 class VARAttention(Attention):
     """Causal attention with biases on queries and values, and none on keys.
@@ -152,7 +149,13 @@ class VARAttention(Attention):
 
     def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv_BLX = lean_linear(self.qkv, x_BLD, bias_O=bias)
+        qkv_BLX = F.linear(x_BLD, self.qkv.weight, bias)
+        q_BNLd, k_BNLd, v_BNLd = split_heads(qkv_BLX, self.num_heads, num_parts=3)
         if self.log_scale_N is None:
-            return split_heads(qkv_BLX, self.num_heads, 3, None, num_turned=0)
-        return split_directions(qkv_BLX, self.log_scale_N.clamp(max=math.log(100.0)).exp())
+            return q_BNLd, k_BNLd, v_BNLd
+        q_BNLd = F.normalize(q_BNLd.float(), dim=-1) * self.head_scales()[:, None, None]
+        return q_BNLd.to(v_BNLd.dtype), F.normalize(k_BNLd.float(), dim=-1).to(v_BNLd.dtype), v_BNLd
+
+    def head_scales(self) -> Tensor:
+        """The learned factor on the cosines of each head, (N,), at most 100."""
+        return self.log_scale_N.clamp(max=math.log(100.0)).exp()

@@ -3,11 +3,10 @@
 Legend: h w token map, L tokens of all scales at hand.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
+from scalear.models.layers import cached_table
 from scalear.scales import ScaleSchedule
 
 # Where a pair of paths starts, rows first and columns first: (at the bottom, at the right), in the paper's order.
@@ -15,11 +14,7 @@ _CORNERS = ((False, False), (True, False), (True, True), (False, True))
 NUM_PATHS = 2 * len(_CORNERS)
 
 
-# Random schedules repeat, so a few hundred are kept; made outside inference mode, so that those made while sampling
-# also serve a later backward pass. Not compiled: a graph would make them anew, and serve one path and schedule only.
-@torch.compiler.disable
-@lru_cache(maxsize=2048)
-@torch.inference_mode(False)
+@cached_table
 def zigzag(schedule: ScaleSchedule, path: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """One path through every scale; the scales stay in order.
 

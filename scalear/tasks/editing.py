@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalear.draws import Draws
-from scalear.guidance import Guidance
-from scalear.models.generator import Generator
+from scalear.image_model import ImageModel
 from scalear.pyramid import CodePyramid
 from scalear.scales import ScaleSchedule
 from scalear.schedules import continue_schedule, make_schedule
@@ -47,38 +46,31 @@ class Edit:
 
 @dataclass
 class Editor:
-    """A generator of codes at any scales, and what all its edits have in common. Masks are 1 where pixels are made up.
+    """A model of codes at any scales, and what all its edits have in common. Masks are 1 where pixels are made up.
 
     Attributes:
-        generator: FlexVAR.
-        tokenizer: Of its codes.
-        sampling: Settings of the generator's head.
-        guidance: Classifier-free guidance.
+        model: FlexVAR.
         threshold: A cell of any scale is generated where more than this share of it is missing, else forced.
 
     Raises:
-        ValueError: The generator is of another kind, does not fit the tokenizer, or a setting is out of range.
+        ValueError: The model is of another kind, or the threshold out of range.
     """
 
-    generator: Generator
-    tokenizer: Tokenizer
-    sampling: object
-    guidance: Guidance
+    model: ImageModel
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.generator.pyramid, CodePyramid):
+        if not isinstance(self.model.pyramid, CodePyramid):
             raise ValueError(
                 "editing needs a generator whose scales stand each for itself, FlexVAR with its CodePyramid; this one "
-                f"has a {type(self.generator.pyramid).__name__}: use a FlexVAR config and checkpoint"
+                f"has a {type(self.model.pyramid).__name__}: use a FlexVAR config and checkpoint"
             )
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold must be in [0, 1), got {self.threshold}: it is a share of a cell")
-        self.generator.bind(self.tokenizer)
 
     @property
-    def device(self) -> torch.device:
-        return self.tokenizer.latent_mean.device
+    def tokenizer(self) -> Tokenizer:
+        return self.model.tokenizer
 
     def inpaint(
         self,
@@ -150,7 +142,7 @@ class Editor:
 
     def schedule(self, tokens: tuple[int, int]) -> ScaleSchedule:
         """The generator's own scales if they end at this token map, else as many as can be for it."""
-        own = self.generator.schedule
+        own = self.model.schedule
         if own.sizes[-1] == tokens:
             return own
         return make_schedule(tokens, min(own.num_scales, max(tokens)))
@@ -172,7 +164,7 @@ class Editor:
         tokens = self.tokenizer.latent_size(size)
         schedule = schedule or self.schedule(tokens)
         schedule.require_final(tokens)
-        self.generator.transformer.check(schedule)
+        self.model.generator.transformer.check(schedule)
         place, cells = _window(corner, _size(image_BCHW), 1), _window(corner, _size(image_BCHW), self.tokenizer.stride)
         missing_B1HW = image_BCHW.new_ones(len(image_BCHW), 1, *canvas)
         missing_B1HW[place] = 0 if mask_B1HW is None else mask_B1HW.to(missing_B1HW)
@@ -185,9 +177,8 @@ class Editor:
         latent_BChw = F.adaptive_avg_pool2d(self.tokenizer.encode(seen_BCHW), own_tokens)
         canvas_BChw = latent_BChw.new_zeros(*latent_BChw.shape[:2], *missing_B1hw.shape[-2:])
         canvas_BChw[cells] = latent_BChw
-        forced = known_codes(self.generator.pyramid, canvas_BChw, missing_B1hw, schedule, self.threshold)
-        latent_BChw = self.generator.generate(label_B, draws, self.sampling, self.guidance, schedule, forced)
-        result_BCHW = self.tokenizer.decode(latent_BChw)
+        forced = known_codes(self.model.pyramid, canvas_BChw, missing_B1hw, schedule, self.threshold)
+        result_BCHW = self.model.sample(label_B, draws, schedule, forced=forced)
 
         given_BCHW = image_BCHW.new_zeros(*image_BCHW.shape[:2], *canvas)
         given_BCHW[place] = image_BCHW
@@ -209,7 +200,7 @@ class Editor:
         corner: tuple[int, int],
     ) -> None:
         size, stride = _size(image_BCHW), self.tokenizer.stride
-        self.generator.check_labels(label_B)
+        self.model.generator.check_labels(label_B)
         if image_BCHW.shape[1] != self.tokenizer.image_channels:
             raise ValueError(
                 f"the image has {image_BCHW.shape[1]} channel(s), the tokenizer is for {self.tokenizer.image_channels}"

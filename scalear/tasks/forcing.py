@@ -23,7 +23,7 @@ def known_codes(
     and what a mask hides does not reach the cells beside it.
 
     Args:
-        pyramid: Bound to its tokenizer.
+        pyramid: Of the model.
         latent_BChw: Latent of the canvas; its values where all is missing do not matter.
         missing_B1hw: Share of each cell that is missing, in [0, 1].
         schedule: Scales that are generated. Those finer than the latent in a side are not forced at all.

@@ -63,7 +63,7 @@ def draw_pictures(request: PictureRequest, editor: Editor) -> None:
     if request.image_dir is None:
         raise ValueError("the config has no report, which would name a dataset: give --image_dir")
     images = ShardSet(request.image_dir, "val", request.num_images).load()
-    order, device = np.argsort(images.labels, kind="stable"), editor.device
+    order, device = np.argsort(images.labels, kind="stable"), editor.model.device
     image_BCHW = torch.from_numpy(images.images[order]).permute(0, 3, 1, 2).to(device) / 127.5 - 1
     label_B = torch.from_numpy(images.labels[order]).to(device)
     folder = Path(request.output_dir)
@@ -75,15 +75,15 @@ def draw_pictures(request: PictureRequest, editor: Editor) -> None:
 @torch.no_grad()
 def flexible_picture(editor: Editor, label_B: Tensor, seed: int = 0) -> NDArray[np.uint8]:
     """Images of the given labels with the same seeds, one row for each of `flexible_schedules`, uint8 (H, W, C)."""
-    generator, stride = editor.generator, editor.tokenizer.stride
-    scale = _scale(generator.schedule.sizes[-1][0] * stride)
+    model = editor.model
+    scale = _scale(model.image_size()[0])
     rows = []
-    for schedule in flexible_schedules(generator.schedule):
+    for schedule in flexible_schedules(model.schedule):
         draws = SeededDraws([(seed, index) for index in range(len(label_B))], label_B.device)
-        latent_BChw = generator.generate(label_B, draws, editor.sampling, editor.guidance, schedule)
-        height, width = (side * stride for side in schedule.sizes[-1])
+        image_BCHW = model.sample(label_B, draws, schedule)
+        height, width = model.image_size(schedule)
         caption = f"{schedule.num_scales} steps, {height}x{width} pixels: scales {schedule}"
-        rows.append((caption, _grid(editor.tokenizer.decode(latent_BChw), len(label_B), scale)))
+        rows.append((caption, _grid(image_BCHW, len(label_B), scale)))
     return _stack(rows)
 
 

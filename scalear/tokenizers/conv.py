@@ -14,7 +14,6 @@ Shapes: B batch, C channels, H W the feature map at hand.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalear.attention import attend
 
 NORM_GROUPS = 32  # channel counts must be multiples of it
 
@@ -48,7 +47,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         qkv_BCHW = self.qkv(self.norm(x_BCHW))
         q_B1LC, k_B1LC, v_B1LC = qkv_BCHW.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
-        attended_B1LC = attend(q_B1LC, k_B1LC, v_B1LC)
+        attended_B1LC = F.scaled_dot_product_attention(q_B1LC, k_B1LC, v_B1LC)
         return x_BCHW + self.out(attended_B1LC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))
 
 

@@ -1,6 +1,4 @@
-"""The selective scan, Mamba's recurrence (Gu and Dao, 2023, section 3), in plain PyTorch.
-
-    state_t = exp(step_t rate) state_(t-1) + step_t x_t write_t,    y_t = read_t . state_t
+"""Mamba's selective scan without all states in memory, and by mamba-ssm's kernel where that is installed.
 
 Every channel has a state of N numbers, each of which decays at its own rate. The states of all tokens would be N times
 as large as the input, so they never exist at once: a chunk of tokens is expanded at a time, everything but the
@@ -18,44 +16,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from scalear.models.mamba import Mamba
+
 _CHUNK = 16  # tokens; for the backward pass one state is kept per chunk, in all N / 16 times as much as the input
 _CACHED = 1 << 19  # elements of one tensor that are expanded at a time on a CPU
 
 
 @torch.compiler.disable  # it would unroll every token
-def selective_scan(x_BLE: Tensor, step_BLE: Tensor, rate_NE: Tensor, write_BLN: Tensor, read_BLN: Tensor) -> Tensor:
-    """The scan of whole sequences, from a state of zeros: by mamba-ssm where that is installed, on a GPU.
-
-    At least in float32, whatever autocast says.
-
-    Args:
-        x_BLE: Input.
-        step_BLE: How far time goes on at each token, positive.
-        rate_NE: Of decay, negative ("A" in the paper).
-        write_BLN: How the input enters the state ("B").
-        read_BLN: How the output is read from it ("C").
-
-    Returns:
-        y_BLE.
-    """
+def scan(
+    self: Mamba,
+    x_BLE: Tensor,
+    step_BLE: Tensor,
+    rate_NE: Tensor,
+    write_BLN: Tensor,
+    read_BLN: Tensor,
+    state_BNE: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`Mamba.scan`; by the kernel, which starts from zeros, there is no last state."""
     inputs = _wide(x_BLE, step_BLE, rate_NE, write_BLN, read_BLN)
-    if x_BLE.is_cuda and (kernel := cuda_kernel()) is not None:
-        return scan_by_kernel(kernel, *inputs)
-    zeros_BNE = inputs[0].new_zeros(len(x_BLE), *rate_NE.shape)
-    return continue_scan(*inputs, zeros_BNE)[0]
-
-
-@torch.compiler.disable
-def continue_scan(
-    x_BLE: Tensor, step_BLE: Tensor, rate_NE: Tensor, write_BLN: Tensor, read_BLN: Tensor, state_BNE: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The scan of sequences whose tokens so far have left `state_BNE` behind; otherwise as `selective_scan`.
-
-    Returns:
-        y_BLE and the new state.
-    """
-    inputs = _wide(x_BLE, step_BLE, rate_NE, write_BLN, read_BLN, state_BNE)
-    return _Scan.apply(*inputs) if torch.is_grad_enabled() else _scan(*inputs)
+    if state_BNE is None:
+        if x_BLE.is_cuda and (kernel := cuda_kernel()) is not None:
+            return scan_by_kernel(kernel, *inputs), None
+        state_BNE = inputs[0].new_zeros(len(x_BLE), *rate_NE.shape)
+    return _Scan.apply(*inputs, state_BNE) if torch.is_grad_enabled() else _scan(*inputs, state_BNE)
 
 
 @cache
@@ -69,7 +52,7 @@ def cuda_kernel() -> Callable | None:
 
 
 def scan_by_kernel(kernel: Callable, *inputs: Tensor) -> Tensor:
-    """`selective_scan` by mamba-ssm, which has tokens last, and channels before states."""
+    """The scan by mamba-ssm, which has tokens last, and channels before states."""
     return kernel(*(tensor.mT.contiguous() for tensor in inputs)).mT
 
 

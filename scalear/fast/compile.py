@@ -7,8 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from scalear.models.blocks import AdaLNBlock
-from scalear.models.flow_head import CrossAttentionBlock, FlowHead
-from scalear.models.step_graphs import StepGraphs
+from scalear.models.flow_blocks import FlowBlock
 
 # A kind of block has a few versions: one token or more, one shape or any, training, sampling, guided. The default
 # limit of 8 is for all blocks that share code, and whatever goes beyond it is silently not compiled.
@@ -22,8 +21,7 @@ def compile_blocks(model: nn.Module, backend: str | Callable = "inductor") -> No
     for its number of tokens, the second for any, and no further ones. All blocks of a kind share their graphs. What
     is compiled is kept in `~/.cache/scalear/inductor` for later runs, unless TORCHINDUCTOR_CACHE_DIR says otherwise.
 
-    On CUDA a solver's steps are CUDA graphs besides: one for each scale, batch size, and with or without guidance. None
-    of this has been run on a GPU yet.
+    None of this has been run on a GPU yet.
 
     Args:
         model: A generator.
@@ -32,7 +30,5 @@ def compile_blocks(model: nn.Module, backend: str | Callable = "inductor") -> No
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "scalear" / "inductor"))
     for module in model.modules():
-        if isinstance(module, AdaLNBlock | CrossAttentionBlock):
+        if isinstance(module, AdaLNBlock | FlowBlock):
             module.compile(backend=backend, recompile_limit=_VERSIONS)
-        elif isinstance(module, FlowHead):
-            module.step_graphs = StepGraphs()

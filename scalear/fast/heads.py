@@ -1,6 +1,4 @@
-"""Queries, keys and values out of one product, laid out and normalised for attention in one step.
-
-For the reasons see `scalear.models.fused`.
+"""Queries, keys and values out of one product, laid out, turned and normalised for attention in one step, on CPUs.
 
 Legend: B batch, L tokens, N heads, d head width, p = d / 2 pairs, X all parts and heads after one another.
 """
@@ -10,9 +8,44 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from scalear.models.fused import pieces, plainly, wide
+from scalear.fast.attention import attend_by_scale
+from scalear.fast.pieces import pieces, wide
+from scalear.models.attention import CrossAttention, RotaryAttention
+from scalear.models.var_block import VARAttention
+from scalear.scales import ScaleSchedule
 
 _TINY = 1e-12  # shortest vector that has a direction, as in F.normalize
+
+
+def project_rotary(self: RotaryAttention, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
+    """`RotaryAttention.project`."""
+    turn_Lp2 = self.rotary.turns(schedule, x_BLD.device)
+    return split_heads(self.qkv(x_BLD), self.num_heads, 3, turn_Lp2, num_turned=2)
+
+
+def project_var(self: VARAttention, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
+    """`VARAttention.project`."""
+    bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+    qkv_BLX = F.linear(x_BLD, self.qkv.weight, bias)
+    if self.log_scale_N is None:
+        return split_heads(qkv_BLX, self.num_heads, 3, None, num_turned=0)
+    return split_directions(qkv_BLX, self.head_scales())
+
+
+def cross_keys(self: CrossAttention, cond_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
+    """`CrossAttention.keys`."""
+    turn_Lp2 = self.rotary.turns(schedule, cond_BLD.device)
+    return split_heads(self.kv(cond_BLD), self.num_heads, 2, turn_Lp2, num_turned=1)
+
+
+def cross_attention(
+    self: CrossAttention, x_BLD: Tensor, keys: tuple[Tensor, Tensor], schedule: ScaleSchedule
+) -> Tensor:
+    """`CrossAttention.forward`."""
+    turn_Lp2 = self.rotary.turns(schedule, x_BLD.device)
+    (q_BNLd,) = split_heads(self.q(x_BLD), self.num_heads, 1, turn_Lp2, num_turned=1)
+    out_BNLd = attend_by_scale(q_BNLd, *keys, schedule, causal=False)
+    return self.proj(out_BNLd.transpose(1, 2).flatten(2))
 
 
 def split_heads(
@@ -30,9 +63,6 @@ def split_heads(
     Returns:
         Each part, (B, N, L, d).
     """
-    if plainly(x_BLX):
-        parts = x_BLX.unflatten(-1, (num_parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        return tuple(_turned_plainly(part, turn_Lp2) if i < num_turned else part for i, part in enumerate(parts))
     return _SplitHeads.apply(x_BLX, num_heads, num_parts, turn_Lp2, num_turned)
 
 
@@ -43,23 +73,12 @@ def split_directions(x_BLX: Tensor, length_N: Tensor) -> tuple[Tensor, Tensor, T
         x_BLX: The three, each all heads after one another.
         length_N: Length that the queries of each head are given; that of keys is one.
     """
-    if plainly(x_BLX):
-        q, k, v = x_BLX.unflatten(-1, (3, len(length_N), -1)).permute(2, 0, 3, 1, 4).unbind()
-        q, k = (F.normalize(part.float(), dim=-1) for part in (q, k))
-        return (q * length_N[:, None, None]).to(v.dtype), k.to(v.dtype), v
     return _SplitDirections.apply(x_BLX, length_N)
 
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
     pairs = wide(x).unflatten(-1, (-1, 2)).contiguous()
     return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(x.dtype)
-
-
-def _turned_plainly(x: Tensor, turn_Lp2: Tensor) -> Tensor:
-    # The compiler knows no complex numbers.
-    cos, sin = turn_Lp2.unbind(-1)
-    a, b = wide(x).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 class _SplitHeads(torch.autograd.Function):

@@ -1,7 +1,6 @@
 """Dropout whose random numbers cost little: on CPUs PyTorch's own take as long as a matrix product."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -9,39 +8,9 @@ _LEVELS = 1 << 16  # probabilities are rounded to 1 / 65536, and what is kept is
 _AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def dropout(x: Tensor, prob: float, training: bool) -> Tensor:
-    """Zeros with probability `prob`, the rest divided by 1 - prob. Draws from the global generator."""
-    if not training or prob == 0.0:
-        return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(x, prob)
-    return _Dropout.apply(x, prob)
-
-
-class DropPath(nn.Module):
-    """Drops whole samples in training, with its own probability in every block.
-
-    Which is a tensor, since torch.compile takes numbers for constants and would compile every block anew.
-
-    Args:
-        prob: Probability of being dropped.
-
-    Raises:
-        ValueError: It is not in [0, 1).
-    """
-
-    def __init__(self, prob: float) -> None:
-        super().__init__()
-        if not 0 <= prob < 1:
-            raise ValueError(f"drop_path must be at least 0 and less than 1, got {prob}")
-        self.register_buffer("keep_prob", torch.tensor(1.0 - prob), persistent=False)
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """Zeros, or x over the probability of being kept."""
-        if not self.training:
-            return x_BLD
-        kept_B11 = self.keep_prob.expand(len(x_BLD), 1, 1).bernoulli()
-        return x_BLD * (kept_B11 / self.keep_prob).to(x_BLD.dtype)
+def dropout(self: nn.Dropout, x: Tensor) -> Tensor:
+    """`nn.Dropout.forward`. Draws from the global generator."""
+    return _Dropout.apply(x, self.p) if self.training and self.p else x
 
 
 class Drop:

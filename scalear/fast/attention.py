@@ -1,21 +1,27 @@
-"""Softmax attention without a mask, the one place that every model here calls.
+"""Attention on CPUs: two products and a softmax, a cache-full of scores at a time.
 
 Legend: B batch, N heads, G = B N, l queries, L keys, d head width.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from scalear.dropout import Drop
+from scalear.fast.dropout import Drop
+from scalear.models.attention import Attention, LayerCache
+from scalear.scales import ScaleSchedule
+from scalear.tokenizers.conv import AttentionBlock
 
 # On CPUs PyTorch's fused kernel is several times slower than two plain products, most of all in the backward pass,
 # as long as the scores of the heads at hand fit the cache: so many of them are made at a time.
 _SCORES = 1 << 21
+# Coarse scales of up to so many tokens in all are done in one masked product, as several small ones cost more than the
+# half of it that is masked. Where scales do not see each other, a NaN of one must not reach another.
+_FEW = 128
 
 
 class Segment(NamedTuple):
@@ -32,21 +38,60 @@ class Segment(NamedTuple):
     bias_lL: Tensor | None = None
 
 
-def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, dropout: float = 0.0, scale: float | None = None) -> Tensor:
-    """softmax(scale q k^T) v.
+def attention(self: Attention, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
+    """`Attention.forward`."""
+    q_BNLd, k_BNLd, v_BNLd = self.project(x_BLD, schedule)
+    if cache is None:
+        dropout = self.dropout if self.training else 0.0
+        out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, dropout, self.scale)
+    else:
+        out_BNLd = attend(q_BNLd, *cache.append(k_BNLd, v_BNLd), scale=self.scale)
+    return self.proj_drop(self.proj(out_BNLd.transpose(1, 2).flatten(2)))
 
-    Args:
-        q_BNld: Queries.
-        k_BNLd: Keys, all of which every query sees.
-        v_BNLd: Values.
-        dropout: Probability of dropping an attention weight.
-        scale: 1 / sqrt(d) by default.
 
-    Returns:
-        (B, N, l, d).
-    """
+def attention_block(self: AttentionBlock, x_BCHW: Tensor) -> Tensor:
+    """`AttentionBlock.forward` of tokenizers."""
+    qkv_BCHW = self.qkv(self.norm(x_BCHW))
+    q_B1LC, k_B1LC, v_B1LC = qkv_BCHW.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+    out_B1LC = attend(q_B1LC, k_B1LC, v_B1LC)
+    return x_BCHW + self.out(out_B1LC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))
+
+
+def attend_by_scale(
+    q_BNLd: Tensor,
+    k_BNLd: Tensor,
+    v_BNLd: Tensor,
+    schedule: ScaleSchedule,
+    causal: bool,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """As `scalear.models.attention.attend_by_scale`."""
+    segments = _segments(schedule, causal, q_BNLd.dtype)
+    return attend_segments(q_BNLd, k_BNLd, v_BNLd, segments, dropout, scale)
+
+
+@lru_cache(maxsize=512)
+@torch.inference_mode(False)  # a mask made while sampling must also serve a later backward pass
+def _segments(schedule: ScaleSchedule, causal: bool, dtype: torch.dtype) -> list[Segment]:
+    offsets, first, segments = schedule.offsets, 0, []
+    for k, end in enumerate(offsets[1:], start=1):
+        if causal and k < schedule.num_scales and offsets[k + 1] - offsets[first] <= _FEW:
+            continue  # the next scale joins this one
+        keys = slice(0 if causal else offsets[first], end)
+        bias_lL = None
+        if k - first > 1:
+            visible_lL = schedule.block_causal_mask()[offsets[first] : end, keys]
+            bias_lL = torch.zeros(()).where(visible_lL, float("-inf")).to(dtype)
+        segments.append(Segment(slice(offsets[first], end), keys, bias_lL))
+        first = k
+    return segments
+
+
+def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T) v, where every query sees all keys; scale is 1 / sqrt(d) by default."""
     whole = Segment(slice(0, q_BNld.shape[2]), slice(0, k_BNLd.shape[2]))
-    return attend_segments(q_BNld, k_BNLd, v_BNLd, [whole], dropout, scale)
+    return attend_segments(q_BNld, k_BNLd, v_BNLd, [whole], scale=scale)
 
 
 def attend_segments(
@@ -59,8 +104,7 @@ def attend_segments(
 ) -> Tensor:
     """Attention of several runs of queries, each to its own run of keys.
 
-    Flash kernels take no block-causal mask, and the masked part of the product is never computed here. On CPUs the
-    backward pass makes the attention weights again instead of keeping them.
+    The backward pass makes the attention weights again instead of keeping them.
 
     Args:
         q_BNld: Queries.
@@ -74,20 +118,10 @@ def attend_segments(
         (B, N, l, d).
     """
     scale = q_BNld.shape[-1] ** -0.5 if scale is None else scale
-    if q_BNld.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Attention.apply(q_BNld, k_BNLd, v_BNLd, segments, dropout, scale)
-    runs = [
-        F.scaled_dot_product_attention(
-            q_BNld[:, :, rows], k_BNLd[:, :, keys], v_BNLd[:, :, keys], bias_lL, dropout, scale=scale
-        )
-        for rows, keys, bias_lL in segments
-    ]
-    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=2)
+    return _Attention.apply(q_BNld, k_BNLd, v_BNLd, segments, dropout, scale)
 
 
 class _Attention(torch.autograd.Function):
-    """Two products and a softmax, a cache-full of scores at a time."""
-
     @staticmethod
     def forward(
         ctx: FunctionCtx,

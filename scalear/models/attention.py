@@ -1,0 +1,234 @@
+"""Attention over the tokens of scales: inside each scale, or also to all coarser ones (block-causal).
+
+Legend: B batch, L tokens of all scales at hand, l of one scale, D width, N heads, d head width, h w token map.
+"""
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from scalear.models.layers import cached_table, linear
+from scalear.scales import ScaleSchedule
+
+
+class Rotary(nn.Module):
+    """Two-dimensional rotary positions, every scale on its own grid (official FlowAR code; not in the paper).
+
+    Row i of an h x w map sits at coordinate i * side / h, so all scales cover [0, side). The first half of a
+    head is rotated by the row, the second half by the column; neighbouring channels form a pair.
+
+    Args:
+        head_dim: d, a multiple of 4.
+        side: Side of the finest map in training, the extent of the coordinates.
+    """
+
+    def __init__(self, head_dim: int, side: int) -> None:
+        super().__init__()
+        if head_dim % 4:
+            raise ValueError(f"rotary positions need a head width divisible by 4, got {head_dim}")
+        self.head_dim = head_dim
+        self.side = side
+
+    def forward(self, x_BNLd: Tensor, schedule: ScaleSchedule) -> Tensor:
+        """Queries or keys, turned by their positions; in float32."""
+        cos_Lp, sin_Lp = self.turns(schedule, x_BNLd.device).unbind(-1)
+        a_BNLp, b_BNLp = x_BNLd.unflatten(-1, (-1, 2)).unbind(-1)
+        pairs = [a_BNLp * cos_Lp - b_BNLp * sin_Lp, a_BNLp * sin_Lp + b_BNLp * cos_Lp]
+        return torch.stack(pairs, dim=-1).flatten(-2).to(x_BNLd.dtype)
+
+    def turns(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
+        """(L, d / 2, 2): cosine and sine of the angle by which each token turns each pair of channels."""
+        return _turns(schedule, self.head_dim, self.side, device)
+
+
+@cached_table
+def _turns(schedule: ScaleSchedule, head_dim: int, side: int, device: torch.device) -> Tensor:
+    half = head_dim // 2
+    frequencies = 10000.0 ** (-2.0 * torch.arange(half // 2) / half)
+    angles = []
+    for height, width in schedule.sizes:
+        rows = (torch.arange(height) * side / height)[:, None, None] * frequencies
+        columns = (torch.arange(width) * side / width)[None, :, None] * frequencies
+        grid = torch.cat([rows.expand(height, width, -1), columns.expand(height, width, -1)], dim=-1)
+        angles.append(grid.reshape(height * width, half))
+    return torch.view_as_real(torch.polar(torch.ones(()), torch.cat(angles))).to(device)
+
+
+@torch.compiler.disable  # its kernels gain nothing from a graph, which would serve one schedule only
+def attend_by_scale(
+    q_BNLd: Tensor,
+    k_BNLd: Tensor,
+    v_BNLd: Tensor,
+    schedule: ScaleSchedule,
+    causal: bool,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v of each scale's tokens: to themselves, and with `causal` also to all coarser scales.
+
+    Flash kernels take no block-causal mask; one call per scale needs none, nor does it compute what is masked.
+
+    Args:
+        q_BNLd: Queries.
+        k_BNLd: Keys.
+        v_BNLd: Values.
+        schedule: The scales of the L tokens.
+        causal: Attend to coarser scales, too.
+        dropout: Probability of dropping an attention weight.
+        scale: 1 / sqrt(d) by default.
+
+    Returns:
+        (B, N, L, d).
+    """
+    scales = []
+    for first, end in pairwise(schedule.offsets):
+        seen = slice(0 if causal else first, end)
+        scales.append(
+            F.scaled_dot_product_attention(
+                q_BNLd[:, :, first:end], k_BNLd[:, :, seen], v_BNLd[:, :, seen], dropout_p=dropout, scale=scale
+            )
+        )
+    return torch.cat(scales, dim=2)
+
+
+@torch.compiler.disable  # the cache has another length in every call
+def attend_to_cached(
+    q_BNld: Tensor, k_BNld: Tensor, v_BNld: Tensor, cache: "LayerCache", scale: float | None
+) -> Tensor:
+    """Attention of one more scale to itself and all that is cached, which it joins."""
+    return F.scaled_dot_product_attention(q_BNld, *cache.append(k_BNld, v_BNld), scale=scale)
+
+
+class LayerCache:
+    """Keys and values that one attention layer has seen, in memory allocated once.
+
+    Args:
+        shape: (B, N, L, d) for all tokens that will come.
+        device: Of keys and values.
+        dtype: Of keys and values.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
+        self._keys, self._values = torch.empty((2, *shape), device=device, dtype=dtype)
+        self._length = 0
+
+    def append(self, k_BNld: Tensor, v_BNld: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of one more scale; views of everything stored so far."""
+        end = self._length + k_BNld.shape[2]
+        self._keys[:, :, self._length : end] = k_BNld
+        self._values[:, :, self._length : end] = v_BNld
+        self._length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+class Attention(nn.Module, ABC):
+    """Multi-head self-attention over the tokens of one or more scales. Subclasses make queries, keys and values.
+
+    Args:
+        num_heads: N.
+        head_dim: d.
+        causal: Also attend to coarser scales; otherwise every scale is on its own.
+        dropout: On attention weights and on the output.
+        scale: Of the softmax's argument; 1 / sqrt(d) by default.
+    """
+
+    proj: nn.Linear
+
+    def __init__(
+        self, num_heads: int, head_dim: int, causal: bool, dropout: float = 0.0, scale: float | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
+        self.proj_drop = nn.Dropout(dropout)
+
+    @abstractmethod
+    def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, N, L, d) of the tokens of `schedule`."""
+
+    def forward(self, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
+        """Attention over the tokens of `schedule`, which follow the cached ones where a cache is given."""
+        q_BNLd, k_BNLd, v_BNLd = self.project(x_BLD, schedule)
+        if cache is None:
+            dropout = self.dropout if self.training else 0.0
+            out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, dropout, self.scale)
+        else:
+            out_BNLd = attend_to_cached(q_BNLd, k_BNLd, v_BNLd, cache, self.scale)
+        return self.proj_drop(self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)")))
+
+    def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        """Memory for the keys and values of `num_tokens` tokens of `batch` rows."""
+        return LayerCache((batch, self.num_heads, num_tokens, self.head_dim), device, dtype)
+
+
+class RotaryAttention(Attention):
+    """FlowAR's attention.
+
+    Args:
+        dim: D.
+        num_heads: N.
+        rotary: Positions of queries and keys.
+        causal: As in `Attention`.
+        qkv_bias: Bias of the query, key and value projection.
+        dropout: As in `Attention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        rotary: Rotary,
+        causal: bool,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(num_heads, dim // num_heads, causal, dropout)
+        self.rotary = rotary
+        self.qkv = linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = linear(dim, dim)
+
+    def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
+        q_BNLd, k_BNLd, v_BNLd = split_heads(self.qkv(x_BLD), self.num_heads, num_parts=3)
+        return self.rotary(q_BNLd, schedule), self.rotary(k_BNLd, schedule), v_BNLd
+
+
+class CrossAttention(nn.Module):
+    """Attention from the tokens of each scale to as many condition tokens of the same scale (no biases but the last).
+
+    Args:
+        dim: D.
+        cond_dim: Width of the condition.
+        num_heads: N.
+        rotary: Positions of queries and keys.
+    """
+
+    def __init__(self, dim: int, cond_dim: int, num_heads: int, rotary: Rotary) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.rotary = rotary
+        self.q = linear(dim, dim, bias=False)
+        self.kv = linear(cond_dim, 2 * dim, bias=False)
+        self.proj = linear(dim, dim)
+
+    def keys(self, cond_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
+        """Keys and values of the condition: they serve any number of calls with the same condition."""
+        k_BNLd, v_BNLd = split_heads(self.kv(cond_BLD), self.num_heads, num_parts=2)
+        return self.rotary(k_BNLd, schedule), v_BNLd
+
+    def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], schedule: ScaleSchedule) -> Tensor:
+        """Attention to what `keys` made of the condition."""
+        (q_BNLd,) = split_heads(self.q(x_BLD), self.num_heads, num_parts=1)
+        out_BNLd = attend_by_scale(self.rotary(q_BNLd, schedule), *keys, schedule, causal=False)
+        return self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
+
+
+def split_heads(x_BLX: Tensor, num_heads: int, num_parts: int) -> Tensor:
+    """Parts such as queries, keys and values after one another, each all heads after one another, to (B, N, L, d)."""
+    return rearrange(x_BLX, "B L (parts N d) -> parts B N L d", parts=num_parts, N=num_heads)
