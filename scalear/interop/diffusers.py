@@ -17,8 +17,9 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
 from scalear.draws import SeededDraws
-from scalear.interop.parts import Part, build, build_settings
-from scalear.interop.pretrained import ScaleARModel, compute_precision, label_indices
+from scalear.image_model import ImageModel
+from scalear.interop.parts import Part, build, build_class, build_settings, describe
+from scalear.interop.pretrained import ScaleARModel, label_indices
 from scalear.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 
@@ -47,16 +48,17 @@ class ScaleARComponent(ModelMixin, ConfigMixin):
 
 
 class ScaleARScheduler(SchedulerMixin, ConfigMixin):
-    """How to sample: the settings that diffusers keeps in schedulers.
+    """How to sample: the settings that diffusers keeps in schedulers, and what carries one scale over to the next.
 
     Args:
         sampling: Part of what the generator's head samples with, such as `FlowSolver`.
         guidance: Part of a `Guidance`; its weight is what `guidance_scale` replaces.
+        pyramid: Part of the pyramid, which is built for the tokenizer.
         scales: Scales to sample; None for the generator's.
     """
 
     @register_to_config
-    def __init__(self, sampling: Part, guidance: Part, scales: str | None = None) -> None:
+    def __init__(self, sampling: Part, guidance: Part, pyramid: Part, scales: str | None = None) -> None:
         self.sampling = build_settings(sampling)
         self.guidance = build_settings(guidance)
 
@@ -86,13 +88,27 @@ class ScaleARPipeline(DiffusionPipeline):
     @classmethod
     def from_model(cls, model: ScaleARModel) -> "ScaleARPipeline":
         """The pipeline of a model; the two share their weights."""
-        config = model.config
         names = model.class_names and {str(index): name for index, name in enumerate(model.class_names)}
+        images = model.model
+        pyramid = model.config["model"]["init_args"]["pyramid"]
         return cls(
-            ScaleARComponent.wrap(config["generator"], model.generator),
-            ScaleARComponent.wrap(config["tokenizer"], model.tokenizer),
-            ScaleARScheduler(*(config[name] for name in ("sampling", "guidance", "scales"))),
+            ScaleARComponent.wrap(model.generator_part, images.generator),
+            ScaleARComponent.wrap(model.tokenizer_part, images.tokenizer),
+            ScaleARScheduler(describe(images.sampling), describe(images.guidance), pyramid, model.scales),
             names,
+        )
+
+    @property
+    def image_model(self) -> ImageModel:
+        """The components as one model, which shares their weights."""
+        generator, scheduler = self.transformer.part, self.scheduler
+        return ImageModel(
+            self.vae.part,
+            build_class(scheduler.config.pyramid),
+            lambda context_dim: generator.transformer,
+            lambda content, cond_dim, schedule: generator.head,
+            scheduler.sampling,
+            scheduler.guidance,
         )
 
     @torch.no_grad()
@@ -122,7 +138,7 @@ class ScaleARPipeline(DiffusionPipeline):
         Raises:
             ValueError: A label does not exist, or a list has not one generator per label.
         """
-        model, guidance = self.transformer.part, self.scheduler.guidance
+        model, guidance = self.image_model, self.scheduler.guidance
         names = self.config.id2label and list(self.config.id2label.values())
         label_B = label_indices(class_labels, names).to(self._execution_device)
         if guidance_scale is not None:
@@ -130,16 +146,14 @@ class ScaleARPipeline(DiffusionPipeline):
         scales = scales or self.scheduler.config.scales
         schedule = ScaleSchedule.parse(scales) if scales else model.schedule
         draws = SeededDraws(_streams(generator, len(label_B)), label_B.device)
-        model.bind(self.vae.part)
         contents: list[Tensor] = []
-        with compute_precision(model, precision), self.progress_bar(total=schedule.num_scales) as bar:
-            for content in model.generate_scales(label_B, draws, self.scheduler.sampling, guidance, schedule):
+        with model.autocast(precision), self.progress_bar(total=schedule.num_scales) as bar:
+            for content in model.sample_scales(label_B, draws, schedule, guidance):
                 contents.append(content)
                 bar.update()
             image = model.pyramid.latent(contents, schedule)
-        if output_type != "latent":
-            with compute_precision(self.vae, precision):
-                image = self.image_processor.postprocess(self.vae.part.decode(image).float(), output_type)
+            if output_type != "latent":
+                image = self.image_processor.postprocess(model.tokenizer.decode(image).float(), output_type)
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 
 

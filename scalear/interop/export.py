@@ -1,9 +1,11 @@
 """A trained generator, taken out of its run: `scalear export`."""
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 
+from scalear.image_model import ImageModel
 from scalear.interop.folder import check_free, new_folder
 from scalear.interop.parts import describe
 from scalear.interop.pretrained import ScaleARModel
@@ -12,6 +14,7 @@ from scalear.training.generator_module import GeneratorModule
 
 Format = Literal["scalear", "diffusers"]
 
+_IMAGE_MODEL = f"{ImageModel.__module__}.{ImageModel.__qualname__}"
 _WEIGHT_SOURCES = ("weights", "source", "subfolder")  # arguments of tokenizers that the exported weights replace
 
 
@@ -40,19 +43,19 @@ def export_run(
     """
     check_free(output_dir, force)
     load_weights(module, ckpt_path)
-    parts = config["model"]["init_args"]
-    kept = {name: value for name, value in parts["tokenizer"]["init_args"].items() if name not in _WEIGHT_SOURCES}
+    given = config["model"]["init_args"]
+    parts = {name: given[name] for name in ("pyramid", "transformer", "head", "label_drop_prob")}
+    kept = {name: value for name, value in given["tokenizer"]["init_args"].items() if name not in _WEIGHT_SOURCES}
+    parts["tokenizer"] = {"class_path": given["tokenizer"]["class_path"], "init_args": kept}
+    parts |= {"sampling": describe(module.model.sampling), "guidance": asdict(module.model.guidance)}
     # Built on the meta device, and then given the modules that hold the weights already.
     with torch.device("meta"):
         model = ScaleARModel(
-            generator=parts["generator"],
-            tokenizer={"class_path": parts["tokenizer"]["class_path"], "init_args": kept},
-            sampling=describe(module.sampling),
-            guidance=describe(module.guidance),
-            scales=str(module.samples.schedule(module.generator.schedule)),
+            model={"class_path": _IMAGE_MODEL, "init_args": parts},
+            scales=str(module.samples.schedule(module.model.schedule)),
             class_names=class_names,
         )
-    model.generator, model.tokenizer = module.generator, module.tokenizer
+    model.model = module.model
     if format == "scalear":
         model.save_pretrained(output_dir, force=force)
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 import scalear
 from scalear.interop.convert import Conversion
 from scalear.interop.families import family_named
-from scalear.interop.pretrained import CONFIG, WEIGHTS
+from scalear.interop.pretrained import ScaleARModel
 from scalear.models import files as generator_files
 from scalear.models.generator import Generator
 from scalear.tensor_files import CARRIED, read_tensors, write_tensors
@@ -69,10 +69,10 @@ def _load_exported(folder: Path, family: str | None) -> Conversion:
     if family is None:
         raise ValueError(f"{folder} holds a generator and a tokenizer: say which with --family")
     part = family_named(family).part
-    try:
-        config = json.loads((folder / CONFIG).read_text())[part]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} is no folder of `scalear export` with a {part}: {CONFIG} is not its") from error
-    tensors, _ = read_tensors(folder / WEIGHTS)
-    own = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
-    return Conversion(family=family, config=config, tensors=own)
+    model = ScaleARModel.from_pretrained(folder)
+    parts = {"generator": (model.generator_part, model.model.generator)}
+    parts["tokenizer"] = (model.tokenizer_part, model.model.tokenizer)
+    if part not in parts:
+        raise ValueError(f"{folder} has a generator and a tokenizer, but no {part} of the family {family}")
+    config, module = parts[part]
+    return Conversion(family=family, config=config, tensors=dict(module.state_dict()))

@@ -5,7 +5,8 @@ import importlib
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
@@ -37,6 +38,11 @@ def build_settings(part: Part) -> Any:
     if not dataclasses.is_dataclass(found):
         raise ValueError(f"{part['class_path']} is not a dataclass of settings")
     return _make(found, part)
+
+
+def build_class(part: Part) -> Callable[..., Any]:
+    """A class with some of its arguments given, of which the first are still to come."""
+    return partial(_find(part["class_path"]), **part.get("init_args", {}))
 
 
 def describe(settings: object) -> Part:

@@ -8,8 +8,7 @@ Legend: B batch, C latent channels, h w the latent, H W pixels.
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +25,14 @@ import scalear
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
 from scalear.interop.folder import new_folder
-from scalear.interop.parts import Part, build, build_settings
+from scalear.image_model import ImageModel
+from scalear.interop.parts import Part, build
 from scalear.models.generator import Generator
-from scalear.precision import AUTO, Precision, autocast
+from scalear.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.base import Tokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_GENERATOR = f"{Generator.__module__}.{Generator.__qualname__}"
 
 _CARD = """---
 {{ card_data }}
@@ -58,45 +58,34 @@ class ScaleARModel(
     """Labels to images. In evaluation mode and on the CPU when made; moves as any module.
 
     Args:
-        generator: Part (`class_path`, `init_args`) of a `Generator`.
-        tokenizer: Part of a `Tokenizer`, without the arguments that name its weights.
-        sampling: Part of what the generator's head samples with, such as `FlowSolver`.
-        guidance: Part of a `Guidance`.
+        model: Part (`class_path`, `init_args`) of an `ImageModel`, without the arguments that name the tokenizer's
+            weights.
         scales: Scales to sample, such as "1,2,4"; None for the generator's.
         class_names: Name of each label, if they have names.
 
     Attributes:
-        sampling: Replace it to sample otherwise.
-        guidance: Likewise.
+        model: The `ImageModel`. Replace its `sampling` or `guidance` to sample otherwise.
     """
 
-    def __init__(
-        self,
-        generator: Part,
-        tokenizer: Part,
-        sampling: Part,
-        guidance: Part,
-        scales: str | None = None,
-        class_names: list[str] | None = None,
-    ) -> None:
+    def __init__(self, model: Part, scales: str | None = None, class_names: list[str] | None = None) -> None:
         super().__init__()
-        self.config = {
-            "generator": generator,
-            "tokenizer": tokenizer,
-            "sampling": sampling,
-            "guidance": guidance,
-            "scales": scales,
-            "class_names": class_names,
-        }
-        self.generator = build(Generator, generator)
-        self.tokenizer = build(Tokenizer, tokenizer)
-        self.generator.bind(self.tokenizer)
-        self.sampling = build_settings(sampling)
-        self.generator.check_sampling(self.sampling)
-        self.guidance = build_settings(guidance)
+        self.config = {"model": model, "scales": scales, "class_names": class_names}
+        self.model = build(ImageModel, model)
         self.scales = scales
         self.class_names = class_names
         self.eval()
+
+    @property
+    def generator_part(self) -> Part:
+        """The generator alone, as a part that needs no tokenizer to be built."""
+        given = self.config["model"]["init_args"]
+        kept = {name: given[name] for name in ("transformer", "head", "label_drop_prob") if name in given}
+        return {"class_path": _GENERATOR, "init_args": {"content": asdict(self.model.pyramid.content), **kept}}
+
+    @property
+    def tokenizer_part(self) -> Part:
+        """The tokenizer alone."""
+        return self.config["model"]["init_args"]["tokenizer"]
 
     @torch.inference_mode()
     def generate(
@@ -117,30 +106,26 @@ class ScaleARModel(
             guidance: Guidance weight in place of the model's own; 1.0 is off.
             scales: Scales in place of the model's own, if the generator serves them.
             output_type: `pil`, or `np` for one uint8 array (B, H, W, C).
-            precision: Of matrix products; see `compute_precision`.
+            precision: Of matrix products; see `ImageModel.autocast`.
 
         Raises:
             ValueError: A label does not exist, or there is not one seed per image.
         """
-        label_B = label_indices(labels, self.class_names).to(self.device)
+        model = self.model
+        label_B = label_indices(labels, self.class_names).to(model.device)
         seeds = range(len(label_B)) if seeds is None else seeds
         if len(seeds) != len(label_B):
             raise ValueError(f"got {len(seeds)} seeds for {len(label_B)} labels; give one per image")
-        draws = SeededDraws([seed if isinstance(seed, tuple) else (0, int(seed)) for seed in seeds], self.device)
+        draws = SeededDraws([seed if isinstance(seed, tuple) else (0, int(seed)) for seed in seeds], model.device)
         scales = scales or self.scales
-        schedule = ScaleSchedule.parse(scales) if scales else self.generator.schedule
-        settings = self.guidance if guidance is None else replace(self.guidance, weight=guidance)
-        with compute_precision(self, precision):
-            latent_BChw = self.generator.generate(label_B, draws, self.sampling, settings, schedule)
-            image_BCHW = self.tokenizer.decode(latent_BChw)
+        schedule = ScaleSchedule.parse(scales) if scales else None
+        settings = None if guidance is None else replace(model.guidance, weight=guidance)
+        with model.autocast(precision):
+            image_BCHW = model.sample(label_B, draws, schedule, guidance=settings)
         images = to_uint8(image_BCHW).permute(0, 2, 3, 1).cpu().numpy()
         if output_type == "np":
             return images
         return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
 
     def save_pretrained(self, save_directory: str | Path, *, force: bool = False, **kwargs: Any) -> str | None:
         """Write the model into a new folder, completely or not at all.
@@ -183,10 +168,10 @@ class ScaleARModel(
     def generate_model_card(self, **kwargs: Any) -> ModelCard:
         """README.md of the folder."""
         return super().generate_model_card(
-            num_parameters=f"{sum(parameter.numel() for parameter in self.generator.parameters()):,}",
-            num_classes=self.generator.num_classes,
-            scales=self.scales or self.generator.schedule,
-            tokenizer=type(self.tokenizer).__name__,
+            num_parameters=f"{sum(parameter.numel() for parameter in self.model.generator.parameters()):,}",
+            num_classes=self.model.num_classes,
+            scales=self.scales or self.model.schedule,
+            tokenizer=type(self.model.tokenizer).__name__,
             version=scalear.__version__,
             **kwargs,
         )
@@ -194,7 +179,7 @@ class ScaleARModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"scalear_version": scalear.__version__, **self.config}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         save_file(tensors, save_directory / WEIGHTS, {"format": "pt"})
 
     @classmethod
@@ -209,16 +194,17 @@ class ScaleARModel(
         token: str | bool | None,
         **parts: Any,
     ) -> "ScaleARModel":
-        missing = {"generator", "tokenizer", "sampling", "guidance"} - parts.keys()
-        if missing:
-            raise ValueError(f"{CONFIG} of {model_id} is not one of scalear: it has no {', '.join(sorted(missing))}")
+        if "generator" in parts:
+            raise ValueError(f"{model_id} was exported by an older version of scalear: export its run again")
+        if "model" not in parts:
+            raise ValueError(f"{CONFIG} of {model_id} is not one of scalear: it has no model")
         weights: str | Path = Path(model_id) / WEIGHTS
         if not Path(model_id).is_dir():
             fetch = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}
             weights = hf_hub_download(model_id, WEIGHTS, revision=revision, token=token, **fetch)
         model = cls(**parts)
         try:
-            model.load_state_dict(load_file(weights))
+            model.model.load_state_dict(load_file(weights))
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ValueError(f"{weights} is damaged, or not what {CONFIG} beside it describes: {error}") from error
         return model
@@ -238,16 +224,3 @@ def label_indices(labels: Sequence[int | str], class_names: list[str] | None) ->
             known = f"classes are {', '.join(names[:10])} ..." if names else "this model's classes have no names"
             raise ValueError(f"there is no class {label!r}: {known}")
     return torch.tensor([names.index(label) if isinstance(label, str) else int(label) for label in labels])
-
-
-def compute_precision(module: nn.Module, precision: Precision) -> AbstractContextManager:
-    """What matrix products of a module run in: the precision of its weights where that is a half one, else the given.
-
-    Args:
-        module: All of its weights are of one precision.
-        precision: `auto` is the fastest one here, or that of an autocast around the call.
-    """
-    weight = next(module.parameters())
-    if weight.dtype == torch.float32:
-        return autocast(weight.device, precision)
-    return torch.autocast(weight.device.type, weight.dtype)
