@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from model_fixtures import make_generator, randomise
 from mpslike import DEVICE, NAME
 
-from scalear import float64
+from scalear.hardware import float64
 from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import load_samples

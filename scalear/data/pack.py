@@ -11,7 +11,7 @@ from typing import Literal, NoReturn
 
 from tqdm import tqdm
 
-from scalear.cpus import allowed_cpus
+from scalear.hardware.cpus import allowed_cpus
 from scalear.data.imaging import ImageFormat, center_crop, encode, standardise
 from scalear.data.index import INDEX_NAME, DatasetIndex, Shard
 from scalear.data.parallel import check_stop, run_parallel

@@ -14,7 +14,7 @@ import webdataset as wds
 from PIL import Image
 from tqdm import tqdm
 
-from scalear.cpus import allowed_cpus
+from scalear.hardware.cpus import allowed_cpus
 from scalear.data.imaging import IMAGE_EXTENSIONS
 from scalear.data.index import DatasetIndex, Shard, shard_url
 from scalear.data.parallel import check_stop, run_parallel

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scalear.draws import SeededDraws
 from scalear.interop.parts import Part, build, build_settings
 from scalear.interop.pretrained import ScaleARModel, compute_precision, label_indices
-from scalear.precision import AUTO, Precision
+from scalear.hardware.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 
 

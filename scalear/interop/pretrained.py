@@ -28,7 +28,7 @@ from scalear.evaluation.images import to_uint8
 from scalear.interop.folder import new_folder
 from scalear.interop.parts import Part, build, build_settings
 from scalear.models.generator import Generator
-from scalear.precision import AUTO, Precision, autocast
+from scalear.hardware.precision import AUTO, Precision, autocast
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 
