@@ -12,8 +12,8 @@ from cli_fixtures import Experiment, run
 from model_fixtures import make_generator
 
 from scalear.hardware import cpus, precision
-from scalear.interop.pretrained import compute_precision
 from scalear.hardware.machine import product_seconds
+from scalear.interop.pretrained import compute_precision
 from scalear.training import run_precision
 from scalear.training.ranks import text_of_rank_zero
 

@@ -17,9 +17,9 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
 from scalear.draws import SeededDraws
+from scalear.hardware.precision import AUTO, Precision
 from scalear.interop.parts import Part, build, build_settings
 from scalear.interop.pretrained import ScaleARModel, compute_precision, label_indices
-from scalear.hardware.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 
 

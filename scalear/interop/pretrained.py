@@ -25,10 +25,10 @@ from torch import Tensor, nn
 import scalear
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
+from scalear.hardware.precision import AUTO, Precision, autocast
 from scalear.interop.folder import new_folder
 from scalear.interop.parts import Part, build, build_settings
 from scalear.models.generator import Generator
-from scalear.hardware.precision import AUTO, Precision, autocast
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 
