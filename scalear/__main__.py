@@ -6,7 +6,7 @@ import re
 import sys
 
 from scalear.allocator import keep_memory
-from scalear.cpus import respect_container
+from scalear.hardware.cpus import respect_container
 
 _HELP = """\
 usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)

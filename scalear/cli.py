@@ -21,8 +21,8 @@ from scalear.benchmark.subject import Subject
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
+from scalear.hardware.precision import AUTO, Precision, autocast, fastest
 from scalear.interop.export import Format, export_run
-from scalear.precision import AUTO, Precision, autocast, fastest
 from scalear.tasks.command import EDITS, edit_file
 from scalear.tasks.editing import Editor
 from scalear.tasks.showcase import PictureRequest, draw_pictures

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scalear.float64 import in_float64, widest_float
+from scalear.hardware.float64 import in_float64, widest_float
 
 Velocity = Callable[[Tensor, float], Tensor]
 

@@ -17,7 +17,7 @@ from scalear.guidance import Guidance
 from scalear.models.generator import Forced, Generator, Loss
 from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
-from scalear.precision import AUTO, Precision, autocast
+from scalear.hardware.precision import AUTO, Precision, autocast
 from scalear.pyramid import Content, Pyramid
 from scalear.scales import ScaleSchedule
 from scalear.token_sampling import TokenSampling

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalear.draws import Draws
-from scalear.float64 import in_float64
+from scalear.hardware.float64 import in_float64
 from scalear.scales import ScaleSchedule
 
 _FLEXVAR_SAMPLED = {1, 2, 3, 4, 5, 6, 8, 10, 13, 16}  # sides that the official code does not decode greedily

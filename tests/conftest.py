@@ -9,8 +9,8 @@ import pytest
 import torch
 from cli_fixtures import Experiment, run, write_folders
 
-from scalear import precision
-from scalear.cpus import allowed_cpus
+from scalear.hardware import precision
+from scalear.hardware.cpus import allowed_cpus
 
 # Tiny tensors are faster so; and sums over other numbers of threads differ in the last bit between processes.
 torch.set_num_threads(1)

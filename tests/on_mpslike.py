@@ -21,12 +21,12 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from model_fixtures import make_generator, randomise
 from mpslike import DEVICE, NAME
 
-from scalear import float64
 from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import load_samples
 from scalear.flow import FAST8, FlowSolver
 from scalear.guidance import Guidance
+from scalear.hardware import float64
 from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.training.callbacks import SampleGrid

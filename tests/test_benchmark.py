@@ -18,8 +18,8 @@ from scalear.benchmark.timing import Timing
 from scalear.benchmark.work import counted_work, official_work
 from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
+from scalear.hardware.precision import fastest
 from scalear.models import fused
-from scalear.precision import fastest
 
 KEYS = ["job", "config", "batch", "threads", "precision", "machine", "seconds_per_image", "work_tflop", "work_source"]
 KEYS += ["yardstick_tflops", "fraction", "peak_rss_bytes", "parts"]

@@ -11,9 +11,9 @@ import yaml
 from cli_fixtures import Experiment, run
 from model_fixtures import make_generator
 
-from scalear import cpus, precision
+from scalear.hardware import cpus, precision
+from scalear.hardware.machine import product_seconds
 from scalear.interop.pretrained import compute_precision
-from scalear.machine import product_seconds
 from scalear.training import run_precision
 from scalear.training.ranks import text_of_rank_zero
 

@@ -23,7 +23,7 @@ from scalear.evaluation.image_set import ShardSet
 from scalear.evaluation.images import to_uint8
 from scalear.evaluation.precision_recall import PrecisionRecall
 from scalear.flow import FAST8, FlowSolver
-from scalear.machine import describe, stopwatch
+from scalear.hardware.machine import describe, stopwatch
 from scalear.models.flow_head import FlowHead
 
 _DESCRIPTION = """\

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalear.data.batch import Batch
-from scalear.precision import MIXED_DTYPES, autocast
+from scalear.hardware.precision import MIXED_DTYPES, autocast
 from scalear.tokenizers.base import Tokenizer
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from scalear.machine import product_seconds
+from scalear.hardware.machine import product_seconds
 
 _SIDES = (64, 128, 256, 512, 1024, 2048)
 _LONGEST = 0.25  # seconds of a product

@@ -19,7 +19,7 @@ from scalear.benchmark.setting import Setting
 from scalear.benchmark.subject import Build, Subject
 from scalear.benchmark.timing import peak_rss_bytes, yardstick
 from scalear.benchmark.work import Work, counted_work, official_work
-from scalear.machine import describe, stopwatch
+from scalear.hardware.machine import describe, stopwatch
 
 
 class Worker:

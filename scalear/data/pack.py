@@ -11,13 +11,13 @@ from typing import Literal, NoReturn
 
 from tqdm import tqdm
 
-from scalear.cpus import allowed_cpus
 from scalear.data.imaging import ImageFormat, center_crop, encode, standardise
 from scalear.data.index import INDEX_NAME, DatasetIndex, Shard
 from scalear.data.parallel import check_stop, run_parallel
 from scalear.data.progress import PackProgress
 from scalear.data.shards import ShardFile
 from scalear.data.sources import Entry, ImageSource, Listing
+from scalear.hardware.cpus import allowed_cpus
 
 _log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import webdataset as wds
 from PIL import Image
 from tqdm import tqdm
 
-from scalear.cpus import allowed_cpus
 from scalear.data.imaging import IMAGE_EXTENSIONS
 from scalear.data.index import DatasetIndex, Shard, shard_url
 from scalear.data.parallel import check_stop, run_parallel
 from scalear.data.shards import HashingReader, read_samples
+from scalear.hardware.cpus import allowed_cpus
 
 
 def verify(data_dir: str, num_workers: int | None = None) -> None:

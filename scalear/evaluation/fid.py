@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from scalear.evaluation.features import FeatureExtractor
-from scalear.float64 import in_float64, widest_float
+from scalear.hardware.float64 import in_float64, widest_float
 
 
 class FrechetFeatureDistance(FrechetInceptionDistance):

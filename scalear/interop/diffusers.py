@@ -20,7 +20,7 @@ from scalear.draws import SeededDraws
 from scalear.image_model import ImageModel
 from scalear.interop.parts import Part, build, build_class, build_settings, describe
 from scalear.interop.pretrained import ScaleARModel, label_indices
-from scalear.precision import AUTO, Precision
+from scalear.hardware.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 
 

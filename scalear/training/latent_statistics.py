@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from scalear.data.batch import Batch
-from scalear.float64 import in_float64
+from scalear.hardware.float64 import in_float64
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.training.checkpoints import AtomicCheckpointIO

@@ -10,7 +10,7 @@ from scalear.data.index import DatasetIndex, write_atomically
 from scalear.evaluation.evaluate import describe, evaluate_samples
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
-from scalear.machine import describe as describe_machine
+from scalear.hardware.machine import describe as describe_machine
 
 
 class SampleReport:

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from scalear.evaluation.images import to_uint8
-from scalear.float64 import in_float64
+from scalear.hardware.float64 import in_float64
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.vq import CodeTokenizer

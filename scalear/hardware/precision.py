@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from scalear.machine import describe, product_seconds
+from scalear.hardware.machine import describe, product_seconds
 
 AUTO = "auto"
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
