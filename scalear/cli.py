@@ -26,11 +26,12 @@ from scalear.interop.export import Format, export_run
 from scalear.tasks.command import EDITS, edit_file
 from scalear.tasks.editing import Editor
 from scalear.tasks.showcase import PictureRequest, draw_pictures
-from scalear.training.callbacks import Performance, SaveOnInterrupt
 from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint, load_weights
-from scalear.training.generator_module import GeneratorModule
+from scalear.training.generator.module import GeneratorModule
+from scalear.training.interruption import SaveOnInterrupt
+from scalear.training.performance import Performance
 from scalear.training.run_precision import RecordPrecision, RunTrainer, resolve_precision
-from scalear.training.tokenizer_module import TokenizerModule
+from scalear.training.tokenizer.module import TokenizerModule
 
 _VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
 

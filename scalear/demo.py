@@ -15,8 +15,8 @@ from scalear.__main__ import main
 from scalear.benchmark.jobs import TrainJob
 from scalear.cli import build_subject
 from scalear.hardware.machine import stopwatch
-from scalear.training.callbacks import Forecast, minutes
-from scalear.training.report import write_json
+from scalear.training.performance import Forecast, minutes
+from scalear.training.run_metrics import write_json
 
 
 def demo(

@@ -71,8 +71,8 @@ def tokenizer_config(folder: Path, images: Path) -> dict:
         "rfid": {"class_path": "scalear.evaluation.fid.FeatureFID", "init_args": {"extractor": _EXTRACTOR}},
         "scales": [1, 2, 4, 8],
     }
-    callbacks = ["scalear.training.latent_writer.LatentWriter"]
-    return _config("scalear.training.tokenizer_module.TokenizerModule", model, folder, images, callbacks)
+    callbacks = ["scalear.training.tokenizer.latent_writer.LatentWriter"]
+    return _config("scalear.training.tokenizer.module.TokenizerModule", model, folder, images, callbacks)
 
 
 def _generator_config(
@@ -107,11 +107,11 @@ def _generator_config(
         "sampling": {"class_path": "scalear.token_sampling.TokenSampling", "init_args": {"top_k": 12}},
         "guidance": {"weight": 2.0},
         "samples": {"num_per_class": 2},
-        "report": {"class_path": "scalear.training.report.SampleReport", "init_args": report},
+        "report": {"class_path": "scalear.training.generator.report.SampleReport", "init_args": report},
         "sample_posterior": False,
         **settings,
     }
-    return _config("scalear.training.generator_module.GeneratorModule", model, folder, images, [])
+    return _config("scalear.training.generator.module.GeneratorModule", model, folder, images, [])
 
 
 def _config(class_path: str, model: dict, folder: Path, images: Path, callbacks: list[str]) -> dict:

@@ -29,9 +29,9 @@ from scalear.guidance import Guidance
 from scalear.hardware import float64
 from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.losses import TokenizerLoss
-from scalear.training.callbacks import SampleGrid
-from scalear.training.codebook import CodebookCare
 from scalear.training.ema import EMA
+from scalear.training.generator.pictures import SampleGrid
+from scalear.training.tokenizer.codebook import CodebookCare
 
 float64._WITHOUT_FLOAT64.add(NAME)
 CPU = torch.device("cpu")

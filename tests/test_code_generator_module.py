@@ -18,11 +18,11 @@ from scalear.guidance import Guidance
 from scalear.schedules import PaperSchedules, ScheduleSampler
 from scalear.token_sampling import TokenSampling
 from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
-from scalear.training.callbacks import SampleGrid
-from scalear.training.generator_module import GeneratorModule
+from scalear.training.generator.module import GeneratorModule
+from scalear.training.generator.pictures import SampleGrid
+from scalear.training.generator.report import SampleReport
+from scalear.training.generator.samples import SampleRequest
 from scalear.training.optim import OptimizerSettings
-from scalear.training.report import SampleReport
-from scalear.training.sampling import SampleRequest
 
 RANDOM = PaperSchedules(side=4, max_between=2, drop_prob=0.5)
 

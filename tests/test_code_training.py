@@ -19,13 +19,13 @@ from scalear.tokenizers.kl import KLAutoencoder
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
-from scalear.training import codebook as codebook_file
-from scalear.training.codebook import CodebookCare
-from scalear.training.latent_sizes import RandomSizes
 from scalear.training.optim import OptimizerSettings
-from scalear.training.scale_picture import ScalePicture
-from scalear.training.tokenizer_metrics import CodePerplexity, CodeUsage
-from scalear.training.tokenizer_module import TokenizerModule
+from scalear.training.tokenizer import codebook as codebook_file
+from scalear.training.tokenizer.codebook import CodebookCare
+from scalear.training.tokenizer.latent_sizes import RandomSizes
+from scalear.training.tokenizer.metrics import CodePerplexity, CodeUsage
+from scalear.training.tokenizer.module import TokenizerModule
+from scalear.training.tokenizer.scale_picture import ScalePicture
 
 TINY = {"image_channels": 1, "latent_channels": 4, "channels": 32, "channel_multipliers": (1, 1), "num_res_blocks": 1}
 WEIGHTS = {"codebook": 1.0, "commitment": 0.25}

@@ -11,11 +11,10 @@ import yaml
 from cli_fixtures import Experiment, run
 from model_fixtures import make_generator
 
-from scalear.hardware import cpus, precision
-from scalear.hardware.machine import product_seconds
+from scalear import cpus, precision
+from scalear.distributed.ranks import text_of_rank_zero
 from scalear.interop.pretrained import compute_precision
 from scalear.training import run_precision
-from scalear.training.ranks import text_of_rank_zero
 
 CPU = torch.device("cpu")
 
@@ -130,7 +129,7 @@ def test_without_a_trainer_weights_and_callers_have_the_last_word(gain):
 def test_processes_of_a_launcher_share_the_choice_of_rank_0():
     """As torchrun starts them, each with a choice of its own."""
     script = (
-        "import os; from scalear.training.ranks import text_of_rank_zero as shared; rank = os.environ['RANK']; "
+        "import os; from scalear.distributed.ranks import text_of_rank_zero as shared; rank = os.environ['RANK']; "
         "print('chosen', shared(lambda: 'a' + rank) + shared(lambda: 'b' + rank), flush=True)"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
@@ -142,7 +141,7 @@ def test_processes_of_a_launcher_share_the_choice_of_rank_0():
 def test_processes_that_lightning_starts_inherit_the_choice(monkeypatch):
     monkeypatch.delenv("SCALEAR_OF_RANK_ZERO", raising=False)
     assert text_of_rank_zero(lambda: "of the parent") == "of the parent"
-    script = "from scalear.training.ranks import text_of_rank_zero as shared; print(shared(lambda: 'its own'))"
+    script = "from scalear.distributed.ranks import text_of_rank_zero as shared; print(shared(lambda: 'its own'))"
     for extra, expected in (({"LOCAL_RANK": "1"}, "of the parent"), ({}, "its own")):
         child = subprocess.run([sys.executable, "-c", script], env=os.environ | extra, capture_output=True, text=True)
         assert child.stdout.strip() == expected, child.stderr

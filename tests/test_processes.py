@@ -80,7 +80,10 @@ def test_two_ranks_train_as_one(experiment: Experiment):
 @pytest.mark.parametrize("kind", ["vq", "rvq"])
 def test_two_ranks_train_one_codebook(experiment: Experiment, kind: str):
     """K-means at the start and codes revived at every step, on the same global batches: 2 x 4 and 1 x 8."""
-    care = {"class_path": "scalear.training.codebook.CodebookCare", "init_args": {"revive_every": 1, "min_usage": 0.5}}
+    care = {
+        "class_path": "scalear.training.tokenizer.codebook.CodebookCare",
+        "init_args": {"revive_every": 1, "min_usage": 0.5},
+    }
     settings = [f"--trainer.callbacks={json.dumps([care])}", "--trainer.precision=32-true"]
     process = start(
         "fit", *experiment.code_tokenizer(kind, f"{kind}-two"), "--data.batch_size=4", *settings, *TWO_RANKS

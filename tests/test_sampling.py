@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from scalear.evaluation.images import load_samples
-from scalear.training.sampling import SampleRequest, SampleStore
+from scalear.training.generator.samples import SampleRequest, SampleStore
 
 
 def make_trainer(**settings) -> Trainer:

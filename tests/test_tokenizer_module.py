@@ -19,7 +19,7 @@ from scalear.tokenizers.losses import TokenizerLoss
 from scalear.tokenizers.perceptual import FeatureDistance
 from scalear.training.ema import EMA
 from scalear.training.optim import OptimizerSettings
-from scalear.training.tokenizer_module import TokenizerModule
+from scalear.training.tokenizer.module import TokenizerModule
 
 
 class PixelFID(FrechetFeatureDistance):

@@ -16,13 +16,15 @@ from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.tokenizers.kl import KLAutoencoder
-from scalear.training.callbacks import Performance, SampleGrid, SaveOnInterrupt
 from scalear.training.checkpoints import check_checkpoint
 from scalear.training.ema import EMA
-from scalear.training.generator_module import GeneratorModule
-from scalear.training.losses import NonFiniteLossError
+from scalear.training.generator.module import GeneratorModule
+from scalear.training.generator.pictures import SampleGrid
+from scalear.training.generator.samples import SampleRequest
+from scalear.training.guarded_module import NonFiniteLossError
+from scalear.training.interruption import SaveOnInterrupt
 from scalear.training.optim import OptimizerSettings
-from scalear.training.sampling import SampleRequest
+from scalear.training.performance import Performance
 
 DECAY = 0.5
 

@@ -1,6 +1,6 @@
 """How much of a codebook is used, by the counts that official tokenizer files carry.
 
-Training here measures usage itself (`scalear.training.tokenizer_metrics`); these are the official definitions.
+Training here measures usage itself (`scalear.training.tokenizer.metrics`); these are the official definitions.
 
 Shapes: S scales, V codes.
 """

@@ -10,7 +10,7 @@ from scalear.interop.folder import check_free, new_folder
 from scalear.interop.parts import describe
 from scalear.interop.pretrained import ScaleARModel
 from scalear.training.checkpoints import load_weights
-from scalear.training.generator_module import GeneratorModule
+from scalear.training.generator.module import GeneratorModule
 
 Format = Literal["scalear", "diffusers"]
 

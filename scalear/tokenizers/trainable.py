@@ -70,7 +70,7 @@ class Reconstruction:
 
 
 class TrainableTokenizer(Tokenizer):
-    """A tokenizer whose encoder and decoder are learned by `scalear.training.tokenizer_module`.
+    """A tokenizer whose encoder and decoder are learned by `scalear.training.tokenizer.module`.
 
     Attributes:
         penalties: Names of all that its bottleneck may cost; see `Reconstruction`.

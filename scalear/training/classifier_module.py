@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import scalear
 from scalear.data.batch import Batch
 from scalear.evaluation.classifier import ImageClassifier, load_classifier, save_classifier
-from scalear.training.gradients import GuardedModule
+from scalear.training.guarded_module import GuardedModule
 from scalear.training.optim import OptimizerSettings
 
 

@@ -9,8 +9,8 @@ from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from scalear.distributed.ranks import text_of_rank_zero
 from scalear.hardware.precision import AUTO, fastest, is_emulated, measured, warn_of_emulation
-from scalear.training.ranks import text_of_rank_zero
 
 _RECORD = "precision"  # key in checkpoints
 

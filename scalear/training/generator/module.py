@@ -1,11 +1,17 @@
-"""Training, sampling and measuring a generator."""
+"""Training, sampling and measuring a generator.
+
+Legend: B batch, C channels, h w latent, H W pixels.
+"""
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from scalear.data.batch import Batch
 from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
+from scalear.evaluation.image_set import SampleSet
+from scalear.evaluation.images import to_uint8
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.models.compiled import compile_blocks
@@ -16,15 +22,14 @@ from scalear.schedules import ScheduleSampler
 from scalear.token_sampling import TokenSampling
 from scalear.tokenizers.base import Tokenizer
 from scalear.training.frozen import freeze
-from scalear.training.generator_checks import check_data, check_fingerprint
-from scalear.training.losses import loss_terms, mean_losses
+from scalear.training.generator.checks import check_data, check_fingerprint
+from scalear.training.generator.report import SampleReport
+from scalear.training.generator.samples import SampleRequest, SampleStore
+from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.optim import OptimizerSettings
-from scalear.training.report import SampleReport
-from scalear.training.sampling import SampleRequest
-from scalear.training.sampling_module import SamplingModule
 
 
-class GeneratorModule(SamplingModule):
+class GeneratorModule(GuardedModule):
     """A generator on top of a frozen tokenizer.
 
     `fit` learns from images or cached latents; `predict` samples the requested labels into `samples.npz` and
@@ -63,17 +68,20 @@ class GeneratorModule(SamplingModule):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(generator.num_classes, samples, report)
+        super().__init__()
         self.generator = generator
         self.tokenizer = tokenizer
         self.optimizer = optimizer
         self.sampling = sampling
         self.guidance = guidance
+        self.samples = samples
+        self.report = report
         self.schedules = schedules
         self.sample_posterior = sample_posterior
         self.weights = weights
         self.seed = seed
         self._fingerprint = ""
+        self._store: SampleStore | None = None  # of `test` and `predict`
         freeze(self, "tokenizer")
         generator.check_sampling(sampling)
         generator.bind(tokenizer)
@@ -81,7 +89,8 @@ class GeneratorModule(SamplingModule):
             compile_blocks(generator)
 
     def setup(self, stage: str) -> None:
-        super().setup(stage)
+        if stage in ("test", "predict"):
+            self.samples.labels(self.generator.num_classes)
         self.tokenizer.load_weights()
         if self.weights is not None:
             rank_zero_info(load_generator(self.generator, self.weights, fine_tune=stage == "fit"))
@@ -94,7 +103,7 @@ class GeneratorModule(SamplingModule):
             if stage == "test" and self.report is not None:
                 pixels = self.generator.pyramid.patch_size * self.tokenizer.stride
                 image_size = tuple(side * pixels for side in schedule.sizes[-1])
-                self.report.check(len(self.samples.labels(self.num_classes)), image_size)
+                self.report.check(len(self.samples.labels(self.generator.num_classes)), image_size)
 
     def configure_optimizers(self) -> dict:
         return self.optimizer.build(self.generator)
@@ -112,16 +121,47 @@ class GeneratorModule(SamplingModule):
         if self.schedules is not None:
             schedule = self.schedules.draw(self.seed, self.trainer.global_step)
         loss = self._loss(batch, [(self.seed, TRAINING, position) for position in batch.position.tolist()], schedule)
-        for name, value in mean_losses(self.trainer, loss_terms(loss), batch).items():
+        for name, value in mean_losses(self.trainer, _loss_terms(loss), batch).items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         draws = [(self.seed, VALIDATION, position) for position in batch.position.tolist()]
-        for name, value in loss_terms(self._loss(batch, draws, self.generator.schedule)).items():
+        for name, value in _loss_terms(self._loss(batch, draws, self.generator.schedule)).items():
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=True, batch_size=len(batch))
 
+    def test_dataloader(self) -> DataLoader:
+        return self.samples.loader(self.generator.num_classes, self.global_rank, self.trainer.world_size)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
+
+    def on_test_start(self) -> None:
+        self._store = SampleStore(
+            self.trainer.default_root_dir, self.samples.labels(self.generator.num_classes), self.trainer
+        )
+
+    def on_predict_start(self) -> None:
+        self.on_test_start()
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        index_B, label_B = batch
+        streams = [(self.samples.seed, index) for index in index_B.tolist()]
+        self._store.add(index_B, to_uint8(self.generate_images(label_B, streams)))
+
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.test_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._store.close(self.samples)
+        if self.report is not None and self.trainer.is_global_zero:
+            self.report.measure(SampleSet(self._store.path, self.generator.num_classes), self)
+
+    def on_predict_epoch_end(self) -> None:
+        self._store.close(self.samples)
+
     def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
+        """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams."""
         draws, schedule = SeededDraws(streams, self.device), self.samples.schedule(self.generator.schedule)
         latent_BChw = self.generator.generate(label_B, draws, self.sampling, self.guidance, schedule)
         return self.tokenizer.decode(latent_BChw)
@@ -139,3 +179,11 @@ class GeneratorModule(SamplingModule):
         draws = SeededDraws(streams, self.device)
         pyramid = self.generator.pyramid.build(self.latent(batch, draws), schedule)
         return self.generator.loss(pyramid, batch.label, draws)
+
+
+def _loss_terms(loss: Loss) -> dict[str, Tensor]:
+    """What a generator logs: "loss" and the like over all scales, and "loss_scale_4" and the like of each."""
+    terms = dict(loss.overall)
+    for name, values_K in loss.per_scale.items():
+        terms |= {f"{name}_scale_{size}": value for size, value in zip(loss.schedule.names, values_K, strict=True)}
+    return terms

@@ -16,14 +16,13 @@ from scalear.tokenizers.files import begin_from
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.tokenizers.trainable import TrainingRequest
 from scalear.training.frozen import freeze
-from scalear.training.gradients import GuardedModule
-from scalear.training.latent_sizes import RandomSizes
-from scalear.training.losses import mean_losses
+from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.optim import OptimizerSettings
-from scalear.training.report import write_metrics
-from scalear.training.tokenizer_checks import check_data, check_training
-from scalear.training.tokenizer_export import export_tokenizer
-from scalear.training.tokenizer_metrics import TokenizerMetrics
+from scalear.training.run_metrics import write_metrics
+from scalear.training.tokenizer.checks import check_data, check_training
+from scalear.training.tokenizer.export import export_tokenizer
+from scalear.training.tokenizer.latent_sizes import RandomSizes
+from scalear.training.tokenizer.metrics import TokenizerMetrics
 
 
 class TokenizerModule(GuardedModule):

@@ -1,15 +1,39 @@
-"""Gradients on their way to the optimizer: one norm is logged, clips, and stops a run before it is spoilt."""
-
-from collections.abc import Iterator
+"""Losses and gradients of a step: logged, and refused where they are not finite, before they reach the weights."""
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import nn
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalear.data.batch import Batch
-from scalear.training.losses import NonFiniteLossError
+from scalear.distributed.gradients import clip_gradient, gradient_norm, not_finite
+
+
+class NonFiniteLossError(ValueError):
+    """A loss or its gradient is NaN or infinite. All ranks raise it at once, so that the last step can be saved."""
+
+
+def mean_losses(trainer: Trainer, terms: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Mean of every term over the ranks, detached.
+
+    Args:
+        trainer: Knows the ranks.
+        terms: Scalars by name; the same names on all ranks.
+        batch: This rank's samples, for the message.
+
+    Raises:
+        NonFiniteLossError: A term is not finite on some rank.
+    """
+    values = torch.stack([value.detach().float() for value in terms.values()])
+    values = trainer.strategy.reduce(values, reduce_op="mean")
+    means = dict(zip(terms, values, strict=True))
+    if not values.isfinite().all():
+        bad = {name: value.item() for name, value in means.items() if not value.isfinite()}
+        raise NonFiniteLossError(
+            f"the loss is not finite at step {trainer.global_step}: {bad}; batch keys: {batch.keys}. "
+            "Lower the learning rate, or look at these samples"
+        )
+    return means
 
 
 class GuardedModule(LightningModule):
@@ -37,8 +61,8 @@ class GuardedModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        parts = [list(_with_gradient(part)) for part in self.clipped_parts()]
-        norms = [get_total_norm([parameter.grad for _, parameter in part]) for part in parts]
+        parts = self.clipped_parts()
+        norms = [gradient_norm(part) for part in parts]
         norm = torch.linalg.vector_norm(torch.stack(norms))
         if getattr(self.trainer.precision_plugin, "scaler", None) is None and not norm.isfinite():
             self._refuse()
@@ -48,21 +72,13 @@ class GuardedModule(LightningModule):
         if not gradient_clip_val:
             return
         for part, part_norm in zip(parts, norms, strict=True):
-            parameters = [parameter for _, parameter in part]
-            if gradient_clip_algorithm == "value":
-                clip_grad_value_(parameters, gradient_clip_val)
-            else:
-                clip_grads_with_norm_(parameters, gradient_clip_val, part_norm)
+            clip_gradient(part, part_norm, gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def _refuse(self) -> None:
-        bad = [name for name, parameter in _with_gradient(self) if not parameter.grad.isfinite().all()]
+        bad = not_finite(self)
         named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise NonFiniteLossError(
             f"the gradient is not finite at step {self.global_step}, though the loss is, in "
             f"{named or 'no single parameter, but their norm overflows'}; batch keys: {self._window_keys}. "
             "Lower the learning rate, or look at these samples"
         )
-
-
-def _with_gradient(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.grad is not None)

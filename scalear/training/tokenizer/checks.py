@@ -9,7 +9,7 @@ from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.losses import TokenizerLoss
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
-from scalear.training.latent_sizes import RandomSizes
+from scalear.training.tokenizer.latent_sizes import RandomSizes
 
 
 def check_data(

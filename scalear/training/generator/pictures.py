@@ -1,0 +1,73 @@
+"""What a generator's training shows in TensorBoard.
+
+Legend: B batch, C image channels, H W pixels, h w the latent.
+"""
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from scalear.data.batch import Batch
+from scalear.draws import SeededDraws
+from scalear.evaluation.images import make_grid, to_uint8
+from scalear.training.generator.module import GeneratorModule
+
+
+class SampleGrid(Callback):
+    """Writes a grid of generated images with fixed seeds to TensorBoard, and once the pyramid of real ones.
+
+    Args:
+        every_n_steps: Optimizer steps between grids.
+        num_per_class: Images of each class, one class per column.
+        max_classes: Columns.
+    """
+
+    def __init__(self, every_n_steps: int = 500, num_per_class: int = 4, max_classes: int = 10) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.num_per_class = num_per_class
+        self.max_classes = max_classes
+        self._step = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if not trainer.is_global_zero or trainer.logger is None or trainer.global_step == self._step:
+            return  # the same step again while gradients accumulate
+        self._step = trainer.global_step
+        if trainer.global_step == 1:
+            self._write(trainer, "pyramid/real", pyramid_images(pl_module, batch, self.max_classes), self.max_classes)
+        if trainer.global_step % self.every_n_steps == 0:
+            # Without classes there is the null class alone, whose label is 0.
+            columns = min(self.max_classes, max(1, pl_module.generator.num_classes))
+            labels = torch.arange(columns).repeat(self.num_per_class)
+            self._write(trainer, "samples/fixed_seeds", sampled_images(pl_module, labels), columns)
+
+    @staticmethod
+    def _write(trainer, tag: str, images: torch.Tensor, columns: int) -> None:
+        grid = make_grid(to_uint8(images), columns, scale=2)
+        trainer.logger.experiment.add_image(tag, grid, trainer.global_step, dataformats="HWC")
+
+
+@torch.no_grad()
+def sampled_images(module: GeneratorModule, label_B: Tensor) -> Tensor:
+    """Images of the given labels, image_BCHW in [-1, 1], with the seeds (seed, 0), (seed, 1) ..."""
+    training = module.generator.training
+    module.generator.eval()
+    with module.trainer.precision_plugin.forward_context():
+        streams = [(module.seed, index) for index in range(len(label_B))]
+        images = module.generate_images(label_B.to(module.device), streams)
+    module.generator.train(training)
+    return images
+
+
+@torch.no_grad()
+def pyramid_images(module: GeneratorModule, batch: Batch, count: int) -> Tensor:
+    """The first real images of a batch at every scale, coarse to fine, each scale a row of `count` images."""
+    draws = SeededDraws([(module.seed, index) for index in range(len(batch))], module.device)
+    latent_BChw = module.latent(batch, draws)[:count]
+    pyramid = module.generator.pyramid.build(latent_BChw, module.generator.schedule)
+    rows = []
+    for k in range(pyramid.schedule.num_scales):
+        coarse = module.generator.pyramid.latent(pyramid.targets[: k + 1], pyramid.schedule)
+        rows.append(module.tokenizer.decode(torch.nn.functional.interpolate(coarse, latent_BChw.shape[-2:])))
+    return torch.cat(rows)
