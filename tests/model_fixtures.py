@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
@@ -122,3 +123,25 @@ def randomise(module: nn.Module, std: float = 0.15) -> nn.Module:
         for parameter in module.parameters():
             parameter.normal_(0.0, std, generator=generator)
     return module
+
+
+def transformer_inputs(
+    schedule: ScaleSchedule, dtype: torch.dtype = torch.float64, batch: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Contexts of scales 1, 2 ... joined, and conditions."""
+    generator = torch.Generator().manual_seed(3)
+    context = torch.randn(batch, schedule.num_tokens - schedule.lengths[0], 4, dtype=dtype, generator=generator)
+    return context, torch.randn(batch, 24, dtype=dtype, generator=generator)
+
+
+def stepwise(transformer: ScaleTransformer, schedule: ScaleSchedule, context: Tensor, cond: Tensor) -> Tensor:
+    """What the transformer makes of them scale by scale, with a cache."""
+    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else cond.dtype
+    cache = transformer.make_cache(len(cond), schedule, cond.device, dtype)
+    contexts = [context[:, :0], *context.split(schedule.lengths[1:], dim=1)]
+    return torch.cat([transformer.step(part, cond, cache) for part in contexts], dim=1)
+
+
+def seeded(count: int) -> SeededDraws:
+    """Draws of images 0, 1 ... of seed 0."""
+    return SeededDraws([(0, index) for index in range(count)])
