@@ -60,7 +60,9 @@ def test_cached_steps_equal_the_masked_forward(scales, dtype, tolerance, fast):
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_fresh_block_is_the_identity(fast):
     schedule = ScaleSchedule.parse("1,2")
-    block = AdaLNBlock(rms_norm(16, False), RotaryAttention(16, 2, Rotary(8, 2), True), GatedMlp(16), zero_linear(12, 96))
+    block = AdaLNBlock(
+        rms_norm(16, False), RotaryAttention(16, 2, Rotary(8, 2), True), GatedMlp(16), zero_linear(12, 96)
+    )
     if fast:
         accelerate(block)
     x_BLD = torch.randn(2, schedule.num_tokens, 16)

@@ -9,45 +9,36 @@ import torch.nn.functional as F
 from model_fixtures import (
     NUM_CLASSES,
     NUM_CODES,
-    CodeTokenizer,
-    make_code_generator,
-    make_generator,
-    make_head,
+    make_code_model,
+    make_model,
     make_var_transformer,
+    network_class,
     randomise,
+    seeded,
+    stepwise,
+    transformer_inputs,
 )
 
-from scalear.benchmark.plain import plain
 from scalear.draws import RecordedDraws, SeededDraws
+from scalear.fast import accelerate
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
-from scalear.models.generator import Generator
+from scalear.image_model import ImageModel
+from scalear.models.flow_head import FlowHead
 from scalear.models.positions import GridPositions, LevelPositions, SinCosPositions
 from scalear.models.token_head import TokenHead
-from scalear.pyramid import CodePyramid, LatentPyramid
+from scalear.pyramid import Content
 from scalear.scales import ScaleSchedule
 from scalear.token_sampling import TokenSampling
-from scalear.tokenizers.quantizer import VectorQuantizer
 
 KINDS = ["var", "flexvar"]
 SCALABLE = [partial(GridPositions, side=4), partial(GridPositions, side=3, resize="bilinear"), SinCosPositions]
-OFF = Guidance()
 
 
-def inputs(schedule: ScaleSchedule, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    context = torch.randn(batch, schedule.num_tokens - schedule.lengths[0], 4, dtype=torch.double, generator=generator)
-    return context, torch.randn(batch, 24, dtype=torch.double, generator=generator)
-
-
-def stepwise(transformer, schedule: ScaleSchedule, context: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-    cache = transformer.make_cache(len(cond), schedule, cond.device, cond.dtype)
-    contexts = [context[:, :0], *context.split(schedule.lengths[1:], dim=1)]
-    return torch.cat([transformer.step(part, cond, cache) for part in contexts], dim=1)
-
-
-def seeded(count: int) -> SeededDraws:
-    return SeededDraws([(0, index) for index in range(count)])
+def random_model(kind: str) -> ImageModel:
+    model = make_code_model(kind)
+    randomise(model.generator, std=0.4)
+    return model.eval()
 
 
 @pytest.mark.parametrize("positions", SCALABLE)
@@ -56,22 +47,23 @@ def seeded(count: int) -> SeededDraws:
 def test_scalable_models_do_any_list_cached_as_masked(positions, scales):
     transformer = randomise(make_var_transformer("1,2,4", positions=positions)).double()
     schedule = ScaleSchedule.parse(scales)
-    context, cond = inputs(schedule)
+    context, cond = transformer_inputs(schedule)
     whole = transformer(context, cond, schedule)
     assert whole.shape == (2, schedule.num_tokens, 24)
     torch.testing.assert_close(stepwise(transformer, schedule, context, cond), whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("block", [{}, {"normalise": False}, {"shared_modulation": True}])
 @torch.no_grad()
-def test_cached_steps_equal_the_masked_forward_and_the_plain_one(block):
+def test_cached_steps_equal_the_masked_forward(block, fast):
     transformer = randomise(make_var_transformer(block=block)).double()
-    context, cond = inputs(transformer.schedule)
+    if fast:
+        accelerate(transformer)
+    context, cond = transformer_inputs(transformer.schedule)
     whole = transformer(context, cond, transformer.schedule)
     steps = stepwise(transformer, transformer.schedule, context, cond)
     torch.testing.assert_close(steps, whole, rtol=0, atol=1e-12)
-    with plain(transformer):  # dense block-causal masks
-        torch.testing.assert_close(transformer(context, cond, transformer.schedule), whole, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("changed", [1, 2])
@@ -79,7 +71,7 @@ def test_cached_steps_equal_the_masked_forward_and_the_plain_one(block):
 def test_a_scale_changes_nothing_before_it(changed):
     transformer = randomise(make_var_transformer()).double()
     schedule = transformer.schedule
-    context, cond = inputs(schedule)
+    context, cond = transformer_inputs(schedule)
     before = schedule.split(transformer(context, cond, schedule))
     context[:, schedule.offsets[changed] - 1 : schedule.offsets[changed + 1] - 1] += 1.0
     after = schedule.split(transformer(context, cond, schedule))
@@ -91,7 +83,7 @@ def test_learned_positions_refuse_another_list():
     transformer = make_var_transformer("1,2,4")
     other = ScaleSchedule.parse("1,3,4")
     with pytest.raises(ValueError, match="learned positions for scales 1,2,4 and cannot do 1,3,4"):
-        transformer(*(part.float() for part in inputs(other)), other)
+        transformer(*transformer_inputs(other, torch.float32), other)
 
 
 @pytest.mark.parametrize("positions", [LevelPositions, *SCALABLE])
@@ -131,18 +123,18 @@ def test_initial_weights_are_vars():
         transformer.context_proj.weight: 1.0,
         transformer.class_embedding.weight: 1.0,
         transformer.positions[0].table_LD: 1.0,
-        block.attention.qkv.weight: 1.0,
-        block.attention.proj.weight: 8**-0.5,
+        block.mixer.qkv.weight: 1.0,
+        block.mixer.proj.weight: 8**-0.5,
         block.mlp.fc1.weight: 1.0,
         block.mlp.fc2.weight: 8**-0.5,
         transformer.norms[0].modulation.weight: 0.5,
-        TokenHead(64, 128).output_proj.weight: 0.02,
+        TokenHead(Content(4, 64), 128, transformer.schedule).output_proj.weight: 0.02,
         gates: 1e-5,
         others: 0.5,
     }
     for weight, factor in expected.items():
         assert weight.std().item() == pytest.approx(factor * std, rel=0.15)
-    torch.testing.assert_close(block.attention.log_scale_N.exp(), torch.full((4,), 4.0))
+    torch.testing.assert_close(block.mixer.log_scale_N.exp(), torch.full((4,), 4.0))
     shared = make_var_transformer(dim=128, block={"shared_modulation": True, "gate_init": 1e-3}, num_heads=4)
     table = shared.stacks[0][0].modulation.table
     assert table[:256].std().item() == pytest.approx(1e-3 * 128**-0.5, rel=0.15)
@@ -152,45 +144,43 @@ def test_initial_weights_are_vars():
 def test_stochastic_depth_rises_to_the_last_block_and_only_in_training():
     transformer = randomise(make_var_transformer(depths=[3], block={"drop_path": 0.5}))
     assert [getattr(block.drop_path, "keep_prob", 1.0) for block in transformer.stacks[0]] == [1.0, 0.75, 0.5]
-    context, cond = (part.float() for part in inputs(transformer.schedule))
+    context, cond = transformer_inputs(transformer.schedule, torch.float32)
     runs = [transformer.train(mode)(context, cond, transformer.schedule) for mode in (True, True, False, False)]
     assert not torch.equal(runs[0], runs[1]) and torch.equal(runs[2], runs[3])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_the_mean_over_all_tokens(kind):
-    generator = randomise(make_code_generator(kind))
-    pyramid = generator.pyramid.build(torch.randn(3, 4, 4, 4), generator.schedule)
-    label, draws = torch.tensor([0, 1, 2]), RecordedDraws({"label_drop": torch.tensor([0.0, 0.5, 0.5])})
-    loss = generator.loss(pyramid, label, draws)
+    model = make_code_model(kind)
+    generator, schedule = randomise(model.generator), model.schedule
+    latent, label = torch.randn(3, 4, 4, 4), torch.tensor([0, 1, 2])
+    loss = model.loss(latent, label, RecordedDraws({"label_drop": torch.tensor([0.0, 0.5, 0.5])}))
+    scales = model.pyramid.build(latent, schedule)
     cond = generator.transformer.embed(torch.tensor([NUM_CLASSES, 1, 2]))
-    context, codes = torch.cat(pyramid.contexts[1:], 1), torch.cat(pyramid.targets, 1)
-    logits = generator.head(generator.transformer(context, cond, generator.schedule))
+    context, codes = torch.cat(scales.contexts[1:], 1), torch.cat(scales.targets, 1)
+    logits = generator.head(generator.transformer(context, cond, schedule))
     torch.testing.assert_close(loss.total, F.cross_entropy(logits.flatten(0, 1), codes.flatten()))
     right = (logits.argmax(-1) == codes).float()
     torch.testing.assert_close(loss.overall["accuracy"], right.mean())
-    per_scale = torch.stack([part.mean() for part in generator.schedule.split(right)])
+    per_scale = torch.stack([part.mean() for part in schedule.split(right)])
     torch.testing.assert_close(loss.per_scale["accuracy"], per_scale)
 
 
 def test_a_fresh_model_is_uncertain():
-    generator = make_code_generator("flexvar")
-    pyramid = generator.pyramid.build(torch.randn(3, 4, 4, 4), generator.schedule)
-    loss = generator.loss(pyramid, torch.tensor([0, 1, 2]), seeded(3))
+    loss = make_code_model("flexvar").loss(torch.randn(3, 4, 4, 4), torch.tensor([0, 1, 2]), seeded(3))
     torch.testing.assert_close(loss.per_scale["loss"], torch.full((3,), math.log(NUM_CODES)), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("sampling", [TokenSampling(top_k=8, top_p=0.9), TokenSampling(more_smooth=True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_does_not_depend_on_its_batch(kind, sampling):
-    generator = randomise(make_code_generator(kind), std=0.4).eval()
-    label = torch.arange(8) % NUM_CLASSES
-    together = list(generator.generate_scales(label, seeded(8), sampling, Guidance(2.5)))
+    model = random_model(kind)
+    label, how = torch.arange(8) % NUM_CLASSES, {"sampling": sampling, "guidance": Guidance(2.5)}
+    together = list(model.sample_scales(label, seeded(8), **how))
     if not sampling.more_smooth:
         assert all(len(content.unique()) > 1 and content.dtype == torch.int64 for content in together)
     for index in range(8):
-        draws = SeededDraws([(0, index)])
-        alone = list(generator.generate_scales(label[index : index + 1], draws, sampling, Guidance(2.5)))
+        alone = list(model.sample_scales(label[index : index + 1], SeededDraws([(0, index)]), **how))
         for one, many in zip(alone, together, strict=True):
             torch.testing.assert_close(one[0], many[index], rtol=0, atol=1e-3)
 
@@ -198,27 +188,29 @@ def test_a_sample_does_not_depend_on_its_batch(kind, sampling):
 @pytest.mark.parametrize("sampling", [TokenSampling(), TokenSampling(more_smooth=True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_forced_codes_come_out_unchanged_and_are_what_later_scales_read(kind, sampling):
-    generator = randomise(make_code_generator(kind), std=0.4).eval()
-    label, schedule = torch.tensor([0, 1]), generator.schedule
+    model = random_model(kind)
+    label, schedule = torch.tensor([0, 1]), model.schedule
     codes = [torch.randint(NUM_CODES, (2, length)) for length in schedule.lengths]
     keep = [torch.rand(2, length) < 0.5 for length in schedule.lengths]
+
+    def latent(*forced: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        return model.sample_latent(label, seeded(2), sampling=sampling, forced=forced)
+
     forced = [None, (codes[1], keep[1]), (codes[2], torch.ones_like(keep[2]))]
-    scales = list(generator.generate_scales(label, seeded(2), sampling, OFF, forced=forced))
+    scales = list(model.sample_scales(label, seeded(2), sampling=sampling, forced=forced))
     found = [content.argmax(-1) if sampling.more_smooth else content for content in scales]
     assert torch.equal(found[1][keep[1]], codes[1][keep[1]]) and torch.equal(found[2], codes[2])
     everything = [(values, torch.ones_like(where)) for values, where in zip(codes, keep, strict=True)]
-    latent = generator.generate(label, seeded(2), sampling, OFF, forced=everything)
-    torch.testing.assert_close(latent, generator.pyramid.latent(codes, schedule))
-    first = generator.generate(label, seeded(2), sampling, OFF, forced=[everything[0], None, None])
+    torch.testing.assert_close(latent(*everything), model.pyramid.latent(codes, schedule))
     other = (1 - codes[0] % 2, torch.ones_like(keep[0]))
-    assert not torch.equal(first, generator.generate(label, seeded(2), sampling, OFF, forced=[other, None, None]))
+    assert not torch.equal(latent(everything[0], None, None), latent(other, None, None))
     with pytest.raises(ValueError, match="forced has 2 entries for the 3 scales 1,2,4"):
-        generator.generate(label, seeded(2), sampling, OFF, forced=[None, None])
+        latent(None, None)
 
 
 def test_guidance_mixes_logits():
-    head = randomise(TokenHead(NUM_CODES, 24))
     schedule, hidden = ScaleSchedule.parse("1,2,4"), torch.randn(2, 3, 4, 24)
+    head = randomise(TokenHead(Content(4, NUM_CODES), 24, schedule))
 
     def codes(weight: float) -> torch.Tensor:
         return head.sample(*hidden, 1, schedule, RecordedDraws({}), TokenSampling(greedy=0), Guidance(weight))
@@ -230,10 +222,9 @@ def test_guidance_mixes_logits():
 
 def test_flexvar_makes_any_size_and_var_its_own():
     label, schedule = torch.tensor([0, 1]), ScaleSchedule.parse("1,2x3,4x6")
-    latent = make_code_generator("flexvar").generate(label, seeded(2), TokenSampling(), Guidance(2.0), schedule)
-    assert latent.shape == (2, 4, 4, 6)
+    assert make_code_model("flexvar").sample_latent(label, seeded(2), schedule).shape == (2, 4, 4, 6)
     with pytest.raises(ValueError, match="learned positions"):
-        make_code_generator("var").generate(label, seeded(2), TokenSampling(), Guidance(2.0), schedule)
+        make_code_model("var").sample_latent(label, seeded(2), schedule)
 
 
 @pytest.mark.parametrize(
@@ -241,25 +232,16 @@ def test_flexvar_makes_any_size_and_var_its_own():
     [
         (lambda: make_var_transformer(dim=25), "dim 25 is not a multiple of num_heads 2"),
         (lambda: SinCosPositions(6, ScaleSchedule.parse("1")), "width divisible by 4, got 6"),
-        (lambda: make_generator().check_sampling(TokenSampling()), "FlowHead cannot sample with .* set method, num_st"),
-        (lambda: make_code_generator("var").check_sampling(FlowSolver()), "TokenHead cannot .* set temperature, top_k"),
+        (lambda: make_model(sampling=TokenSampling()), "FlowHead cannot sample with .* set method, num_st"),
         (
-            lambda: make_code_generator("flexvar").bind(CodeTokenizer(VectorQuantizer(9, 4))),
-            "vocab_size is 16, but the tokenizer's codebook has 9 codes",
+            lambda: make_code_model("var").generator.check_sampling(FlowSolver()),
+            "TokenHead cannot .* set temperature, top_k",
         ),
+        (lambda: TokenHead(Content(4), 24, ScaleSchedule.parse("1")), "TokenHead predicts codes: take CodePyramid"),
         (
-            lambda: Generator(make_var_transformer(), TokenHead(8, 24), LatentPyramid()).bind(torch.nn.Identity()),
-            "TokenHead predicts codes: take CodePyramid",
-        ),
-        (
-            lambda: Generator(make_var_transformer(), make_head(), CodePyramid()).bind(
-                CodeTokenizer(VectorQuantizer(9, 4))
-            ),
+            lambda: FlowHead(Content(4, 9), 24, ScaleSchedule.parse("1"), network_class()),
             "FlowHead predicts latents, not codes",
         ),
-        (lambda: make_code_generator("var").check_latent(4, (8, 8)), "end at 4 tokens, but the latent has 8"),
-        (lambda: make_code_generator("flexvar").check_latent(4, (2, 4)), "the latent has only 2x4"),
-        (lambda: make_code_generator("flexvar").check_latent(5, (4, 4)), "must be 5, not 4"),
     ],
 )
 def test_what_does_not_fit_is_refused(build, message):
