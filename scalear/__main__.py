@@ -5,7 +5,7 @@ import os
 import re
 import sys
 
-from scalear.allocator import keep_memory
+from scalear.fast.allocator import keep_memory
 from scalear.hardware.cpus import respect_container
 
 _HELP = """\

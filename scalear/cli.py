@@ -19,9 +19,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.benchmark.subject import Subject
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
+from scalear.models import flow_head, mamba, token_head  # noqa: F401
+from scalear.tokenizers import kl,vq,diffusers_adapters
+from scalear.training import ema
+from scalear.training.tokenizer import latent_writer
+from scalear.training.generator import pictures
+from scalear.data import datamodule
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
-from scalear.hardware.precision import AUTO, Precision, autocast, fastest
+from scalear.hardware.precision import AUTO, Precision, fastest
 from scalear.interop.export import Format, export_run
 from scalear.tasks.command import EDITS, edit_file
 from scalear.tasks.editing import Editor
@@ -255,7 +261,7 @@ def run_edit(args: list[str]) -> None:
     options = config[config.subcommand]
     request = _request(EDITS[config.subcommand], options)
     editor = _editor(options, request.threshold)
-    with autocast(editor.device, options.precision):
+    with editor.model.autocast(options.precision):
         edit_file(request, editor)
 
 
@@ -267,7 +273,7 @@ def run_pictures(args: list[str]) -> None:
     if request.image_dir is None and report is not None:
         request.image_dir = report.data_dir
     editor = _editor(options)
-    with autocast(editor.device, options.precision):
+    with editor.model.autocast(options.precision):
         draw_pictures(request, editor)
 
 
@@ -297,7 +303,7 @@ def _editor(options: Namespace, threshold: float = 0.5) -> Editor:
     module = options.model
     if not isinstance(module, GeneratorModule):
         raise ValueError(f"a {type(module).__name__} generates nothing: take the config of a generator")
-    editor = Editor(module.generator, module.tokenizer, module.sampling, module.guidance, threshold)
+    editor = Editor(module.model, threshold)
     load_weights(module, options.ckpt_path)
     module.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
     return editor

@@ -14,10 +14,10 @@ from scalear.draws import Draws
 from scalear.fast import accelerate
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
+from scalear.hardware.precision import AUTO, Precision, autocast
 from scalear.models.generator import Forced, Generator, Loss
 from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
-from scalear.hardware.precision import AUTO, Precision, autocast
 from scalear.pyramid import Content, Pyramid
 from scalear.scales import ScaleSchedule
 from scalear.token_sampling import TokenSampling

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scalear.allocator import return_memory
 from scalear.benchmark.image_files import ImageFiles
 from scalear.benchmark.parts import part
 from scalear.benchmark.subject import Subject, fill_zeros
 from scalear.draws import SeededDraws
+from scalear.image_model import ImageModel
+from scalear.fast.allocator import return_memory
 
 _LOADED_BATCHES = {"images": 64, "latents": 256}  # of a run; many, as a few are there before it begins
 
@@ -46,17 +47,17 @@ class TrainJob(Job):
 
     def __init__(self, subject: Subject, batch: int, loader: bool, plain: bool) -> None:
         super().__init__(subject, batch)
-        module = _generator_module(subject, "train")
-        self._generator = module.generator.train()
-        fill_zeros(self._generator)
-        self._optimizer = module.optimizer.build(self._generator)["optimizer"]
+        self._model = _image_model(subject, "train")
+        generator = self._model.generator.train()
+        fill_zeros(generator)
+        self._optimizer = subject.module.optimizer.build(generator)["optimizer"]
         if plain:
             for group in self._optimizer.param_groups:
                 group["fused"] = None
         self._shape = subject.latent_shape
         self._inputs = self._loaded() if loader else self._random()
         if not loader:
-            _forget_tokenizer(module)
+            _forget_tokenizer(self._model)
         self._step = 0
 
     def run(self) -> None:
@@ -65,8 +66,7 @@ class TrainJob(Job):
         draws = SeededDraws([(0, self._step, row) for row in range(len(label_B))], latent_BChw.device)
         self._step += 1
         with self.subject.autocast():
-            pyramid = self._generator.pyramid.build(latent_BChw, self._generator.schedule)
-            total = self._generator.loss(pyramid, label_B, draws).total
+            total = self._model.loss(latent_BChw, label_B, draws).total
         total.backward()
         with part("optimizer"):
             self._optimizer.step()
@@ -75,7 +75,7 @@ class TrainJob(Job):
     def _random(self) -> Iterator[tuple[Tensor, Tensor]]:
         draws = SeededDraws([(1, row) for row in range(self.images)], self.subject.device)
         latent_BChw = draws.normal("latent", *self._shape)
-        label_B = torch.arange(self.images, device=self.subject.device) % max(1, self._generator.num_classes)
+        label_B = torch.arange(self.images, device=self.subject.device) % max(1, self._model.num_classes)
         while True:
             yield latent_BChw, label_B
 
@@ -96,22 +96,22 @@ class SampleJob(Job):
 
     def __init__(self, subject: Subject, batch: int, decoder: bool) -> None:
         super().__init__(subject, batch)
-        self._module = _generator_module(subject, "sample").eval()
-        fill_zeros(self._module.generator)
+        self._model = _image_model(subject, "sample").eval()
+        fill_zeros(self._model.generator)
         self._decoder = decoder
         if not decoder:
-            _forget_tokenizer(self._module)
+            _forget_tokenizer(self._model)
 
     @torch.inference_mode()
     def run(self) -> None:
-        module, device = self._module, self.subject.device
-        label_B = torch.arange(self.images, device=device) % max(1, module.generator.num_classes)
+        model, device = self._model, self.subject.device
+        label_B = torch.arange(self.images, device=device) % max(1, model.num_classes)
         draws = SeededDraws([(0, row) for row in range(self.images)], device)
         with self.subject.autocast():
-            latent_BChw = module.generator.generate(label_B, draws, module.sampling, module.guidance)
+            latent_BChw = model.sample_latent(label_B, draws)
             if self._decoder:
                 with part("decoder"):
-                    module.tokenizer.decode(latent_BChw)
+                    model.tokenizer.decode(latent_BChw)
 
 
 class EncodeJob(Job):
@@ -161,14 +161,14 @@ class LoadJob(Job):
                 next(self._batches)
 
 
-def _generator_module(subject: Subject, job: str) -> torch.nn.Module:
-    if not subject.is_generator:
+def _image_model(subject: Subject, job: str) -> ImageModel:
+    if subject.model is None:
         raise ValueError(f"the config describes a tokenizer, `benchmark {job}` needs a generator: try `encode`")
-    return subject.module
+    return subject.model
 
 
-def _forget_tokenizer(module: nn.Module) -> None:
+def _forget_tokenizer(model: ImageModel) -> None:
     # It has no part in the job, and would count as memory. Parsing left it in reference cycles.
-    module.tokenizer = None
+    model.tokenizer = None
     gc.collect()
     return_memory()

@@ -14,7 +14,7 @@ from torch.autograd.profiler import profile, record_function
 
 PARTS = ("attention", "mlp", "norms_modulation", "head", "decoder", "encoder", "optimizer", "data", "other")
 _SCOPE = "scalear part: "
-_ATTENTION = ("attention", "cross_attention", "mixer")
+_MIXERS = ("attention", "cross_attention", "mixer")
 _BACKWARD = "autograd::engine::evaluate_function"
 
 
@@ -86,9 +86,9 @@ def _part_name(path: str, module: nn.Module) -> str | None:
     inside = "head/" if path.startswith("head.") else ""
     if path == "head":
         return path
-    if name in _ATTENTION:
+    if name in _MIXERS:
         return inside + "attention"
-    if any(hasattr(module, child) for child in _ATTENTION):
+    if any(hasattr(module, child) for child in _MIXERS):
         return inside + "norms_modulation"  # what a block does outside its attention and MLP
     return inside + "mlp" if name == "mlp" else None
 

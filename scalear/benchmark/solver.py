@@ -24,7 +24,6 @@ from scalear.evaluation.images import to_uint8
 from scalear.evaluation.precision_recall import PrecisionRecall
 from scalear.flow import FAST8, FlowSolver
 from scalear.hardware.machine import describe, stopwatch
-from scalear.models.flow_head import FlowHead
 
 _DESCRIPTION = """\
 Sample with several flow solvers from the same noise, and print for each its evaluations per scale, seconds, FID and
@@ -98,10 +97,9 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
         torch.set_num_threads(own.threads)
     solvers = [parse_solver(text) for text in own.solvers] if own.solvers else CANDIDATES
     subject = build(config_args, torch.device(own.device))
-    head = getattr(getattr(subject.module, "generator", None), "head", None)
-    if not isinstance(head, FlowHead):
-        raise ValueError("`benchmark solver` compares solvers of a FlowHead: take the config of a FlowAR generator")
-    schedule = subject.module.generator.schedule
+    if subject.model is None or subject.model.generator.head.sampling_type is not FlowSolver:
+        raise ValueError("`benchmark solver` compares flow solvers: take the config of a FlowAR generator")
+    schedule = subject.model.schedule
     for solver in solvers:
         evaluations(solver, schedule.num_scales)  # refuses what does not fit the scales before the work begins
     load(subject.module, own.ckpt_path)
@@ -143,16 +141,15 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
 @torch.inference_mode()
 def sample(subject: Subject, solver: FlowSolver, images: int, batch: int) -> tuple[Tensor, float]:
     """latent_NChw of images 0 to N - 1, whose classes take turns, and the median of the batches' seconds per image."""
-    module, seconds, latents = subject.module, [], []
-    generator = module.generator
+    model, seconds, latents = subject.model, [], []
     for first in range(0, images, batch):
         index = range(first, min(first + batch, images))
-        label_B = torch.tensor([i % max(1, generator.num_classes) for i in index], device=subject.device)
-        draws = SeededDraws([(module.samples.seed, i) for i in index], subject.device)
+        label_B = torch.tensor([i % max(1, model.num_classes) for i in index], device=subject.device)
+        draws = SeededDraws([(subject.module.samples.seed, i) for i in index], subject.device)
 
         def run(label_B: Tensor = label_B, draws: SeededDraws = draws) -> None:
             with subject.autocast():
-                latents.append(generator.generate(label_B, draws, solver, module.guidance))
+                latents.append(model.sample_latent(label_B, draws, sampling=solver))
 
         seconds.append(stopwatch(run, subject.device) / len(index))
     return torch.cat(latents), statistics.median(seconds)

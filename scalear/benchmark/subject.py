@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from scalear.data.batch import Batch
 from scalear.hardware.precision import MIXED_DTYPES, autocast
+from scalear.image_model import ImageModel
 from scalear.tokenizers.base import Tokenizer
 
 
@@ -34,12 +34,13 @@ class Subject:
         self.module.to(self.device)
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        return self.module.tokenizer
+    def model(self) -> ImageModel | None:
+        """What makes images; None where the config describes a tokenizer."""
+        return getattr(self.module, "model", None)
 
     @property
-    def is_generator(self) -> bool:
-        return hasattr(self.module, "generator")
+    def tokenizer(self) -> Tokenizer:
+        return (self.model or self.module).tokenizer
 
     def autocast(self) -> AbstractContextManager:
         """The trainer's mixed precision, or nothing."""
@@ -52,17 +53,14 @@ class Subject:
 
     def image_size(self) -> tuple[int, int]:
         """Pixels (H, W) of a generator's images; those of the dataset for a tokenizer."""
-        if not self.is_generator:
+        if self.model is None:
             return (self.data.random_crop or self.data.index.image_size,) * 2
-        return tuple(self.tokenizer.stride * side for side in self.latent_shape[1:])
+        return self.model.image_size()
 
-    @cached_property
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the latents that the generator learns."""
-        generator = self.module.generator
-        height, width = generator.schedule.sizes[-1]
-        patch = getattr(generator.pyramid, "patch_size", 1)
-        return self.tokenizer.latent_channels, height * patch, width * patch
+        return self.tokenizer.latent_channels, *self.model.latent_size()
 
     def batches(self) -> Iterable[Batch]:
         """The training loader's batches without end."""

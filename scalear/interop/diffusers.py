@@ -17,10 +17,10 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
 from scalear.draws import SeededDraws
+from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
 from scalear.interop.parts import Part, build, build_class, build_settings, describe
 from scalear.interop.pretrained import ScaleARModel, label_indices
-from scalear.hardware.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 
 

@@ -114,7 +114,9 @@ class FlowAR(Family):
             for name, stack in zip(("encoder", "decoder"), transformer.stacks, strict=True)
             for block in range(len(stack))
         ]
-        flow = [Constant(f"flownet.{constant.key}", constant.value) for constant in network_constants(model.head.network)]
+        flow = [
+            Constant(f"flownet.{constant.key}", constant.value) for constant in network_constants(model.head.network)
+        ]
         return [Constant("mask", attention_mask(transformer.schedule)), *blocks, *flow]
 
 

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 import scalear
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
-from scalear.hardware.precision import AUTO, Precision, autocast
-from scalear.interop.folder import new_folder
+from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
+from scalear.interop.folder import new_folder
 from scalear.interop.parts import Part, build
 from scalear.models.generator import Generator
-from scalear.hardware.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

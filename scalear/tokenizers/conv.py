@@ -14,7 +14,6 @@ Shapes: B batch, C channels, H W the feature map at hand.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 NORM_GROUPS = 32  # channel counts must be multiples of it
 
 

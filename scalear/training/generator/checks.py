@@ -1,37 +1,29 @@
 """Whether a generator, its tokenizer and its data fit one another: looked at before training starts."""
 
 from scalear.data.datamodule import ShardDataModule
-from scalear.models.generator import Generator
+from scalear.image_model import ImageModel
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
-from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.vq import ResidualVQTokenizer
 
 
-def check_data(
-    data: ShardDataModule,
-    generator: Generator,
-    tokenizer: Tokenizer,
-    fingerprint: str,
-    schedules: ScheduleSampler | None,
-) -> None:
-    """Refuse data that the generator cannot learn from.
+def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, schedules: ScheduleSampler | None) -> None:
+    """Refuse data that a model cannot learn from.
 
     Args:
         data: Images or cached latents.
-        generator: What learns from them.
-        tokenizer: Makes or made the latents.
-        fingerprint: Of the tokenizer.
-        schedules: What draws the scales of training, if not the generator's are used.
+        model: What learns from them.
+        fingerprint: Of its tokenizer, which makes or made the latents.
+        schedules: What draws the scales of training, if not the model's are used.
 
     Raises:
         ValueError: Tokenizer, classes, channels, sizes or scales differ; names both sides.
     """
     data.check_tokenizer(fingerprint)
-    index = data.index
-    if index.num_classes not in (0, generator.num_classes):
+    index, tokenizer = data.index, model.tokenizer
+    if index.num_classes not in (0, model.num_classes):
         raise ValueError(
-            f"{data.data_dir} has {index.num_classes} classes, the generator {generator.num_classes}: "
+            f"{data.data_dir} has {index.num_classes} classes, the generator {model.num_classes}: "
             f"set transformer.num_classes to {index.num_classes}"
         )
     if index.image_channels != tokenizer.image_channels:
@@ -41,16 +33,16 @@ def check_data(
         )
     side = data.random_crop or index.image_size
     latent_size = tokenizer.latent_size((side, side))
-    generator.check_latent(tokenizer.latent_channels, latent_size)
-    if isinstance(tokenizer, ResidualVQTokenizer) and generator.schedule != tokenizer.schedule:
+    model.pyramid.check(model.schedule, latent_size)
+    if isinstance(tokenizer, ResidualVQTokenizer) and model.schedule != tokenizer.schedule:
         raise ValueError(
-            f"the generator's scales are {generator.schedule}, those of the tokenizer's residual codes "
+            f"the generator's scales are {model.schedule}, those of the tokenizer's residual codes "
             f"{tokenizer.schedule}: set transformer.scales to these"
         )
     if schedules is not None:
         try:
-            generator.transformer.check(schedules.draw(seed=0, step=0))
-            generator.pyramid.check(ScaleSchedule((schedules.final,)), latent_size)
+            model.generator.transformer.check(schedules.draw(seed=0, step=0))
+            model.pyramid.check(ScaleSchedule((schedules.final,)), latent_size)
         except ValueError as error:
             raise ValueError(f"model.schedules ({type(schedules).__name__}) does not fit: {error}") from error
 

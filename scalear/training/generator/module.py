@@ -3,6 +3,8 @@
 Legend: B batch, C channels, h w latent, H W pixels.
 """
 
+from collections.abc import Callable
+
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -12,11 +14,15 @@ from scalear.data.batch import Batch
 from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
 from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
+from scalear.fast.compile import compile_blocks
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
-from scalear.models.compiled import compile_blocks
+from scalear.image_model import ImageModel
 from scalear.models.files import load_generator
-from scalear.models.generator import Generator, Loss
+from scalear.models.generator import Loss
+from scalear.models.head import Head
+from scalear.models.transformer import ScaleTransformer
+from scalear.pyramid import Content, Pyramid
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
 from scalear.token_sampling import TokenSampling
@@ -36,44 +42,49 @@ class GeneratorModule(GuardedModule):
     `grid.png`; `test` does the same and measures the samples.
 
     Args:
-        generator: What is trained.
         tokenizer: Images to latents and back; frozen, and not part of checkpoints.
+        pyramid: What is predicted at each scale: called with the tokenizer.
+        transformer: Called with the channels of a context token.
+        head: How a scale is predicted: called with the content of a scale, the transformer's width and the schedule.
         optimizer: AdamW and its schedule.
-        sampling: How all sampling is done: the settings that the generator's head takes.
+        sampling: How all sampling is done: the settings that the head takes.
         guidance: Classifier-free guidance of all sampling.
         samples: What `test` and `predict` sample.
+        label_drop_prob: Share of training samples whose label becomes the null class.
         report: How `test` measures samples; None writes them only.
         schedules: Draws the scales of every training step; None trains on those of the generator. Validation and
             sampling use the generator's, unless `samples` names others.
         sample_posterior: Train on samples of the tokenizer's posterior instead of its mode.
         weights: File of `scalear convert` to start from, or to sample from without a checkpoint. In `fit`, tables of
             another number of classes or other scales than the file's start afresh.
-        compile: Compile the blocks by torch.compile, for training and sampling: `scalear.models.compiled`. Pays in long
+        fast: Let parts take faster ways to the same results: `scalear.fast`.
+        compile: Compile the blocks by torch.compile, for training and sampling: `scalear.fast.compile`. Pays in long
             runs only.
         seed: Of training draws and of the grids in TensorBoard.
     """
 
     def __init__(
         self,
-        generator: Generator,
         tokenizer: Tokenizer,
+        pyramid: Callable[[Tokenizer], Pyramid],
+        transformer: Callable[[int], ScaleTransformer],
+        head: Callable[[Content, int, ScaleSchedule], Head],
         optimizer: OptimizerSettings,
         sampling: FlowSolver | TokenSampling,
         guidance: Guidance,
         samples: SampleRequest,
+        label_drop_prob: float = 0.1,
         report: SampleReport | None = None,
         schedules: ScheduleSampler | None = None,
         sample_posterior: bool = True,
         weights: str | None = None,
+        fast: bool = True,
         compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.generator = generator
-        self.tokenizer = tokenizer
+        self.model = ImageModel(tokenizer, pyramid, transformer, head, sampling, guidance, label_drop_prob, fast)
         self.optimizer = optimizer
-        self.sampling = sampling
-        self.guidance = guidance
         self.samples = samples
         self.report = report
         self.schedules = schedules
@@ -82,31 +93,28 @@ class GeneratorModule(GuardedModule):
         self.seed = seed
         self._fingerprint = ""
         self._store: SampleStore | None = None  # of `test` and `predict`
-        freeze(self, "tokenizer")
-        generator.check_sampling(sampling)
-        generator.bind(tokenizer)
+        freeze(self, "model.tokenizer")
         if compile:
-            compile_blocks(generator)
+            compile_blocks(self.model.generator)
 
     def setup(self, stage: str) -> None:
+        model = self.model
         if stage in ("test", "predict"):
-            self.samples.labels(self.generator.num_classes)
-        self.tokenizer.load_weights()
+            self.samples.labels(model.num_classes)
+        model.tokenizer.load_weights()
         if self.weights is not None:
-            rank_zero_info(load_generator(self.generator, self.weights, fine_tune=stage == "fit"))
-        self._fingerprint = self.tokenizer.fingerprint()
+            rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
+        self._fingerprint = model.tokenizer.fingerprint()
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
-            check_data(self.trainer.datamodule, self.generator, self.tokenizer, self._fingerprint, self.schedules)
+            check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage in ("test", "predict"):
-            schedule = self.samples.schedule(self.generator.schedule)
-            self.generator.transformer.check(schedule)
+            schedule = self.samples.schedule(model.schedule)
+            model.generator.transformer.check(schedule)
             if stage == "test" and self.report is not None:
-                pixels = self.generator.pyramid.patch_size * self.tokenizer.stride
-                image_size = tuple(side * pixels for side in schedule.sizes[-1])
-                self.report.check(len(self.samples.labels(self.generator.num_classes)), image_size)
+                self.report.check(len(self.samples.labels(model.num_classes)), model.image_size(schedule))
 
     def configure_optimizers(self) -> dict:
-        return self.optimizer.build(self.generator)
+        return self.optimizer.build(self.model.generator)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["tokenizer_fingerprint"] = self._fingerprint
@@ -117,7 +125,7 @@ class GeneratorModule(GuardedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout alone draws from the global generator; a resumed run drops what the uninterrupted one would have.
         torch.manual_seed(stream_seed((self.seed, DROPOUT, int(batch.position[0]))))
-        schedule = self.generator.schedule
+        schedule = self.model.schedule
         if self.schedules is not None:
             schedule = self.schedules.draw(self.seed, self.trainer.global_step)
         loss = self._loss(batch, [(self.seed, TRAINING, position) for position in batch.position.tolist()], schedule)
@@ -127,18 +135,18 @@ class GeneratorModule(GuardedModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         draws = [(self.seed, VALIDATION, position) for position in batch.position.tolist()]
-        for name, value in _loss_terms(self._loss(batch, draws, self.generator.schedule)).items():
+        for name, value in _loss_terms(self._loss(batch, draws, self.model.schedule)).items():
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=True, batch_size=len(batch))
 
     def test_dataloader(self) -> DataLoader:
-        return self.samples.loader(self.generator.num_classes, self.global_rank, self.trainer.world_size)
+        return self.samples.loader(self.model.num_classes, self.global_rank, self.trainer.world_size)
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
 
     def on_test_start(self) -> None:
         self._store = SampleStore(
-            self.trainer.default_root_dir, self.samples.labels(self.generator.num_classes), self.trainer
+            self.trainer.default_root_dir, self.samples.labels(self.model.num_classes), self.trainer
         )
 
     def on_predict_start(self) -> None:
@@ -155,30 +163,29 @@ class GeneratorModule(GuardedModule):
     def on_test_epoch_end(self) -> None:
         self._store.close(self.samples)
         if self.report is not None and self.trainer.is_global_zero:
-            self.report.measure(SampleSet(self._store.path, self.generator.num_classes), self)
+            self.report.measure(SampleSet(self._store.path, self.model.num_classes), self)
 
     def on_predict_epoch_end(self) -> None:
         self._store.close(self.samples)
 
     def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
         """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams."""
-        draws, schedule = SeededDraws(streams, self.device), self.samples.schedule(self.generator.schedule)
-        latent_BChw = self.generator.generate(label_B, draws, self.sampling, self.guidance, schedule)
-        return self.tokenizer.decode(latent_BChw)
+        schedule = self.samples.schedule(self.model.schedule)
+        return self.model.sample(label_B, SeededDraws(streams, self.device), schedule)
 
     @torch.no_grad()
     def latent(self, batch: Batch, draws: SeededDraws) -> Tensor:
         """latent_BChw of images or of cached moments."""
-        moments = batch.inputs.float() if batch.kind == "latents" else self.tokenizer.moments(batch.inputs)
+        tokenizer = self.model.tokenizer
+        moments = batch.inputs.float() if batch.kind == "latents" else tokenizer.moments(batch.inputs)
         noise = None
         if self.sample_posterior:
-            noise = draws.normal("posterior", self.tokenizer.latent_channels, *moments.shape[-2:])
-        return self.tokenizer.latent(moments, noise)
+            noise = draws.normal("posterior", tokenizer.latent_channels, *moments.shape[-2:])
+        return tokenizer.latent(moments, noise)
 
     def _loss(self, batch: Batch, streams: list[tuple[int, ...]], schedule: ScaleSchedule) -> Loss:
         draws = SeededDraws(streams, self.device)
-        pyramid = self.generator.pyramid.build(self.latent(batch, draws), schedule)
-        return self.generator.loss(pyramid, batch.label, draws)
+        return self.model.loss(self.latent(batch, draws), batch.label, draws, schedule)
 
 
 def _loss_terms(loss: Loss) -> dict[str, Tensor]:

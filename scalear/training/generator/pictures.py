@@ -38,7 +38,7 @@ class SampleGrid(Callback):
             self._write(trainer, "pyramid/real", pyramid_images(pl_module, batch, self.max_classes), self.max_classes)
         if trainer.global_step % self.every_n_steps == 0:
             # Without classes there is the null class alone, whose label is 0.
-            columns = min(self.max_classes, max(1, pl_module.generator.num_classes))
+            columns = min(self.max_classes, max(1, pl_module.model.num_classes))
             labels = torch.arange(columns).repeat(self.num_per_class)
             self._write(trainer, "samples/fixed_seeds", sampled_images(pl_module, labels), columns)
 
@@ -51,12 +51,12 @@ class SampleGrid(Callback):
 @torch.no_grad()
 def sampled_images(module: GeneratorModule, label_B: Tensor) -> Tensor:
     """Images of the given labels, image_BCHW in [-1, 1], with the seeds (seed, 0), (seed, 1) ..."""
-    training = module.generator.training
-    module.generator.eval()
+    training = module.model.generator.training
+    module.model.generator.eval()
     with module.trainer.precision_plugin.forward_context():
         streams = [(module.seed, index) for index in range(len(label_B))]
         images = module.generate_images(label_B.to(module.device), streams)
-    module.generator.train(training)
+    module.model.generator.train(training)
     return images
 
 
@@ -65,9 +65,9 @@ def pyramid_images(module: GeneratorModule, batch: Batch, count: int) -> Tensor:
     """The first real images of a batch at every scale, coarse to fine, each scale a row of `count` images."""
     draws = SeededDraws([(module.seed, index) for index in range(len(batch))], module.device)
     latent_BChw = module.latent(batch, draws)[:count]
-    pyramid = module.generator.pyramid.build(latent_BChw, module.generator.schedule)
+    pyramid = module.model.pyramid.build(latent_BChw, module.model.schedule)
     rows = []
     for k in range(pyramid.schedule.num_scales):
-        coarse = module.generator.pyramid.latent(pyramid.targets[: k + 1], pyramid.schedule)
-        rows.append(module.tokenizer.decode(torch.nn.functional.interpolate(coarse, latent_BChw.shape[-2:])))
+        coarse = module.model.pyramid.latent(pyramid.targets[: k + 1], pyramid.schedule)
+        rows.append(module.model.tokenizer.decode(torch.nn.functional.interpolate(coarse, latent_BChw.shape[-2:])))
     return torch.cat(rows)

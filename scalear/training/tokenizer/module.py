@@ -10,6 +10,7 @@ from scalear.data.batch import Batch
 from scalear.draws import TRAINING, SeededDraws
 from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import make_grid, to_uint8
+from scalear.fast import accelerate
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.files import begin_from
@@ -44,6 +45,7 @@ class TokenizerModule(GuardedModule):
             is measured at those.
         begin_from: Path of another tokenizer's `.safetensors`, such as a converted LlamaGen VQ-16: training
             begins with its encoder and decoder, and with all else that has the same shape.
+        fast: Let parts take faster ways to the same results: `scalear.fast`.
 
     Attributes:
         codebook_loaded: Whether training goes on with the codebook of a file.
@@ -62,9 +64,12 @@ class TokenizerModule(GuardedModule):
         sizes: RandomSizes | None = None,
         scales: str | list[int | list[int]] | None = None,
         begin_from: str | None = None,
+        fast: bool = True,
     ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
+        if fast:
+            accelerate(tokenizer)
         self.optimizer = optimizer
         self.loss = loss
         if loss.perceptual is not None:

@@ -9,6 +9,7 @@ import torch
 import yaml
 from cli_fixtures import CLASSIFIER, ROOT, run
 from model_fixtures import NUM_CLASSES, NUM_CODES, CodeTokenizer, randomise
+from scalear.models.scan import continue_scan, cuda_kernel, scan_by_kernel, selective_scan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_code_models import inputs, seeded, stepwise
 from test_editing import LABEL, draws, hole, make_image, make_tokenizer
@@ -22,7 +23,6 @@ from scalear.models.generator import Generator
 from scalear.models.mamba import Mamba, MambaBlock
 from scalear.models.norms import ModulatedNorm
 from scalear.models.positions import GridPositions
-from scalear.models.scan import continue_scan, cuda_kernel, scan_by_kernel, selective_scan
 from scalear.models.token_head import TokenHead
 from scalear.models.transformer import ScaleTransformer
 from scalear.models.zigzag import NUM_PATHS, zigzag
