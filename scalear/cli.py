@@ -19,12 +19,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.benchmark.subject import Subject
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
-from scalear.models import flow_head, mamba, token_head  # noqa: F401
-from scalear.tokenizers import kl,vq,diffusers_adapters
-from scalear.training import ema
-from scalear.training.tokenizer import latent_writer
-from scalear.training.generator import pictures
-from scalear.data import datamodule
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
 from scalear.hardware.precision import AUTO, Precision, fastest

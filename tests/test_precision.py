@@ -11,7 +11,8 @@ import yaml
 from cli_fixtures import Experiment, run
 from model_fixtures import make_generator
 
-from scalear import cpus, precision
+from scalear.hardware import cpus, precision
+from scalear.hardware.machine import product_seconds
 from scalear.distributed.ranks import text_of_rank_zero
 from scalear.interop.pretrained import compute_precision
 from scalear.training import run_precision

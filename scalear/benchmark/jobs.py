@@ -12,8 +12,8 @@ from scalear.benchmark.image_files import ImageFiles
 from scalear.benchmark.parts import part
 from scalear.benchmark.subject import Subject, fill_zeros
 from scalear.draws import SeededDraws
-from scalear.image_model import ImageModel
 from scalear.fast.allocator import return_memory
+from scalear.image_model import ImageModel
 
 _LOADED_BATCHES = {"images": 64, "latents": 256}  # of a run; many, as a few are there before it begins
 

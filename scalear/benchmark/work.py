@@ -40,7 +40,7 @@ def counted_work(run: Callable[[], object], images: int) -> Work:
     """Run once and count matrix products, attention and convolutions.
 
     Args:
-        run: The job on the plain path (`scalear.benchmark.plain`).
+        run: The job with plain modules (`scalear.fast` does nothing).
         images: Images it handles.
     """
     with FlopCounterMode(display=False) as counter:

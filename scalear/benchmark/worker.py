@@ -4,7 +4,6 @@ import argparse
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 
 from scalear.benchmark.jobs import Job
 from scalear.benchmark.parts import shares
-from scalear.benchmark.plain import plain
 from scalear.benchmark.setting import Setting
 from scalear.benchmark.subject import Build, Subject
 from scalear.benchmark.timing import peak_rss_bytes, yardstick
@@ -77,13 +75,12 @@ class _Bench:
         if setting.own.threads:
             torch.set_num_threads(setting.own.threads)
         self._setting, self._build = setting, build
-        self._subject, self._job = self._make(setting.own.batch)
-        self._run = _on_its_path(setting, self._job)
+        self._subject, self._job = self._make(setting.own.batch, setting.own.plain)
 
     def warm_up(self) -> tuple[int, dict[str, Any]]:
         """Runs that are not timed. Images of a run, and how it is carried out."""
         for _ in range(self._setting.own.warmup):
-            self._run()
+            self._job.run()
         machine = describe(self._setting.device)
         how = {"threads": torch.get_num_threads(), "precision": self._subject.precision, "machine": machine}
         return self._job.images, how
@@ -92,15 +89,15 @@ class _Bench:
         """Seconds of a run, and TFLOP/s of the yardstick around it."""
         device, dtype = self._setting.device, self._subject.product_dtype
         before = yardstick(device, dtype)
-        seconds = stopwatch(self._run, device)
+        seconds = stopwatch(self._job.run, device)
         return seconds, (before + yardstick(device, dtype)) / 2
 
     def peak(self) -> int:
         return peak_rss_bytes()
 
     def parts(self) -> dict[str, float]:
-        module = self._subject.module
-        return shares(self._run, getattr(module, "generator", module))
+        subject = self._subject
+        return shares(self._job.run, subject.module if subject.model is None else subject.model.generator)
 
     def work(self) -> Work:
         """Of an image."""
@@ -113,28 +110,17 @@ class _Bench:
             known = official_work(setting.own.job, setting.config, decoded)
             if known is not None:
                 return known
-        subject, job = self._make(batch=1)
+        subject, job = self._make(batch=1, plain=True)
         if setting.own.job != "train":
             # The counter would hang hooks on gradients. Parameters have to seem trainable while they are timed, though:
             # autocast keeps the casts of no others.
             subject.module.requires_grad_(False)
-        with plain(subject.module):
-            return counted_work(job.run, images=1)
+        return counted_work(job.run, images=1)
 
-    def _make(self, batch: int) -> tuple[Subject, Job]:
-        subject = self._build(self._setting.config_args, self._setting.device)
+    def _make(self, batch: int, plain: bool) -> tuple[Subject, Job]:
+        args = [*self._setting.config_args, *(["--model.fast=false"] if plain else [])]
+        subject = self._build(args, self._setting.device)
         return subject, self._setting.job(subject, batch)
-
-
-def _on_its_path(setting: Setting, job: Job) -> Callable[[], None]:
-    if not setting.own.plain:
-        return job.run
-
-    def run() -> None:
-        with plain(job.subject.module):
-            job.run()
-
-    return run
 
 
 def _serve(setting: Setting, build: Build, connection: Connection) -> None:
