@@ -25,8 +25,8 @@ from torch import Tensor, nn
 import scalear
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
+from scalear.files import atomic_folder
 from scalear.hardware.precision import AUTO, Precision, autocast
-from scalear.interop.folder import new_folder
 from scalear.interop.parts import Part, build, build_settings
 from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
@@ -153,7 +153,7 @@ class ScaleARModel(
         Raises:
             ValueError: Something else is there.
         """
-        with new_folder(save_directory, force) as partial:
+        with atomic_folder(save_directory, force) as partial:
             return super().save_pretrained(partial, **kwargs)
 
     @classmethod

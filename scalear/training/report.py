@@ -1,15 +1,15 @@
 """Numbers of a generator: samples against real images, on the console, in TensorBoard and in metrics.json."""
 
-import json
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.data.index import DatasetIndex, write_atomically
+from scalear.data.index import DatasetIndex
 from scalear.evaluation.evaluate import describe, evaluate_samples
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
+from scalear.files import write_json
 from scalear.hardware.machine import describe as describe_machine
 
 
@@ -68,9 +68,3 @@ def write_metrics(trainer: Trainer, metrics: dict) -> None:
     """Write `metrics.json` into a run's folder: numbers, and what they were computed in and on."""
     computed = {"trainer_precision": str(trainer.precision), "machine": describe_machine(trainer.strategy.root_device)}
     write_json(Path(trainer.default_root_dir, "metrics.json"), metrics | computed)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a file for people and programs, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
