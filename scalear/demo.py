@@ -14,9 +14,9 @@ from jsonargparse import auto_cli
 from scalear.__main__ import main
 from scalear.benchmark.jobs import TrainJob
 from scalear.cli import build_subject
+from scalear.files import write_json
 from scalear.hardware.machine import stopwatch
 from scalear.training.performance import Forecast, minutes
-from scalear.training.run_metrics import write_json
 
 
 def demo(

@@ -1,34 +1,21 @@
 """Tensors as `.safetensors` files: written in one step, read with messages that say what is wrong."""
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scalear.files import atomic_path
+
 # Begins the names of tensors that are no weights, but must be kept to give an official file back bit by bit.
 CARRIED = "official."
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when all went well: a killed run leaves no half file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors of any device, and text that belongs to them."""
-    with replacing(path) as partial:
+    with atomic_path(path) as partial:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, dict(metadata)
         )

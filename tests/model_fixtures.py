@@ -105,7 +105,7 @@ def var_transformer_class(scales: str = "1,2,4", **changes) -> Callable[[int], S
     return partial(ScaleTransformer, **parts | arguments | changes)
 
 
-def make_code_model(kind: Literal["var", "flexvar"], scales: str = "1,2,4", **changes) -> ImageModel:
+def make_code_model(kind: Literal["var", "flexvar"], scales: str = "1,2,4", fast: bool = True, **changes) -> ImageModel:
     """A model of codes with a random codebook of 4 channels."""
     torch.manual_seed(0)
     flexible = kind == "flexvar"
@@ -113,7 +113,8 @@ def make_code_model(kind: Literal["var", "flexvar"], scales: str = "1,2,4", **ch
     transformer = var_transformer_class(scales, **{"positions": positions} | changes)
     quantizer = (VectorQuantizer if flexible else ResidualQuantizer)(NUM_CODES, 4)
     pyramid = CodePyramid if flexible else ResidualPyramid
-    return ImageModel(LatentsAlone(4, quantizer), pyramid, transformer, TokenHead, TokenSampling(), Guidance())
+    how = TokenSampling(), Guidance()
+    return ImageModel(LatentsAlone(4, quantizer), pyramid, transformer, TokenHead, *how, fast=fast)
 
 
 def randomise(module: nn.Module, std: float = 0.15) -> nn.Module:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scalear.allocator import passing_settings_on, with_settings
+from scalear.fast.allocator import passing_settings_on, with_settings
 
 pytestmark = [
     pytest.mark.integration,
@@ -19,7 +19,7 @@ import ctypes
 import resource
 import sys
 from pathlib import Path
-from scalear.allocator import keep_memory, return_memory
+from scalear.fast.allocator import keep_memory, return_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from model_fixtures import LatentsAlone
 
-from scalear.pyramid import CodePyramid, LatentPyramid, ResidualPyramid
+from scalear.pyramid import CodePyramid, Content, ResidualPyramid
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.residual import ResidualQuantizer
@@ -12,35 +12,30 @@ CHANNELS, NUM_CODES = 4, 16
 SCHEDULES = ["1,2,4", "1,3,5,8", "1x2,2x3,4x8", "1,4x2,6x4", "4", "1,2,3,4,5,6,7,8"]
 
 
-class Tokenizer(nn.Module):
-    def __init__(self, quantizer):
-        super().__init__()
-        self.quantizer = quantizer.requires_grad_(False)
-
-
-def build(pyramid, quantizer, scales):
+def build(make, quantizer, scales):
     schedule = ScaleSchedule.parse(scales)
     latent = torch.randn(3, CHANNELS, *schedule.sizes[-1], generator=torch.Generator().manual_seed(1))
-    pyramid.bind(Tokenizer(quantizer))
+    pyramid = make(LatentsAlone(CHANNELS, quantizer.requires_grad_(False)))
     return latent, pyramid, pyramid.build(latent, schedule)
 
 
 def flexvar(scales):
     torch.manual_seed(0)
-    return build(CodePyramid(), VectorQuantizer(NUM_CODES, CHANNELS), scales)
+    return build(CodePyramid, VectorQuantizer(NUM_CODES, CHANNELS), scales)
 
 
 def var(scales):
     torch.manual_seed(0)
     quantizer = ResidualQuantizer(NUM_CODES, CHANNELS, num_phis=2)
     torch.nn.init.normal_(quantizer.codebook, std=0.5)
-    return build(ResidualPyramid(), quantizer, scales)
+    return build(ResidualPyramid, quantizer, scales)
 
 
 @pytest.mark.parametrize("make", [flexvar, var])
 @pytest.mark.parametrize("scales", SCHEDULES)
 def test_next_context_equals_the_training_context_exactly(make, scales):
     _, pyramid, built = make(scales)
+    assert pyramid.content == Content(CHANNELS, NUM_CODES)
     assert built.contexts[0].shape == (3, 0, CHANNELS)
     for k, length in enumerate(built.schedule.lengths):
         assert built.targets[k].shape == (3, length) and built.targets[k].dtype == torch.int64
@@ -84,7 +79,10 @@ def test_a_flexvar_list_may_end_below_the_latent_but_not_above():
         pyramid.build(latent, ScaleSchedule.parse("1,9"))
     with pytest.raises(ValueError, match="1,4,6 end at 6 tokens, but the latent has 8"):
         pyramid.check(ScaleSchedule.parse("1,4,6"), (8, 8))
-    CodePyramid(below=True).check(ScaleSchedule.parse("1,4,6"), (8, 8))
+    with pytest.raises(ValueError, match="the latent has only 2x4"):
+        pyramid.check(ScaleSchedule.parse("1,4"), (2, 4))
+    below = CodePyramid(LatentsAlone(CHANNELS, pyramid.quantizer), below=True)
+    below.check(ScaleSchedule.parse("1,4,6"), (8, 8))
 
 
 @pytest.mark.parametrize("scales", SCHEDULES)
@@ -111,8 +109,7 @@ def test_residual_scales_end_at_the_latent_as_the_quantizer_has_it():
 
 
 def test_a_pyramid_of_codes_needs_its_quantizer():
-    with pytest.raises(ValueError, match="CodePyramid needs .* than Linear has: take a VQTokenizer"):
-        CodePyramid().bind(nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="ResidualPyramid needs .* than Tokenizer has: take a ResidualVQTokenizer"):
-        ResidualPyramid().bind(Tokenizer(VectorQuantizer(NUM_CODES, CHANNELS)))
-    LatentPyramid().bind(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="CodePyramid needs .* than LatentsAlone has: take a VQTokenizer"):
+        CodePyramid(LatentsAlone())
+    with pytest.raises(ValueError, match="ResidualPyramid needs .* than LatentsAlone has: take a ResidualVQTokenizer"):
+        ResidualPyramid(LatentsAlone(CHANNELS, VectorQuantizer(NUM_CODES, CHANNELS)))

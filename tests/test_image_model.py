@@ -1,17 +1,32 @@
-"""Latents of other shapes than 16x16x16: SD-VAE's many cells of few channels, DC-AE's few cells of many."""
+"""Image models: around latents of other shapes than 16x16x16, and with and without fast ways."""
+
+from functools import partial
 
 import pytest
 import torch
-from model_fixtures import make_head, make_transformer
+from model_fixtures import (
+    LatentsAlone,
+    make_code_model,
+    make_model,
+    network_class,
+    randomise,
+    seeded,
+    transformer_class,
+)
 
-from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
-from scalear.models.generator import Generator
-from scalear.pyramid import LatentPyramid
+from scalear.image_model import ImageModel
+from scalear.models.flow_head import FlowHead
+from scalear.pyramid import CodePyramid, LatentPyramid
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL
 
-STREAMS = [(0, 0), (0, 1)]
+MAKE = {
+    "flowar": make_model,
+    "flowar-cross": partial(make_model, cross_attention=True),
+    "var": partial(make_code_model, "var"),
+    "flexvar": partial(make_code_model, "flexvar"),
+}
 
 
 def sd_vae() -> DiffusersKL:
@@ -45,11 +60,6 @@ def dc_ae() -> DiffusersDC:
     )
 
 
-def make_generator(token_dim: int, patch_size: int, scales: str) -> Generator:
-    transformer, head = make_transformer(scales, token_dim), make_head(token_dim, depth=1)
-    return Generator(transformer, head, LatentPyramid(patch_size))
-
-
 @pytest.mark.parametrize(
     ("make_tokenizer", "patch_size", "scales", "image_size"),
     [
@@ -59,37 +69,70 @@ def make_generator(token_dim: int, patch_size: int, scales: str) -> Generator:
     ],
 )
 def test_trains_on_and_generates_the_latents_of_a_diffusers_autoencoder(make_tokenizer, patch_size, scales, image_size):
+    """SD-VAE's have many cells of few channels, DC-AE's few cells of many."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer().eval()
-    channels, size = tokenizer.latent_channels, tokenizer.latent_size(image_size)
-    generator = make_generator(channels * patch_size**2, patch_size, scales)
-    generator.check_latent(channels, size)
+    pyramid, head = partial(LatentPyramid, patch_size=patch_size), partial(FlowHead, network=network_class(depth=1))
+    how = FlowSolver(num_steps=2), Guidance(2.0)
+    model = ImageModel(tokenizer, pyramid, transformer_class(scales), head, *how)
+    assert model.image_size() == image_size and model.latent_size() == tokenizer.latent_size(image_size)
 
-    image = torch.rand(2, 3, *image_size) * 2 - 1
-    draws = SeededDraws(STREAMS)
+    channels, size = tokenizer.latent_channels, model.latent_size()
+    image, draws = torch.rand(2, 3, *image_size) * 2 - 1, seeded(2)
     with torch.no_grad():
         latent = tokenizer.latent(tokenizer.moments(image), draws.normal("posterior", channels, *size))
     assert latent.shape == (2, channels, *size)
-    pyramid = generator.pyramid.build(latent, generator.schedule)
-    torch.testing.assert_close(generator.pyramid.latent(pyramid.targets, pyramid.schedule), latent)
-
-    loss = generator.loss(pyramid, torch.tensor([0, 2]), draws)
+    loss = model.loss(latent, torch.tensor([0, 2]), draws)
     loss.total.backward()
-    assert loss.per_scale["loss"].shape == (generator.schedule.num_scales,)
-    assert generator.head.output_proj.weight.grad.abs().sum() > 0
+    assert loss.per_scale["loss"].shape == (model.schedule.num_scales,)
+    assert model.generator.head.network.output_proj.weight.grad.abs().sum() > 0
 
-    labels, solver = torch.tensor([1, 2]), FlowSolver(num_steps=2)
-    sampled = generator.eval().generate(labels, SeededDraws(STREAMS), solver, Guidance(2.0))
+    labels = torch.tensor([1, 2])
+    sampled = model.eval().sample_latent(labels, seeded(2))
     assert sampled.shape == latent.shape
     with torch.no_grad():
-        assert tokenizer.decode(sampled).shape == image.shape
+        images = model.sample(labels, seeded(2))
+        assert images.shape == image.shape and torch.equal(images, tokenizer.decode(sampled))
 
 
-def test_refuses_a_latent_that_the_generator_was_not_built_for():
-    generator = make_generator(token_dim=16, patch_size=2, scales="1,2,4")
-    with pytest.raises(ValueError, match="8 channels and the patch size is 2: .* must be 32, not 16"):
-        generator.check_latent(8, (8, 8))
-    with pytest.raises(ValueError, match="end at 4 tokens, but the latent has 8"):
-        generator.check_latent(4, (16, 16))
-    with pytest.raises(ValueError, match="patch_size 2 does not divide the 7x8 latent"):
-        generator.pyramid.build(torch.zeros(1, 4, 7, 8), generator.schedule)
+@pytest.mark.parametrize("kind", MAKE)
+def test_fast_models_have_the_loss_the_samples_and_the_names_of_plain_ones(kind):
+    fast, plain = MAKE[kind](), MAKE[kind](fast=False)
+    for model in (fast, plain):
+        randomise(model.generator, std=0.3)
+    assert any("forward" in vars(module) for module in fast.modules())
+    assert not any("forward" in vars(module) for module in plain.modules())
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    latent, label = torch.randn(3, 4, 4, 4), torch.tensor([0, 2, 1])
+    losses = [model.loss(latent, label, seeded(3)).total for model in (fast, plain)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    how = {"guidance": Guidance(2.0)}
+    for one, other in zip(
+        *(model.eval().sample_scales(label, seeded(3), **how) for model in (fast, plain)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_samples_as_it_is_set_unless_asked_otherwise():
+    model = randomise(make_model(sampling=FlowSolver(num_steps=3), guidance=Guidance(3.0))).eval()
+    label, default = torch.tensor([0, 2]), model.sample_latent(torch.tensor([0, 2]), seeded(2))
+    for how in ({"sampling": FlowSolver(num_steps=2)}, {"guidance": Guidance()}):
+        other = randomise(make_model(**{"sampling": model.sampling, "guidance": model.guidance} | how)).eval()
+        sample = model.sample_latent(label, seeded(2), **how)
+        assert torch.equal(sample, other.sample_latent(label, seeded(2))) and not torch.equal(sample, default)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_weights_compute_in_their_own(dtype):
+    model = make_model().to(dtype)
+    for precision in ("fp32", "bf16"):
+        with model.autocast(precision):
+            found = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        assert found == (torch.bfloat16 if dtype == torch.bfloat16 or precision == "bf16" else torch.float32)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="CodePyramid needs a tokenizer with another quantizer than LatentsAlone has"):
+        ImageModel(LatentsAlone(), CodePyramid, transformer_class(), FlowHead, FlowSolver(), Guidance())
+    with pytest.raises(ValueError, match="scales 1,2,4 end at 4 tokens, but the latent has 8"):
+        make_model().loss(torch.zeros(1, 4, 8, 8), torch.tensor([0]), seeded(1))

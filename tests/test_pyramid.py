@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from model_fixtures import LatentsAlone
 
 from scalear.pyramid import LatentPyramid, join
 from scalear.scales import ScaleSchedule
@@ -17,7 +18,7 @@ CASES = [
 
 def build(size, patch_size, scales):
     latent_BChw = torch.randn(3, 5, *size, generator=torch.Generator().manual_seed(0))
-    pyramid = LatentPyramid(patch_size)
+    pyramid = LatentPyramid(LatentsAlone(5), patch_size)
     return latent_BChw, pyramid, pyramid.build(latent_BChw, ScaleSchedule.parse(scales))
 
 
@@ -42,19 +43,20 @@ def test_targets_are_averages_of_the_latent_and_the_last_is_the_latent(size, pat
         if size[0] % cells.shape[-2] == 0 and size[1] % cells.shape[-1] == 0:
             factors = size[0] // cells.shape[-2], size[1] // cells.shape[-1]
             torch.testing.assert_close(cells, F.avg_pool2d(latent, factors))
+    assert pyramid.content.dim == 5 * patch_size**2
     assert join(built.targets).shape == (3, built.schedule.num_tokens, 5 * patch_size**2)
 
 
 def test_a_token_is_a_square_of_cells_row_by_row():
     latent = torch.arange(2 * 16.0).reshape(1, 2, 4, 4)
-    target = LatentPyramid(patch_size=2).build(latent, ScaleSchedule.parse("2")).targets[0]
+    target = LatentPyramid(LatentsAlone(2), patch_size=2).build(latent, ScaleSchedule.parse("2")).targets[0]
     square = latent[0, :, 0:2, 2:4]  # token (0, 1)
     assert target[0, 1].tolist() == [square[c, p, q].item() for p in range(2) for q in range(2) for c in range(2)]
 
 
 def test_half_precision_latents_are_taken_apart_in_float32():
     latent = torch.randn(1, 2, 4, 4).bfloat16()
-    built = LatentPyramid().build(latent, ScaleSchedule.parse("1,4"))
+    built = LatentPyramid(LatentsAlone(2)).build(latent, ScaleSchedule.parse("1,4"))
     assert all(part.dtype == torch.float32 for part in [*built.targets, *built.contexts])
 
 
@@ -74,4 +76,4 @@ def test_a_latent_that_does_not_fit_is_refused(size, patch_size, scales, message
 
 def test_a_patch_needs_a_side():
     with pytest.raises(ValueError, match="patch_size must be at least 1, got 0"):
-        LatentPyramid(patch_size=0)
+        LatentPyramid(LatentsAlone(), patch_size=0)

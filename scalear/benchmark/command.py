@@ -1,6 +1,5 @@
 """`scalear benchmark JOB -c CONFIG`: seconds, arithmetic and memory of a config's parts, compared in turns."""
 
-import json
 import shlex
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from scalear.benchmark.solver import run_solver
 from scalear.benchmark.subject import Build, Load
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.worker import Worker
+from scalear.files import write_json
 
 
 @dataclass
@@ -53,7 +53,7 @@ def run_benchmark(args: list[str], build: Build, load: Load) -> None:
     _print(results)
     if first.own.json:
         records = [{key: value for key, value in asdict(result).items() if key != "spread"} for result in results]
-        first.own.json.write_text(json.dumps(records, indent=1) + "\n")
+        write_json(first.own.json, records)
 
 
 def _changed(args: list[str], more: list[str]) -> list[str]:

@@ -4,7 +4,6 @@ Every solver makes the same images from the same noise. Legend: B batch, N image
 """
 
 import argparse
-import json
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from scalear.evaluation.fid import frechet_distance
 from scalear.evaluation.image_set import ShardSet
 from scalear.evaluation.images import to_uint8
 from scalear.evaluation.precision_recall import PrecisionRecall
+from scalear.files import write_json
 from scalear.flow import FAST8, FlowSolver
 from scalear.hardware.machine import describe, stopwatch
 
@@ -135,7 +135,7 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
     mark_pareto(results)
     print(f"{table(results)}\n\n{own.images:,} images; {judge.what}")
     if own.json:
-        own.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+        write_json(own.json, [asdict(result) for result in results])
 
 
 @torch.inference_mode()

@@ -1,14 +1,13 @@
 """`index.json`: what a directory of shards holds. Written last, so a directory with an index is complete."""
 
-import contextlib
 import dataclasses
 import json
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
+
+from scalear.files import write_json
 
 SCHEMA_VERSION = 1
 INDEX_NAME = "index.json"
@@ -121,7 +120,7 @@ class DatasetIndex:
     def save(self, directory: str | Path) -> None:
         """Write `directory/index.json` atomically: readers see the old file or the new one, never a part."""
         content = {"schema_version": SCHEMA_VERSION} | dataclasses.asdict(self)
-        write_atomically(Path(directory) / INDEX_NAME, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(Path(directory) / INDEX_NAME, content)
 
     @classmethod
     def _from_json(cls, content: dict[str, Any]) -> "DatasetIndex":
@@ -158,26 +157,3 @@ class DatasetIndex:
 def shard_url(directory: str | Path, shard: Shard) -> str:
     """What to give `webdataset.gopen` to read `shard` of the dataset in `directory`."""
     return shard.name if "://" in shard.name else str(Path(directory) / shard.name)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file completely or not at all."""
-    with atomic_file(path) as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write under a temporary name; without an error it is forced to disk and renamed into place.
-
-    The temporary name is the same for every attempt, so a killed run leaves at most one such file.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from scalear.data.index import INDEX_NAME, DatasetIndex, LatentInfo, Shard
 from scalear.data.shards import ShardFile
 
 # {split}-{rank}-{number}.tar, as LatentShardWriter names them, and what ShardFile has not finished of one.
-_SHARD_FILE = re.compile(r".+-\d{3,}-\d{5,}\.tar(\.\d+\.partial)?")
+_SHARD_FILE = re.compile(r".+-\d{3,}-\d{5,}\.tar(\.\w+\.partial)?")
 
 
 class LatentShardWriter:

@@ -1,13 +1,13 @@
 """What a packing run has finished, so that a killed run continues. Exists only while a dataset is unfinished."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from scalear.data.index import Shard
-from scalear.data.shards import PARTIAL_SUFFIX, file_sha256
+from scalear.data.shards import file_sha256
+from scalear.files import PARTIAL_SUFFIX, write_bytes
 
 PROGRESS_NAME = "pack-progress.jsonl"
 
@@ -71,6 +71,4 @@ class PackProgress:
         return records
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_bytes(self.path, "".join(json.dumps(record) + "\n" for record in records).encode())

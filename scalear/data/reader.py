@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import mmap
-import os
 import tarfile
 import zlib
 from collections import OrderedDict
@@ -20,7 +19,8 @@ from webdataset import gopen
 from webdataset.tariterators import base_plus_ext
 
 from scalear.data.imaging import IMAGE_EXTENSIONS
-from scalear.data.index import DatasetIndex, LatentInfo, Shard, shard_url, write_atomically
+from scalear.data.index import DatasetIndex, LatentInfo, Shard, shard_url
+from scalear.files import write_bytes
 
 
 class BrokenSampleError(ValueError):
@@ -217,10 +217,7 @@ def _content(url: str, shard: Shard, cache_dir: str | None) -> mmap.mmap | bytes
         content = gzip.decompress(content)
     if cached is None:
         return content
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cached.with_suffix(f".{os.getpid()}")  # several workers may fetch it at once
-    write_atomically(temporary, content)
-    os.replace(temporary, cached)
+    write_bytes(cached, content)  # several workers may fetch it at once
     return _map(cached)
 
 

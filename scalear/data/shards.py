@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import hashlib
 import io
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from scalear.data.index import Shard
-
-PARTIAL_SUFFIX = ".partial"
+from scalear.files import atomic_file
 
 
 class ShardFile:
@@ -35,16 +33,13 @@ class ShardFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # The process is part of the name: an orphan of a killed run can not write into its successor's file.
-        self._temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
         self._num_samples = 0
 
     def __enter__(self) -> "ShardFile":
         self._closing = contextlib.ExitStack()
-        self._file = self._closing.enter_context(open(self._temporary, "wb"))
-        stream = self._file
+        stream = self._hashed = _HashingWriter(self._closing.enter_context(atomic_file(self.path)))
         if self.path.suffix == ".gz":  # no name and no time in the header, or equal content would differ
-            stream = self._closing.enter_context(gzip.GzipFile("", "wb", 9, self._file, mtime=0))
+            stream = self._closing.enter_context(gzip.GzipFile("", "wb", 9, stream, mtime=0))
         # Not webdataset's TarWriter: importing that imports torch, which a packing worker would wait for.
         self._tar = self._closing.enter_context(tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT))
         return self
@@ -60,19 +55,27 @@ class ShardFile:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if error is not None:
-                with contextlib.suppress(OSError):  # a full disk fails again here; the first failure is the news
-                    self._closing.close()
-                return
-            self._closing.close()
-            with open(self._temporary, "rb+") as file:
-                os.fsync(file.fileno())
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-            self.result = Shard(self.path.name, self._num_samples, checksum)
-            os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        if error is not None:
+            with contextlib.suppress(OSError):  # a full disk fails again here; the first failure is the news
+                self._closing.__exit__(error_type, error, traceback)
+            return
+        self._closing.close()
+        self.result = Shard(self.path.name, self._num_samples, self._hashed.digest.hexdigest())
+
+
+class _HashingWriter:
+    """A stream that remembers the SHA-256 of all that was written to it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self._stream = stream
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self._stream.write(content)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 class HashingReader:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from scalear.data.index import write_atomically
+from scalear.files import write_bytes
 
 
 class ImageClassifier(nn.Module):
@@ -65,9 +65,7 @@ def save_classifier(path: str | Path, classifier: ImageClassifier, record: dict[
     }
     metadata = {"architecture": json.dumps(architecture), "record": json.dumps(record)}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(weights, metadata))
+    write_bytes(path, save(weights, metadata))
 
 
 def load_classifier(path: str | Path) -> ImageClassifier:

@@ -4,9 +4,7 @@ No file is ever half written: a killed run leaves the old one or the new one.
 """
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from scalear.data.index import atomic_file
+from scalear.files import atomic_file
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -68,7 +66,8 @@ def make_grid(
 def save_png(path: str | Path, image: NDArray[np.uint8]) -> None:
     """Write a uint8 array (H, W), (H, W, 1) or (H, W, 3) as PNG."""
     array = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    _write(path, lambda file: Image.fromarray(array).save(file, format="PNG"))
+    with atomic_file(path) as file:
+        Image.fromarray(array).save(file, format="PNG")
 
 
 def save_samples(path: str | Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
@@ -86,7 +85,8 @@ def save_samples(path: str | Path, images: NDArray[np.uint8], labels: NDArray[np
         raise ValueError(
             f"need one integer label per image, got {labels.dtype} {labels.shape} for {len(images)} images"
         )
-    _write(path, lambda file: np.savez_compressed(file, arr_0=images, arr_1=labels.astype(np.int64)))
+    with atomic_file(path, sole_writer=True) as file:
+        np.savez_compressed(file, arr_0=images, arr_1=labels.astype(np.int64))
 
 
 def load_samples(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -111,10 +111,3 @@ def check_sample_file(path: str | Path) -> None:
         raise ValueError(f"{path} is not a sample set: {error}") from error
     if missing := sorted({"arr_0", "arr_1"} - set(found)):
         raise ValueError(f"{path} is not a sample set: it has no {missing}, only {found}")
-
-
-def _write(path: str | Path, save: Callable[[BinaryIO], None]) -> None:
-    """Write what `save` puts into a file, completely or not at all; makes the folder."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(Path(path)) as file:
-        save(file)

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 import yaml
 
+from scalear.files import atomic_file
 from scalear.interop.convert import convert_state, revert_state
 from scalear.interop.families import FAMILIES, family_named, pick
 from scalear.interop.model_files import load_conversion, save_conversion
 from scalear.interop.official_files import read_official
 from scalear.interop.parts import Part
-from scalear.tensor_files import replacing
 
 
 def run_convert(args: list[str]) -> None:
@@ -74,8 +74,8 @@ def convert(
 
 
 def _save_official(state: dict[str, torch.Tensor], path: Path) -> None:
-    with replacing(path) as partial:
-        torch.save(state, partial)
+    with atomic_file(path) as file:
+        torch.save(state, file)
 
 
 def _read_config(path: str | Path | None, family: str) -> dict:

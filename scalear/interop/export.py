@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import torch
 
+from scalear.files import atomic_folder, check_free
 from scalear.image_model import ImageModel
-from scalear.interop.folder import check_free, new_folder
 from scalear.interop.parts import describe
 from scalear.interop.pretrained import ScaleARModel
 from scalear.training.checkpoints import load_weights
@@ -61,5 +61,5 @@ def export_run(
     else:
         from scalear.interop.diffusers import ScaleARPipeline  # here, for it takes long to import
 
-        with new_folder(output_dir, force) as partial:
+        with atomic_folder(output_dir, force) as partial:
             ScaleARPipeline.from_model(model).save_pretrained(partial)

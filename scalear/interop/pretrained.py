@@ -24,9 +24,9 @@ from torch import Tensor, nn
 import scalear
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
+from scalear.files import atomic_folder
 from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
-from scalear.interop.folder import new_folder
 from scalear.interop.parts import Part, build
 from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
@@ -138,7 +138,7 @@ class ScaleARModel(
         Raises:
             ValueError: Something else is there.
         """
-        with new_folder(save_directory, force) as partial:
+        with atomic_folder(save_directory, force) as partial:
             return super().save_pretrained(partial, **kwargs)
 
     @classmethod

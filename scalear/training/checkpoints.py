@@ -1,6 +1,5 @@
 """Checkpoints: written completely or not at all, and looked at before any work begins."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from scalear.files import atomic_file
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -38,17 +39,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, to disk, then renames: a full disk or a killed run leaves the old file whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with atomic_file(path, sole_writer=True) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            partial.unlink(missing_ok=True)
             raise OSError(
                 f"cannot write checkpoint {path}: {error}. Free some space and resume from the last one that is there"
             ) from error

@@ -10,18 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_fixtures import make_transformer
-from torch import nn
-
 from scalear.attention import Segment, attend, attend_segments
 from scalear.dropout import Drop, dropout
-from scalear.models import fused
-from scalear.models.blocks import Place
 from scalear.models.fused import code_losses, draw_drops, gated_gelu, modulated_norm, residual_norm
-from scalear.models.layers import attend_by_scale
 from scalear.models.lean import LeanLinear, lean_linear
-from scalear.models.norms import add_and_modulate
 from scalear.models.remade import remade
 from scalear.models.split_heads import split_directions, split_heads
+from torch import nn
+
+from scalear.models import fused
+from scalear.models.blocks import Place
+from scalear.models.layers import attend_by_scale
+from scalear.models.norms import add_and_modulate
 from scalear.models.var_block import VARBlock
 from scalear.scales import ScaleSchedule
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cli_fixtures import run
 from model_fixtures import make_code_generator, make_generator, randomise
+from scalear.models.compiled import compile_blocks
 from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -15,7 +16,6 @@ from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.models.blocks import Place
-from scalear.models.compiled import compile_blocks
 from scalear.models.generator import Generator
 from scalear.models.mamba import MambaBlock
 from scalear.scales import ScaleSchedule

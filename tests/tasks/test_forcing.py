@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from model_fixtures import LatentsAlone
 
 from scalear.pyramid import CodePyramid
 from scalear.scales import ScaleSchedule
@@ -13,10 +13,7 @@ SCHEDULE = ScaleSchedule.parse("1,2,3,4x6,8x12")
 
 def make_pyramid() -> CodePyramid:
     torch.manual_seed(0)
-    tokenizer, pyramid = nn.Module(), CodePyramid()
-    tokenizer.quantizer = VectorQuantizer(64, 4)
-    pyramid.bind(tokenizer)
-    return pyramid
+    return CodePyramid(LatentsAlone(4, VectorQuantizer(64, 4)))
 
 
 LATENT = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(1))
