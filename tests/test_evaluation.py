@@ -10,7 +10,7 @@ from PIL import Image
 from scalear.data.index import DatasetIndex
 from scalear.data.shards import ShardFile
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
-from scalear.evaluation.evaluate import describe, evaluate_samples
+from scalear.evaluation.evaluate import evaluate_samples, summary
 from scalear.evaluation.features import ClassifierFeatures
 from scalear.evaluation.image_set import ArraySet, SampleSet, ShardSet
 from scalear.evaluation.images import save_samples
@@ -140,7 +140,7 @@ def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
     assert scores["fid"] > scores["fid_floor"] == copies["fid_floor"]
     assert scores["variety_min"] == pytest.approx(0, abs=1e-6) and scores["recall"] < 0.2
     assert 0 <= scores["accuracy"] <= 1
-    text = describe(scores, collapsed, real, other, extractor)
+    text = summary(scores, collapsed, real, other, extractor)
     assert all(part in text for part in ("floor", "one image per class", "val", "train", extractor.name))
     with pytest.raises(ValueError, match="as many"):
         evaluate_samples(real, real, image_set(80, 1, "train"), extractor)

@@ -8,12 +8,12 @@ import torch
 from cli_fixtures import run
 from model_fixtures import make_code_generator, make_generator, randomise
 
-from scalear.models.files import describe, load_generator
+from scalear.models.weights import generator_metadata, load_generator
 from scalear.tensor_files import CARRIED, write_tensors
 
 
 def save(generator, path):
-    write_tensors(path, generator.state_dict() | {CARRIED + "mask": torch.zeros(1)}, describe(generator))
+    write_tensors(path, generator.state_dict() | {CARRIED + "mask": torch.zeros(1)}, generator_metadata(generator))
     return path
 
 
@@ -66,7 +66,7 @@ def test_other_architectures_are_refused(trained, tmp_path):
         load_generator(make_generator(channels=8), path, fine_tune=True)
     with pytest.raises(ValueError, match="no weights at"):
         load_generator(make_generator(), tmp_path / "none.safetensors", fine_tune=True)
-    write_tensors(path, trained.state_dict(), describe(trained) | {"num_heads": json.dumps([3])})
+    write_tensors(path, trained.state_dict(), generator_metadata(trained) | {"num_heads": json.dumps([3])})
     with pytest.raises(ValueError, match=r"num_heads \[3\], the config has \[2, "):
         load_generator(make_generator(), path, fine_tune=True)
     write_tensors(path, trained.state_dict(), {})

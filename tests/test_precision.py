@@ -13,7 +13,7 @@ from model_fixtures import make_generator
 
 from scalear import cpus, precision
 from scalear.distributed.ranks import text_of_rank_zero
-from scalear.interop.pretrained import compute_precision
+from scalear.interop.hub.pretrained import compute_precision
 from scalear.machine import product_seconds
 from scalear.training import run_precision
 

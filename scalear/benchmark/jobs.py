@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from scalear.allocator import return_memory
 from scalear.benchmark.image_files import ImageFiles
-from scalear.benchmark.parts import part
 from scalear.benchmark.subject import Subject, fill_zeros
+from scalear.benchmark.time_shares import part
 from scalear.draws import SeededDraws
 
 _LOADED_BATCHES = {"images": 64, "latents": 256}  # of a run; many, as a few are there before it begins

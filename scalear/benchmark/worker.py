@@ -13,10 +13,10 @@ import torch
 
 from scalear.allocator import passing_settings_on
 from scalear.benchmark.jobs import Job
-from scalear.benchmark.parts import shares
 from scalear.benchmark.plain import plain
 from scalear.benchmark.setting import Setting
 from scalear.benchmark.subject import Build, Subject
+from scalear.benchmark.time_shares import shares
 from scalear.benchmark.timing import peak_rss_bytes, yardstick
 from scalear.benchmark.work import Work, counted_work, official_work
 from scalear.machine import describe, stopwatch

@@ -87,7 +87,7 @@ def extract(
     return torch.cat(features), torch.cat(labels)
 
 
-def describe(
+def summary(
     scores: dict[str, float], samples: ImageSet, reference: ImageSet, floor: ImageSet, extractor: FeatureExtractor
 ) -> str:
     """What was measured, with which network, against what; FID never without its floor."""

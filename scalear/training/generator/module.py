@@ -15,8 +15,8 @@ from scalear.evaluation.images import to_uint8
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.models.compiled import compile_blocks
-from scalear.models.files import load_generator
 from scalear.models.generator import Generator, Loss
+from scalear.models.weights import load_generator
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
 from scalear.token_sampling import TokenSampling

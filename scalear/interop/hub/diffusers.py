@@ -17,8 +17,8 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
 from scalear.draws import SeededDraws
-from scalear.interop.parts import Part, build, build_settings
-from scalear.interop.pretrained import ScaleARModel, compute_precision, label_indices
+from scalear.interop.class_paths import Part, build, build_settings
+from scalear.interop.hub.pretrained import ScaleARModel, compute_precision, label_indices
 from scalear.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 

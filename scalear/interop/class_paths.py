@@ -1,4 +1,4 @@
-"""Parts as JSON: `{"class_path": ..., "init_args": ...}`, the form they have in a config, and back."""
+"""Parts of a model as JSON: `{"class_path": ..., "init_args": ...}`, the form they have in a config, and back."""
 
 import dataclasses
 import importlib
@@ -39,7 +39,7 @@ def build_settings(part: Part) -> Any:
     return _make(found, part)
 
 
-def describe(settings: object) -> Part:
+def settings_part(settings: object) -> Part:
     """The part that `build_settings` makes this dataclass instance from."""
     path = f"{type(settings).__module__}.{type(settings).__qualname__}"
     return {"class_path": path, "init_args": dataclasses.asdict(settings)}

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 import scalear
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
+from scalear.interop.class_paths import Part, build, build_settings
 from scalear.interop.folder import new_folder
-from scalear.interop.parts import Part, build, build_settings
 from scalear.models.generator import Generator
 from scalear.precision import AUTO, Precision, autocast
 from scalear.scales import ScaleSchedule
@@ -44,7 +44,7 @@ _CARD = """---
 Made by scalear {{ version }}.
 
 ```python
-from scalear.interop.pretrained import ScaleARModel
+from scalear.interop.hub.pretrained import ScaleARModel
 
 model = ScaleARModel.from_pretrained("...")  # this folder, or its id on the Hub
 images = model.generate(labels=[0, 1])
