@@ -21,8 +21,9 @@ from scalear.benchmark.subject import Subject
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
+from scalear.files import check_free
 from scalear.hardware.precision import AUTO, Precision, fastest
-from scalear.interop.export import Format, export_run
+from scalear.interop.hub.export import Format, export_model
 from scalear.tasks.command import EDITS, edit_file
 from scalear.tasks.editing import Editor
 from scalear.tasks.showcase import PictureRequest, draw_pictures
@@ -228,8 +229,18 @@ class ExportCLI(_PartsOnly):
         if not class_names:
             print(f"No class names: {config.data.data_dir} has none, or is not here")
         self._dump_config()
-        places = (config.ckpt_path, config.output_dir)
-        export_run(config.model, self.config_dump, *places, class_names or None, config.format, config.force)
+        check_free(config.output_dir, config.force)
+        module = config.model
+        load_weights(module, config.ckpt_path)
+        export_model(
+            module.model,
+            self.config_dump["model"]["init_args"],
+            module.samples.schedule(module.model.schedule),
+            config.output_dir,
+            class_names or None,
+            config.format,
+            config.force,
+        )
         print(f"Wrote {config.output_dir}")
 
 

@@ -98,8 +98,10 @@ def make_var_transformer(scales: str = "1,2,4", **changes) -> ScaleTransformer:
 
 
 def var_transformer_class(scales: str = "1,2,4", **changes) -> Callable[[int], ScaleTransformer]:
-    """VAR's, or with other positions FlexVAR's."""
-    block = partial(VARBlock, num_heads=changes.pop("num_heads", 2), **changes.pop("block", {}))
+    """VAR's, or with other positions FlexVAR's; `block` is another class of blocks, or arguments of VAR's."""
+    block = changes.pop("block", {})
+    if isinstance(block, dict):
+        block = partial(VARBlock, num_heads=changes.pop("num_heads", 2), **block)
     parts = {"positions": LevelPositions, "block": block, "norm": ModulatedNorm, "var_init": True}
     arguments = {"dim": 24, "depths": [2], "num_classes": NUM_CLASSES, "scales": scales}
     return partial(ScaleTransformer, **parts | arguments | changes)

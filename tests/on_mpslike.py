@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import test_code_generator_module as code
-import test_code_training as code_tokenizer
+import test_code_tokenizer_module as code_tokenizer
 import test_editing as editing
+import test_generator_module as generator
 import test_tokenizer_module as tokenizer
-import test_training as generator
 import torch
 from data_fixtures import write_images
 from lightning.pytorch import Trainer

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from scalear.interop.convert import Conversion, convert_state
+from scalear.interop.official.convert import Conversion, convert_state
 
 # Official class of a recording -> its modules, by the prefix of their keys, and the family that each converts by.
 FAMILIES = {

@@ -6,7 +6,7 @@ from parity_case import Case, compare_gradients, numbered, per_scale, watching
 from scalear.draws import RecordedDraws
 from scalear.flow import FlowSolver, interpolate
 from scalear.guidance import Guidance
-from scalear.interop.convert import official_names
+from scalear.interop.official.convert import official_names
 from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
 

@@ -4,11 +4,12 @@ import torch
 from parity_case import Case, compare_gradients, gradients_of, watching
 from torch import Tensor
 
-from scalear.interop.code_usage import llamagen_usage, var_usage
-from scalear.interop.convert import Conversion, official_names
+from scalear.interop.official.convert import Conversion, official_names
 from scalear.pyramid import CodePyramid, ResidualPyramid, join
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.vq import ResidualVQTokenizer
+
+_MARGIN = 0.08  # VAR: a code counts as used from this share of the hits that it would have if all had the same
 
 
 def replay_kl16(case: Case) -> None:
@@ -119,3 +120,25 @@ def sums(model: ResidualVQTokenizer, latent: Tensor, schedule: ScaleSchedule) ->
     for k, codes in enumerate(model.quantizer.encode(latent, schedule)):
         f_hats.append(model.quantizer.add(f_hats[-1], codes, k, schedule))
     return f_hats[1:]
+
+
+def var_usage(hits_SV: Tensor, num_vectors: int) -> Tensor:
+    """Percent of the codes that each scale uses, (S,): VAR's `usages`.
+
+    Args:
+        hits_SV: Moving averages of hits per batch, `quantize.ema_vocab_hit_SV`.
+        num_vectors: Vectors of a batch at full size, over all ranks.
+    """
+    return 100 * (hits_SV >= num_vectors / hits_SV.shape[1] * _MARGIN).float().mean(dim=1)
+
+
+def llamagen_usage(recent: Tensor, codes: Tensor, num_codes: int) -> float:
+    """Share of the codes that are among the last ones, LlamaGen's `codebook_usage`.
+
+    Args:
+        recent: The codes of the past, oldest first, `quantize.codebook_used`.
+        codes: The codes of one more batch, which push the oldest out.
+        num_codes: Size of the codebook.
+    """
+    pushed = torch.cat([recent, codes.flatten().to(recent.dtype)])[-len(recent) :]
+    return len(pushed.unique()) / num_codes

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scalear.draws import RecordedDraws
 from scalear.guidance import Guidance
-from scalear.interop.convert import Conversion, official_names
+from scalear.interop.official.convert import Conversion, official_names
 from scalear.models.generator import Generator
 from scalear.models.positions import GridPositions
 from scalear.pyramid import Pyramid, join

@@ -13,7 +13,7 @@ from scalear.benchmark.plain import plain
 from scalear.benchmark import timing
 from scalear.benchmark.command import _changed
 from scalear.benchmark.image_files import ImageFiles
-from scalear.benchmark.parts import PARTS, part, shares
+from scalear.benchmark.time_shares import PARTS, part, shares
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.work import counted_work, official_work
 from scalear.data.datamodule import ShardDataModule

@@ -9,8 +9,8 @@ from scalear.evaluation.evaluate import extract
 from scalear.evaluation.features import ClassifierFeatures
 from scalear.evaluation.fid import frechet_distance
 from scalear.evaluation.image_set import ArraySet, ShardSet
-from scalear.evaluation.precision_recall import PrecisionRecall
-from scalear.evaluation.variety import ClassVariety
+from scalear.evaluation.precision_recall import precision_recall
+from scalear.evaluation.variety import class_variety
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "fashion-mnist"
 
@@ -37,14 +37,9 @@ def test_real_images_are_near_and_damaged_ones_far(extractor):
     floor = frechet_distance(real, other)
     assert floor < 0.05 * frechet_distance(real, extract(extractor, ArraySet(noisy, train.labels, "noisy"))[0])
 
-    neighbours = PrecisionRecall()
-    neighbours.update(real, real=True)
-    neighbours.update(other, real=False)
-    assert all(value > 0.8 for value in neighbours.compute().values())
-    variety = ClassVariety(10, extractor.num_features)
-    variety.update(real, real_label, real=True)
-    variety.update(other, other_label, real=False)
-    assert 0.8 < variety.compute().min() <= variety.compute().max() < 1.25
+    assert min(precision_recall(real, other)) > 0.8
+    ratio = class_variety(real, real_label, other, other_label, num_classes=10)
+    assert 0.8 < ratio.min() <= ratio.max() < 1.25
 
 
 def test_weights_and_architecture_survive_the_file(tmp_path):

@@ -10,9 +10,9 @@ from model_fixtures import NUM_CLASSES, NUM_CODES, randomise
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import load_samples, to_uint8
 from scalear.guidance import Guidance
-from scalear.interop.diffusers import ScaleARPipeline
-from scalear.interop.parts import Part, describe
-from scalear.interop.pretrained import ScaleARModel
+from scalear.interop.class_paths import Part, settings_part
+from scalear.interop.hub.diffusers import ScaleARPipeline
+from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.token_sampling import TokenSampling
 
 FLOAT32 = {"precision": "32-true"}  # as what is compared with
@@ -50,8 +50,8 @@ def make_model(kind: str, **sampling) -> ScaleARModel:
     model = ScaleARModel(
         generator=part("models.generator.Generator", transformer=transformer, head=head, pyramid=pyramid),
         tokenizer=tokenizer,
-        sampling=describe(TokenSampling(**sampling)),
-        guidance=describe(Guidance(2.5, "flexvar" if flexible else "linear")),
+        sampling=settings_part(TokenSampling(**sampling)),
+        guidance=settings_part(Guidance(2.5, "flexvar" if flexible else "linear")),
     )
     randomise(model, std=0.2)
     return model

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from model_fixtures import NUM_CLASSES, NUM_CODES, make_code_generator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_training import assert_equal_states, fit, load, make_trainer
+from test_generator_module import assert_equal_states, fit, load, make_trainer
 
 from scalear.evaluation.features import ClassifierFeatures
 from scalear.evaluation.images import load_samples

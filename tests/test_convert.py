@@ -16,10 +16,10 @@ from test_parity import FOLDER
 from scalear.__main__ import main
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
-from scalear.interop.convert import convert_state, revert_state
-from scalear.interop.family import attention_mask
-from scalear.interop.parts import describe
-from scalear.interop.pretrained import ScaleARModel
+from scalear.interop.class_paths import settings_part
+from scalear.interop.hub.pretrained import ScaleARModel
+from scalear.interop.official.convert import convert_state, revert_state
+from scalear.interop.official.family import attention_mask
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.files import load_tokenizer
 from scalear.tokenizers.kl import KLAutoencoder
@@ -186,7 +186,7 @@ def test_bad_files_are_refused_and_nothing_is_written(flowar, kl16, tmp_path, ca
         ("kl16.pth", "looks like kl16", "--family", "flowar"),
         (
             "whole.pth",
-            "another family|no tokenizer|describes no",
+            "another family|no tokenizer|settings_parts no",
             "--config",
             "configs/imagenet256/tokenizer-kl16.yaml",
         ),
@@ -218,7 +218,7 @@ def test_files_say_what_they_hold(kl16, tmp_path, capsys):
 
 def test_exported_models_leave_as_official_ones(flowar, kl16, tmp_path, capsys):
     generator, tokenizer = convert_state(flowar), convert_state(kl16)
-    model = ScaleARModel(generator.config, tokenizer.config, describe(FlowSolver()), describe(Guidance()))
+    model = ScaleARModel(generator.config, tokenizer.config, settings_part(FlowSolver()), settings_part(Guidance()))
     model.generator.load_state_dict(generator.tensors)
     model.tokenizer.load_state_dict(tokenizer.tensors)
     model.save_pretrained(tmp_path / "model")

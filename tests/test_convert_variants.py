@@ -5,9 +5,9 @@ import torch
 from model_fixtures import randomise
 from torch import nn
 
-from scalear.interop.convert import Conversion, convert_state, revert_state
-from scalear.interop.family import node
-from scalear.interop.parts import build
+from scalear.interop.class_paths import build
+from scalear.interop.official.convert import Conversion, convert_state, revert_state
+from scalear.interop.official.family import node
 from scalear.models.generator import Generator
 from scalear.models.norms import ModulatedNorm
 from scalear.models.positions import GridPositions, LevelPositions

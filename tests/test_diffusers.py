@@ -10,8 +10,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from scalear.evaluation.images import load_samples
-from scalear.interop.diffusers import ScaleARPipeline
-from scalear.interop.pretrained import ScaleARModel
+from scalear.interop.hub.diffusers import ScaleARPipeline
+from scalear.interop.hub.pretrained import ScaleARModel
 
 
 def seeded(seed: int) -> torch.Generator:

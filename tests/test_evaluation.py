@@ -10,33 +10,24 @@ from PIL import Image
 from scalear.data.index import DatasetIndex
 from scalear.data.shards import ShardFile
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
-from scalear.evaluation.evaluate import describe, evaluate_samples
+from scalear.evaluation.evaluate import evaluate_samples, summary
 from scalear.evaluation.features import ClassifierFeatures
 from scalear.evaluation.image_set import ArraySet, SampleSet, ShardSet
 from scalear.evaluation.images import save_samples
-from scalear.evaluation.precision_recall import PrecisionRecall
-from scalear.evaluation.variety import ClassVariety
-
-
-def precision_recall(real, fake, **options):
-    metric = PrecisionRecall(**options)
-    for part in real.split(7):
-        metric.update(part, real=True)
-    for part in fake.split(5):
-        metric.update(part, real=False)
-    return {name: value.item() for name, value in metric.compute().items()}
+from scalear.evaluation.precision_recall import precision_recall
+from scalear.evaluation.variety import class_variety
 
 
 def test_precision_and_recall_of_sets_with_a_known_answer():
     line = torch.arange(10.0)[:, None]
     # Half of the line, twice as dense: all of it is real, and its last ball, around 4.5, ends at 5.
     dense = torch.arange(0, 5, 0.5)[:, None]
-    assert precision_recall(line, dense, k=1) == {"precision": 1.0, "recall": pytest.approx(0.6)}
+    assert precision_recall(line, dense, k=1) == (1.0, pytest.approx(0.6))
     # Two of four fakes lie far away; the distant pair's balls reach no real.
     fake = torch.tensor([[0.0], [1.0], [100.0], [100.5]])
-    assert precision_recall(line, fake, k=1) == {"precision": 0.5, "recall": pytest.approx(0.3)}
-    assert precision_recall(line, line + 1000, k=3) == {"precision": 0.0, "recall": 0.0}
-    assert precision_recall(line, line, k=3) == {"precision": 1.0, "recall": 1.0}
+    assert precision_recall(line, fake, k=1) == (0.5, pytest.approx(0.3))
+    assert precision_recall(line, line + 1000, k=3) == (0.0, 0.0)
+    assert precision_recall(line, line, k=3) == (1.0, 1.0)
 
 
 def test_precision_and_recall_equal_a_loop_for_any_block_size():
@@ -47,7 +38,7 @@ def test_precision_and_recall_equal_a_loop_for_any_block_size():
         hit = [any(math.dist(p, m) <= r for m, r in zip(manifold.tolist(), radius)) for p in points.tolist()]  # noqa: B905
         return sum(hit) / len(hit)
 
-    expected = {"precision": covered(fake, real), "recall": covered(real, fake)}
+    expected = covered(fake, real), covered(real, fake)
     for block_size in (1, 7, 1024):
         assert precision_recall(real, fake, block_size=block_size) == pytest.approx(expected)
 
@@ -57,21 +48,14 @@ def test_precision_and_recall_need_enough_images():
         precision_recall(torch.randn(10, 2), torch.randn(2, 2))
 
 
-def test_variety_per_class_and_over_ranks():
+def test_variety_per_class():
     real, label = torch.randn(400, 6, dtype=torch.float64), torch.arange(400) % 2
     shrunk = real.mean(0) + (real - real.mean(0)) * torch.where(label == 0, 0.25, 2.0)[:, None] + 7
-    ranks = [ClassVariety(3, 6), ClassVariety(3, 6)]
-    for rank, metric in enumerate(ranks):
-        metric.update(real[rank::3], label[rank::3], real=True)
-        metric.update(shrunk[rank::3], label[rank::3], real=False)
-    ranks[0].update(real[2::3], label[2::3], real=True)
-    ranks[0].update(shrunk[2::3], label[2::3], real=False)
-    ranks[0].merge_state(ranks[1])
-    ratio = ranks[0].compute()
+    ratio = class_variety(real, label, shrunk, label, num_classes=3)
     assert ratio[:2].tolist() == pytest.approx([0.25, 2.0], rel=1e-6)
     assert ratio[2].isnan()  # no image of class 2
     with pytest.raises(ValueError, match="0..2"):
-        ranks[0].update(real[:1], torch.tensor([3]), real=True)
+        class_variety(real, label, shrunk[:1], torch.tensor([3]), num_classes=3)
 
 
 def image_set(count, seed, name, classes=3):
@@ -140,7 +124,7 @@ def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
     assert scores["fid"] > scores["fid_floor"] == copies["fid_floor"]
     assert scores["variety_min"] == pytest.approx(0, abs=1e-6) and scores["recall"] < 0.2
     assert 0 <= scores["accuracy"] <= 1
-    text = describe(scores, collapsed, real, other, extractor)
+    text = summary(scores, collapsed, real, other, extractor)
     assert all(part in text for part in ("floor", "one image per class", "val", "train", extractor.name))
     with pytest.raises(ValueError, match="as many"):
         evaluate_samples(real, real, image_set(80, 1, "train"), extractor)

@@ -125,10 +125,10 @@ def test_a_model_samples_as_it_is_set_unless_asked_otherwise():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_half_precision_weights_compute_in_their_own(dtype):
     model = make_model().to(dtype)
-    for precision in ("fp32", "bf16"):
+    for precision in ("32-true", "bf16-mixed"):
         with model.autocast(precision):
             found = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        assert found == (torch.bfloat16 if dtype == torch.bfloat16 or precision == "bf16" else torch.float32)
+        assert found == (torch.bfloat16 if dtype == torch.bfloat16 or precision == "bf16-mixed" else torch.float32)
 
 
 def test_parts_that_do_not_fit_are_refused():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from parity_case import FAMILIES, Case
 
-from scalear.interop.convert import revert_state
+from scalear.interop.official.convert import revert_state
 
 FOLDER = Path(os.environ.get("SCALEAR_PARITY_DIR", Path(__file__).parent / "parity"))
 FILES = sorted(FOLDER.glob("*.safetensors"))

@@ -1,8 +1,6 @@
 """`auto` is what is faster here, is one choice per run, is recorded, and yields to what is typed."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,6 @@ from model_fixtures import make_generator
 
 from scalear.hardware import cpus, precision
 from scalear.hardware.machine import product_seconds
-from scalear.distributed.ranks import text_of_rank_zero
-from scalear.interop.pretrained import compute_precision
 from scalear.training import run_precision
 
 CPU = torch.device("cpu")
@@ -124,28 +120,6 @@ def test_without_a_trainer_weights_and_callers_have_the_last_word(gain):
     gain(0.01)
     assert product_dtype(model) == torch.float32
     assert product_dtype(model.to(torch.bfloat16)) == torch.bfloat16
-
-
-@pytest.mark.integration
-def test_processes_of_a_launcher_share_the_choice_of_rank_0():
-    """As torchrun starts them, each with a choice of its own."""
-    script = (
-        "import os; from scalear.distributed.ranks import text_of_rank_zero as shared; rank = os.environ['RANK']; "
-        "print('chosen', shared(lambda: 'a' + rank) + shared(lambda: 'b' + rank), flush=True)"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    output = subprocess.run([*command, "--no-python", sys.executable, "-c", script], capture_output=True, text=True)
-    assert [line for line in output.stdout.splitlines() if "chosen" in line] == ["chosen a0b0"] * 2, output.stderr
-
-
-@pytest.mark.integration
-def test_processes_that_lightning_starts_inherit_the_choice(monkeypatch):
-    monkeypatch.delenv("SCALEAR_OF_RANK_ZERO", raising=False)
-    assert text_of_rank_zero(lambda: "of the parent") == "of the parent"
-    script = "from scalear.distributed.ranks import text_of_rank_zero as shared; print(shared(lambda: 'its own'))"
-    for extra, expected in (({"LOCAL_RANK": "1"}, "of the parent"), ({}, "its own")):
-        child = subprocess.run([sys.executable, "-c", script], env=os.environ | extra, capture_output=True, text=True)
-        assert child.stdout.strip() == expected, child.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/cgroup").is_file(), reason="control groups are Linux's")

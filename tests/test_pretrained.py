@@ -11,10 +11,10 @@ import pytest
 from cli_fixtures import NUM_CLASSES, Experiment, run
 
 from scalear.evaluation.images import load_samples
-from scalear.interop.parts import build
-from scalear.interop.pretrained import ScaleARModel
-from scalear.models.files import describe
+from scalear.interop.class_paths import build
+from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.models.generator import Generator
+from scalear.models.weights import generator_metadata
 from scalear.tensor_files import write_tensors
 
 
@@ -77,7 +77,7 @@ def test_the_folder_says_what_it_holds(experiment, exported):
 
 def test_converted_weights_need_no_checkpoint(experiment, exported, tmp_path):
     model = ScaleARModel.from_pretrained(exported)
-    write_tensors(tmp_path / "converted.safetensors", model.generator.state_dict(), describe(model.generator))
+    write_tensors(tmp_path / "converted.safetensors", model.generator.state_dict(), generator_metadata(model.generator))
     weights = f"--model.weights={tmp_path / 'converted.safetensors'}"
     assert run("export", *experiment.generator("flowar"), weights, f"--output_dir={tmp_path / 'model'}") == 0
     for name in ("config.json", "model.safetensors"):
@@ -107,7 +107,7 @@ def test_a_model_saved_again_is_the_same(exported, tmp_path):
 
 def test_no_lightning_is_needed(exported):
     program = (
-        "import sys; from scalear.interop.pretrained import ScaleARModel; import scalear.interop.diffusers;"
+        "import sys; from scalear.interop.hub.pretrained import ScaleARModel; import scalear.interop.hub.diffusers;"
         f"ScaleARModel.from_pretrained({str(exported)!r}).generate([0]); assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent, timeout=120)

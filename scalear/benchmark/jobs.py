@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scalear.benchmark.image_files import ImageFiles
-from scalear.benchmark.parts import part
 from scalear.benchmark.subject import Subject, fill_zeros
+from scalear.benchmark.time_shares import part
 from scalear.draws import SeededDraws
 from scalear.fast.allocator import return_memory
 from scalear.image_model import ImageModel

@@ -20,7 +20,7 @@ from scalear.evaluation.evaluate import extract
 from scalear.evaluation.fid import frechet_distance
 from scalear.evaluation.image_set import ShardSet
 from scalear.evaluation.images import to_uint8
-from scalear.evaluation.precision_recall import PrecisionRecall
+from scalear.evaluation.precision_recall import precision_recall
 from scalear.files import write_json
 from scalear.flow import FAST8, FlowSolver
 from scalear.hardware.machine import describe, stopwatch
@@ -184,10 +184,9 @@ class Judge:
             with self._subject.autocast():
                 image_BCHW = self._subject.tokenizer.decode(latent_BChw)
             features.append(self._report.extractor(to_uint8(image_BCHW)).cpu())
-        neighbours, made_NF = PrecisionRecall(), torch.cat(features)
-        neighbours.update(self._real_NF, real=True)
-        neighbours.update(made_NF, real=False)
-        return {"fid": frechet_distance(self._real_NF, made_NF), "recall": neighbours.compute()["recall"].item()}
+        made_NF = torch.cat(features)
+        _, recall = precision_recall(self._real_NF, made_NF)
+        return {"fid": frechet_distance(self._real_NF, made_NF), "recall": recall}
 
 
 def evaluations(solver: FlowSolver, num_scales: int) -> list[int]:

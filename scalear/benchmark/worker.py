@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from scalear.benchmark.jobs import Job
-from scalear.benchmark.parts import shares
 from scalear.benchmark.setting import Setting
 from scalear.benchmark.subject import Build, Subject
+from scalear.benchmark.time_shares import shares
 from scalear.benchmark.timing import peak_rss_bytes, yardstick
 from scalear.benchmark.work import Work, counted_work, official_work
 from scalear.fast.allocator import passing_settings_on

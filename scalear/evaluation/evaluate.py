@@ -6,8 +6,8 @@ from torch import Tensor
 from scalear.evaluation.features import ClassifierFeatures, FeatureExtractor
 from scalear.evaluation.fid import frechet_distance
 from scalear.evaluation.image_set import ImageSet
-from scalear.evaluation.precision_recall import PrecisionRecall
-from scalear.evaluation.variety import ClassVariety
+from scalear.evaluation.precision_recall import precision_recall
+from scalear.evaluation.variety import class_variety
 
 
 def evaluate_samples(
@@ -42,14 +42,12 @@ def evaluate_samples(
         extract(extractor, images, batch_size, device) for images in (samples, reference, floor)
     )
 
-    neighbours = PrecisionRecall(k)
-    neighbours.sync_on_compute = False  # one rank has everything; the others do not compute
-    neighbours.update(real, real=True)
-    neighbours.update(fake, real=False)
+    precision, recall = precision_recall(real, fake, k)
     scores = {
         "fid": frechet_distance(real, fake),
         "fid_floor": frechet_distance(real, other),
-        **{name: value.item() for name, value in neighbours.compute().items()},
+        "precision": precision,
+        "recall": recall,
     }
     if isinstance(extractor, ClassifierFeatures):
         seen = (extract(extractor.texture, images, batch_size, device)[0] for images in (samples, reference, floor))
@@ -59,11 +57,7 @@ def evaluate_samples(
     if isinstance(extractor, ClassifierFeatures) and fake_label.min() >= 0:
         scores["accuracy"] = (extractor.predict(fake) == fake_label).float().mean().item()
     if fake_label.min() >= 0 and real_label.min() >= 0:
-        variety = ClassVariety(int(max(fake_label.max(), real_label.max())) + 1, extractor.num_features)
-        variety.sync_on_compute = False
-        variety.update(real, real_label, real=True)
-        variety.update(fake, fake_label, real=False)
-        ratio = variety.compute()
+        ratio = class_variety(real, real_label, fake, fake_label, int(max(fake_label.max(), real_label.max())) + 1)
         if not ratio.isnan().all():
             scores["variety_min"] = ratio[~ratio.isnan()].min().item()
     return scores
@@ -87,7 +81,7 @@ def extract(
     return torch.cat(features), torch.cat(labels)
 
 
-def describe(
+def summary(
     scores: dict[str, float], samples: ImageSet, reference: ImageSet, floor: ImageSet, extractor: FeatureExtractor
 ) -> str:
     """What was measured, with which network, against what; FID never without its floor."""

@@ -1,46 +1,42 @@
-"""Variety within each class: the sameness that strong guidance buys a good FID with."""
+"""Variety within each class: the sameness that strong guidance buys a good FID with.
+
+Legend: N images, F features, K classes.
+"""
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 
-class ClassVariety(Metric):
+def class_variety(
+    real_NF: Tensor, real_label_N: Tensor, fake_NF: Tensor, fake_label_N: Tensor, num_classes: int
+) -> Tensor:
     """Spread of generated features over the spread of real ones, for every class.
 
     The spread of a class is the standard deviation of each feature, averaged over the features.
 
     Args:
-        num_classes: Number of classes.
-        num_features: Width of the features.
+        real_NF: Features of real images.
+        real_label_N: Their classes, int64.
+        fake_NF: Features of generated images, as many or not.
+        fake_label_N: Their classes, int64.
+        num_classes: K, more than the largest label.
+
+    Returns:
+        Ratio per class (K,) in float64; NaN where a class has fewer than two images on either side.
+
+    Raises:
+        ValueError: A label is out of range.
     """
+    return _spread(fake_NF, fake_label_N, num_classes) / _spread(real_NF, real_label_N, num_classes)
 
-    full_state_update = False
 
-    def __init__(self, num_classes: int, num_features: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        for kind in ("real", "fake"):
-            self.add_state(f"{kind}_count", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
-            for power in ("sum", "square"):
-                zeros = torch.zeros(num_classes, num_features, dtype=torch.float64)
-                self.add_state(f"{kind}_{power}", zeros, dist_reduce_fx="sum")
-
-    def update(self, features_BF: Tensor, label: Tensor, real: bool) -> None:
-        """Add features of real or generated images with their classes (B,)."""
-        if len(label) and (label.min() < 0 or label.max() >= self.num_classes):
-            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {label.min()}..{label.max()}")
-        kind, features = "real" if real else "fake", features_BF.double()
-        getattr(self, f"{kind}_count").index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
-        getattr(self, f"{kind}_sum").index_add_(0, label, features)
-        getattr(self, f"{kind}_square").index_add_(0, label, features.square())
-
-    def compute(self) -> Tensor:
-        """Ratio per class (K,); NaN where a class has fewer than two images on either side."""
-        return self._spread("fake") / self._spread("real")
-
-    def _spread(self, kind: str) -> Tensor:
-        count = getattr(self, f"{kind}_count")[:, None]
-        total, square = getattr(self, f"{kind}_sum"), getattr(self, f"{kind}_square")
-        variance = (square - total.square() / count) / (count - 1)
-        return torch.where(count[:, 0] > 1, variance.clamp(min=0).sqrt().mean(dim=1), torch.nan)
+def _spread(features_NF: Tensor, label_N: Tensor, num_classes: int) -> Tensor:
+    if len(label_N) and (label_N.min() < 0 or label_N.max() >= num_classes):
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {label_N.min()}..{label_N.max()}")
+    features_NF = features_NF.double()
+    count_K = label_N.bincount(minlength=num_classes).double()[:, None]
+    zeros_KF = features_NF.new_zeros(num_classes, features_NF.shape[1])
+    total_KF = zeros_KF.index_add(0, label_N, features_NF)
+    square_KF = zeros_KF.index_add(0, label_N, features_NF.square())
+    variance_KF = (square_KF - total_KF.square() / count_K) / (count_K - 1)
+    return torch.where(count_K[:, 0] > 1, variance_KF.clamp(min=0).sqrt().mean(dim=1), torch.nan)

@@ -7,11 +7,11 @@ import torch
 import yaml
 
 from scalear.files import atomic_file
-from scalear.interop.convert import convert_state, revert_state
-from scalear.interop.families import FAMILIES, family_named, pick
-from scalear.interop.model_files import load_conversion, save_conversion
-from scalear.interop.official_files import read_official
-from scalear.interop.parts import Part
+from scalear.interop.class_paths import Part
+from scalear.interop.official.convert import convert_state, revert_state
+from scalear.interop.official.converted import load_conversion, save_conversion
+from scalear.interop.official.families import FAMILIES, family_named, pick
+from scalear.interop.official.reading import read_official
 
 
 def run_convert(args: list[str]) -> None:

@@ -13,10 +13,10 @@ from scalear.tokenizers.base import Tokenizer
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Write weights and statistics, and who they belong to, in one step: a killed run leaves no half file."""
-    write_tensors(path, tokenizer.state_dict(), describe(tokenizer))
+    write_tensors(path, tokenizer.state_dict(), tokenizer_metadata(tokenizer))
 
 
-def describe(tokenizer: Tokenizer) -> dict[str, str]:
+def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, str]:
     """Who the weights belong to: the text of a tokenizer's file."""
     return {
         "class_path": _class_path(type(tokenizer)),

@@ -2,19 +2,25 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from cli_fixtures import run
-from model_fixtures import make_code_generator, make_generator, randomise
+from model_fixtures import make_code_model, make_model, randomise
 
-from scalear.models.files import describe, load_generator
+from scalear.models.weights import generator_metadata, load_generator
 from scalear.tensor_files import CARRIED, write_tensors
 
 
 def save(generator, path):
-    write_tensors(path, generator.state_dict() | {CARRIED + "mask": torch.zeros(1)}, describe(generator))
+    write_tensors(path, generator.state_dict() | {CARRIED + "mask": torch.zeros(1)}, generator_metadata(generator))
     return path
+
+
+def make_generator(*args, **changes) -> Generator:
+    return make_model(*args, **changes).generator
+
+
+def make_code_generator(*args) -> Generator:
+    return make_code_model(*args).generator
 
 
 @pytest.fixture
@@ -60,38 +66,15 @@ def test_scalable_positions_serve_any_scales(tmp_path):
 
 def test_other_architectures_are_refused(trained, tmp_path):
     path = save(trained, tmp_path / "g.safetensors")
-    with pytest.raises(ValueError, match="another architecture.*head.blocks"):
+    with pytest.raises(ValueError, match="another architecture.*head.network.blocks"):
         load_generator(make_generator(cross_attention=True), path, fine_tune=True)
-    with pytest.raises(ValueError, match=r"head.input_proj.weight \(file \(32, 4\), model \(32, 8\)\)"):
+    with pytest.raises(ValueError, match=r"head.network.input_proj.weight \(file \(32, 4\), model \(32, 8\)\)"):
         load_generator(make_generator(channels=8), path, fine_tune=True)
     with pytest.raises(ValueError, match="no weights at"):
         load_generator(make_generator(), tmp_path / "none.safetensors", fine_tune=True)
-    write_tensors(path, trained.state_dict(), describe(trained) | {"num_heads": json.dumps([3])})
+    write_tensors(path, trained.state_dict(), generator_metadata(trained) | {"num_heads": json.dumps([3])})
     with pytest.raises(ValueError, match=r"num_heads \[3\], the config has \[2, "):
         load_generator(make_generator(), path, fine_tune=True)
     write_tensors(path, trained.state_dict(), {})
     with pytest.raises(ValueError, match="scalear convert"):
         load_generator(make_generator(), path, fine_tune=True)
-
-
-def test_weights_through_the_command_line(experiment, tmp_path, caplog):
-    checkpoint = torch.load(experiment.checkpoint("flowar"), weights_only=True)["state_dict"]
-    tensors = {key.removeprefix("generator."): tensor for key, tensor in checkpoint.items()}
-    text = {"num_classes": "3", "scales": "1,2,4", "num_heads": "[2, 2, 2]"}
-    write_tensors(tmp_path / "g.safetensors", tensors, text)
-    weights = f"--model.weights={tmp_path / 'g.safetensors'}"
-    assert run("predict", *experiment.generator(tmp_path / "file"), weights) == 0
-    assert (
-        run("predict", *experiment.generator(tmp_path / "run"), f"--ckpt_path={experiment.checkpoint('flowar')}") == 0
-    )
-    samples = [np.load(tmp_path / folder / "samples.npz")["arr_0"] for folder in ("file", "run")]
-    assert (samples[0] == samples[1]).all()
-    other = "--model.generator.transformer.scales=[1,4]"
-    assert run("fit", *experiment.generator(tmp_path / "tuned"), weights, other, "--trainer.max_steps=1") == 0
-    assert "re-initialised: scales 1,2,4 in the file, 1,4 in the config" in caplog.text
-    # The checkpoint of the new scales, not the file, is what is sampled then.
-    tuned = tmp_path / "tuned" / "checkpoints" / "last.ckpt"
-    arguments = experiment.generator(tmp_path / "tuned")
-    assert run("predict", *arguments, weights, other, f"--ckpt_path={tuned}") == 0
-    assert run("predict", *arguments, weights, other) == 2
-    assert run("predict", *arguments) == 2

@@ -3,15 +3,14 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from model_fixtures import NUM_CLASSES, randomise
+from model_fixtures import randomise, var_transformer_class
 
 from scalear.draws import SeededDraws
 from scalear.guidance import Guidance
-from scalear.models.generator import Generator
-from scalear.models.norms import ModulatedNorm
+from scalear.image_model import ImageModel
+from scalear.models.mamba import MambaBlock
 from scalear.models.positions import GridPositions, LevelPositions
 from scalear.models.token_head import TokenHead
-from scalear.models.transformer import ScaleTransformer
 from scalear.models.var_block import VARBlock
 from scalear.pyramid import CodePyramid, ResidualPyramid
 from scalear.scales import ScaleSchedule
@@ -33,15 +32,13 @@ def make_tokenizer(kind=VQTokenizer, **changes):
     return tokenizer
 
 
-def make_generator(pyramid=CodePyramid, positions=GridPositions, vocab_size=NUM_CODES) -> Generator:
+def make_editor(pyramid=CodePyramid, positions=GridPositions, tokenizer=None, threshold=0.5, **changes) -> Editor:
+    tokenizer = tokenizer or make_tokenizer()
     torch.manual_seed(0)
-    parts = {"positions": positions, "block": partial(VARBlock, num_heads=2), "norm": ModulatedNorm}
-    transformer = ScaleTransformer(4, 24, [2], NUM_CLASSES, "1,2,4,8", **parts)
-    return randomise(Generator(transformer, TokenHead(vocab_size, 24), pyramid()), std=0.3).eval()
-
-
-def make_editor(**changes) -> Editor:
-    return Editor(make_generator(), make_tokenizer(), TokenSampling(), Guidance(2.0), **changes)
+    transformer = var_transformer_class("1,2,4,8", positions=positions, **changes)
+    model = ImageModel(tokenizer, pyramid, transformer, TokenHead, TokenSampling(), Guidance(2.0))
+    randomise(model.generator, std=0.3)
+    return Editor(model.eval(), threshold)
 
 
 def make_image(height=SIDE, width=SIDE) -> torch.Tensor:
@@ -63,9 +60,9 @@ def test_forced_tokens_come_out_unchanged_at_every_scale(smooth):
     editor = make_editor()
     latent, mask = editor.tokenizer.encode(make_image()), F.avg_pool2d(hole(), 4)
     schedule = ScaleSchedule.parse("1,3,4x5,8")
-    forced = known_codes(editor.generator.pyramid, latent, mask, schedule)
+    forced = known_codes(editor.model.pyramid, latent, mask, schedule)
     sampling = TokenSampling(more_smooth=smooth)
-    made = editor.generator.generate_scales(LABEL, draws(), sampling, Guidance(2.0), schedule, forced)
+    made = editor.model.sample_scales(LABEL, draws(), schedule, forced=forced, sampling=sampling)
     generated = 0
     for content, (codes, keep) in zip(made, forced, strict=True):
         content = content.argmax(-1) if smooth else content
@@ -74,8 +71,9 @@ def test_forced_tokens_come_out_unchanged_at_every_scale(smooth):
     assert generated > 20  # of what is not forced; some codes are hit by chance
 
 
-def test_kept_pixels_stay_put_and_only_the_hole_depends_on_the_seed():
-    editor = make_editor()
+@pytest.mark.parametrize("block", [VARBlock, MambaBlock])
+def test_kept_pixels_stay_put_and_only_the_hole_depends_on_the_seed(block):
+    editor = make_editor(block=partial(VARBlock, num_heads=2) if block is VARBlock else partial(MambaBlock, d_state=4))
     edit, other = (editor.inpaint(make_image(), hole(), LABEL, draws(seed)) for seed in (0, 1))
     assert edit.image_BCHW.shape == (2, 1, SIDE, SIDE) and edit.image_BCHW.abs().max() <= 1
     assert not torch.equal(edit.image_BCHW, other.image_BCHW)
@@ -115,18 +113,23 @@ def test_extension_forces_the_image_anywhere_on_the_canvas(corner):
     assert not edit.missing_B1HW[inside].any() and edit.missing_B1HW.sum() == 2 * (40 * 64 - SIDE * SIDE)
 
 
-def test_extension_forces_the_codes_of_the_image_itself():
+def watch_forced(editor: Editor, monkeypatch) -> list:
+    """What is forced at each scale in a later edit."""
+    forced, sample_scales = [], editor.model.sample_scales
+
+    def remember(*args, **how):
+        forced.extend(how["forced"])
+        return sample_scales(*args, **how)
+
+    monkeypatch.setattr(editor.model, "sample_scales", remember)
+    return forced
+
+
+def test_extension_forces_the_codes_of_the_image_itself(monkeypatch):
     editor = make_editor()
-    seen = {}
-    generate = editor.generator.generate
-
-    def remember(*args):
-        seen["forced"] = args[-1]
-        return generate(*args)
-
-    editor.generator.generate = remember
+    forced = watch_forced(editor, monkeypatch)
     editor.extend(make_image(), LABEL, draws(), (32, 64), (0, 16))
-    codes, keep = seen["forced"][-1]
+    codes, keep = forced[-1]
     own = editor.tokenizer.quantizer.codes(editor.tokenizer.encode(make_image())).view(2, 8, 8)
     assert torch.equal(codes.view(2, 8, 16)[..., 4:12], own)
     assert keep.view(2, 8, 16)[..., 4:12].all() and keep.sum() == own.numel()
@@ -144,13 +147,12 @@ def test_refinement_forces_the_scales_of_the_small_image():
 
 
 def test_refinement_forces_averages_of_the_whole_latent_as_in_training(monkeypatch):
-    editor, schedule, forced = make_editor(), ScaleSchedule.parse("1,2,4,8,12x16"), []
-    generate = editor.generator.generate
-    monkeypatch.setattr(editor.generator, "generate", lambda *args: forced.extend(args[-1]) or generate(*args))
+    editor, schedule = make_editor(), ScaleSchedule.parse("1,2,4,8,12x16")
+    forced = watch_forced(editor, monkeypatch)
     editor.refine(make_image(), LABEL, draws(), (48, 64), schedule=schedule)
     enlarged = F.interpolate(make_image(), (48, 64), mode="bicubic").clamp(-1, 1)
     small = F.interpolate(editor.tokenizer.encode(enlarged), (8, 8), mode="area")
-    expected = editor.generator.pyramid.build(small, schedule.up_to(3)).targets
+    expected = editor.model.pyramid.build(small, schedule.up_to(3)).targets
     assert len(forced) == 5 and forced[4] is None
     assert all(torch.equal(codes, target) for (codes, _), target in zip(forced[:4], expected, strict=True))
 
@@ -220,13 +222,10 @@ def test_impossible_canvases_are_refused():
 
 def test_other_generators_are_refused():
     residual = make_tokenizer(ResidualVQTokenizer, scales="1,2,4,8")
-    settings = TokenSampling(), Guidance()
     with pytest.raises(ValueError, match="this one has a ResidualPyramid: use a FlexVAR config and checkpoint"):
-        Editor(make_generator(ResidualPyramid, LevelPositions), residual, *settings)
-    with pytest.raises(ValueError, match="vocab_size is 9, but the tokenizer's codebook has 24 codes"):
-        Editor(make_generator(vocab_size=9), make_tokenizer(), *settings)
+        make_editor(ResidualPyramid, LevelPositions, residual)
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got 1"):
         make_editor(threshold=1.0)
-    fixed = Editor(make_generator(positions=LevelPositions), make_tokenizer(), *settings)
+    fixed = make_editor(positions=LevelPositions)
     with pytest.raises(ValueError, match="cannot do 1,2,4x8"):
         fixed.extend(make_image(16, 16), LABEL, draws(), (16, 32), (0, 0), schedule=ScaleSchedule.parse("1,2,4x8"))

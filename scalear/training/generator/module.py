@@ -18,10 +18,10 @@ from scalear.fast.compile import compile_blocks
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
-from scalear.models.files import load_generator
 from scalear.models.generator import Loss
 from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
+from scalear.models.weights import load_generator
 from scalear.pyramid import Content, Pyramid
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler

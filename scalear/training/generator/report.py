@@ -4,7 +4,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.index import DatasetIndex
-from scalear.evaluation.evaluate import describe, evaluate_samples
+from scalear.evaluation.evaluate import evaluate_samples, summary
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
 from scalear.training.run_metrics import write_metrics
@@ -51,7 +51,7 @@ class SampleReport:
         """Evaluate samples and report. Runs on one rank."""
         reference, floor = self._real(len(samples))
         scores = evaluate_samples(samples, reference, floor, self.extractor, device=module.device)
-        rank_zero_info("\n" + describe(scores, samples, reference, floor, self.extractor))
+        rank_zero_info("\n" + summary(scores, samples, reference, floor, self.extractor))
         protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
         write_metrics(module.trainer, scores | protocol)
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
@@ -59,5 +59,3 @@ class SampleReport:
     def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
         """Images to compare samples with, and those that give the floor."""
         return ShardSet(self.data_dir, self.reference_split), ShardSet(self.data_dir, self.floor_split, num_samples)
-
-

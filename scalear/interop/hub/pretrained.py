@@ -27,7 +27,7 @@ from scalear.evaluation.images import to_uint8
 from scalear.files import atomic_folder
 from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
-from scalear.interop.parts import Part, build
+from scalear.interop.class_paths import Part, build
 from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
 
@@ -44,7 +44,7 @@ _CARD = """---
 Made by scalear {{ version }}.
 
 ```python
-from scalear.interop.pretrained import ScaleARModel
+from scalear.interop.hub.pretrained import ScaleARModel
 
 model = ScaleARModel.from_pretrained("...")  # this folder, or its id on the Hub
 images = model.generate(labels=[0, 1])

@@ -8,8 +8,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from scalear.interop.family import Arguments, Family, State, attention_mask, count, node, scales_of_levels
-from scalear.interop.tables import BATCHED, NEGATED, Constant, Row, affine, prefixed, stacked, weight
+from scalear.interop.official.family import Arguments, Family, State, attention_mask, count, node, scales_of_levels
+from scalear.interop.official.tables import BATCHED, NEGATED, Constant, Row, affine, prefixed, stacked, weight
 from scalear.models.blocks import FlowARBlock
 from scalear.models.flow_blocks import CrossAttentionBlock, SpatialAdaLN
 from scalear.models.flow_head import FlowHead

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from scalear.interop.families import family_named, recognise
-from scalear.interop.family import Arguments, Family
-from scalear.interop.parts import Part, build
-from scalear.interop.tables import to_official, to_ours
+from scalear.interop.class_paths import Part, build
+from scalear.interop.official.families import family_named, recognise
+from scalear.interop.official.family import Arguments, Family
+from scalear.interop.official.tables import to_official, to_ours
 
 _LISTED = 40  # keys in a message
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from scalear.interop.family import Family
-from scalear.interop.flowar import FlowAR, FlowARHead
-from scalear.interop.kl16 import KL16
-from scalear.interop.official_files import AVERAGED
-from scalear.interop.var import VAR, FlexVAR
-from scalear.interop.vq import VARVQVAE, VQ16
+from scalear.interop.official.family import Family
+from scalear.interop.official.flowar import FlowAR, FlowARHead
+from scalear.interop.official.kl16 import KL16
+from scalear.interop.official.reading import AVERAGED
+from scalear.interop.official.var import VAR, FlexVAR
+from scalear.interop.official.vq import VARVQVAE, VQ16
 
 _ALL = (FlowAR(), FlexVAR(), VAR(), FlowARHead(), KL16(), VQ16(), VARVQVAE())
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}

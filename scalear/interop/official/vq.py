@@ -4,9 +4,9 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from scalear.interop.conv_tables import LLAMAGEN, VAR, latent_statistics, layout, tokenizer_rows
-from scalear.interop.family import Arguments, Family, State, node
-from scalear.interop.tables import Constant, Row, affine
+from scalear.interop.official.conv_tables import LLAMAGEN, VAR, latent_statistics, layout, tokenizer_rows
+from scalear.interop.official.family import Arguments, Family, State, node
+from scalear.interop.official.tables import Constant, Row, affine
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
 

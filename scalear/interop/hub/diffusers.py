@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from scalear.draws import SeededDraws
 from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
-from scalear.interop.parts import Part, build, build_class, build_settings, describe
-from scalear.interop.pretrained import ScaleARModel, label_indices
+from scalear.interop.class_paths import Part, build, build_class, build_settings, settings_part
+from scalear.interop.hub.pretrained import ScaleARModel, label_indices
 from scalear.scales import ScaleSchedule
 
 
@@ -94,7 +94,7 @@ class ScaleARPipeline(DiffusionPipeline):
         return cls(
             ScaleARComponent.wrap(model.generator_part, images.generator),
             ScaleARComponent.wrap(model.tokenizer_part, images.tokenizer),
-            ScaleARScheduler(describe(images.sampling), describe(images.guidance), pyramid, model.scales),
+            ScaleARScheduler(settings_part(images.sampling), settings_part(images.guidance), pyramid, model.scales),
             names,
         )
 

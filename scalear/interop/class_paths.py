@@ -1,4 +1,4 @@
-"""Parts as JSON: `{"class_path": ..., "init_args": ...}`, the form they have in a config, and back."""
+"""Parts of a model as JSON: `{"class_path": ..., "init_args": ...}`, the form they have in a config, and back."""
 
 import dataclasses
 import importlib
@@ -45,7 +45,7 @@ def build_class(part: Part) -> Callable[..., Any]:
     return partial(_find(part["class_path"]), **part.get("init_args", {}))
 
 
-def describe(settings: object) -> Part:
+def settings_part(settings: object) -> Part:
     """The part that `build_settings` makes this dataclass instance from."""
     path = f"{type(settings).__module__}.{type(settings).__qualname__}"
     return {"class_path": path, "init_args": dataclasses.asdict(settings)}

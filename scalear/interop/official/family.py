@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from scalear.interop.tables import Constant, Row
+from scalear.interop.official.tables import Constant, Row
 from scalear.scales import ScaleSchedule
 
 State = Mapping[str, Tensor]

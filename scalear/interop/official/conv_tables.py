@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalear.interop.family import State, count
-from scalear.interop.tables import Row, affine, prefixed, stacked
+from scalear.interop.official.family import State, count
+from scalear.interop.official.tables import Row, affine, prefixed, stacked
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.conv import AttentionBlock, Decoder, Encoder, Level
 

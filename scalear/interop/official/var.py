@@ -1,7 +1,7 @@
 """Official VAR and FlexVAR transformers.
 
 Keys and constructor arguments are those of `models/var.py` and `models/flexvar.py`; their tokenizers are other
-files, in `scalear.interop.vq`.
+files, in `scalear.interop.official.vq`.
 """
 
 from abc import abstractmethod
@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 import torch
 
-from scalear.interop.family import Arguments, Family, State, attention_mask, count, node, scales_of_levels
-from scalear.interop.tables import BATCHED, Constant, Row, affine, prefixed, viewed, weight
+from scalear.interop.official.family import Arguments, Family, State, attention_mask, count, node, scales_of_levels
+from scalear.interop.official.tables import BATCHED, Constant, Row, affine, prefixed, viewed, weight
 from scalear.models.generator import Generator
 from scalear.models.norms import ModulatedNorm
 from scalear.models.positions import GridPositions, LevelPositions

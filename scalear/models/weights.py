@@ -11,7 +11,7 @@ from scalear.tensor_files import read_tensors
 _CLASSES = "transformer.class_embedding.weight"
 
 
-def describe(generator: Generator) -> dict[str, str]:
+def generator_metadata(generator: Generator) -> dict[str, str]:
     """What a generator's file must say beside its weights, because shapes do not tell."""
     return {
         "num_classes": str(generator.num_classes),
@@ -35,7 +35,7 @@ def load_generator(generator: Generator, path: str | Path, fine_tune: bool) -> s
         ValueError: The file is missing, damaged, or of another architecture; says how they differ.
     """
     tensors, metadata = read_tensors(path)
-    if not describe(generator).keys() <= metadata.keys():
+    if not generator_metadata(generator).keys() <= metadata.keys():
         raise ValueError(
             f"{path} holds no generator of scalear: convert the official checkpoint with `scalear convert`"
         )

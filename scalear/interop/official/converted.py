@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import scalear
-from scalear.interop.convert import Conversion
-from scalear.interop.families import family_named
-from scalear.interop.pretrained import ScaleARModel
-from scalear.models import files as generator_files
+from scalear.interop.hub.pretrained import ScaleARModel
+from scalear.interop.official.convert import Conversion
+from scalear.interop.official.families import family_named
 from scalear.models.generator import Generator
+from scalear.models.weights import generator_metadata
 from scalear.tensor_files import CARRIED, read_tensors, write_tensors
-from scalear.tokenizers import files as tokenizer_files
 from scalear.tokenizers.base import Tokenizer
+from scalear.tokenizers.files import tokenizer_metadata
 
 
 def save_conversion(conversion: Conversion, path: str | Path) -> None:
@@ -23,9 +23,9 @@ def save_conversion(conversion: Conversion, path: str | Path) -> None:
         "scalear_version": scalear.__version__,
     }
     if isinstance(model, Tokenizer):
-        metadata |= tokenizer_files.describe(model)
+        metadata |= tokenizer_metadata(model)
     elif isinstance(model, Generator):
-        metadata |= generator_files.describe(model)
+        metadata |= generator_metadata(model)
     official = {"family": conversion.family, "keys": conversion.official_keys, "constants": conversion.constants}
     metadata["official"] = json.dumps(official)
     carried = {CARRIED + key: tensor for key, tensor in conversion.carried.items()}

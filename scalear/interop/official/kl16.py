@@ -4,9 +4,9 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from scalear.interop.conv_tables import LDM, latent_statistics, layout, tokenizer_rows
-from scalear.interop.family import Arguments, Family, State, node
-from scalear.interop.tables import Row
+from scalear.interop.official.conv_tables import LDM, latent_statistics, layout, tokenizer_rows
+from scalear.interop.official.family import Arguments, Family, State, node
+from scalear.interop.official.tables import Row
 from scalear.tokenizers.kl import KLAutoencoder
 
 # MAR and FlowAR multiply latents by this number; it goes into the statistics of the converted tokenizer.
