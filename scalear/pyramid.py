@@ -107,6 +107,7 @@ class CodeQuantizer(Protocol):
     """What FlexVAR's pyramid needs of a quantizer; see `scalear.tokenizers.quantizer`."""
 
     num_codes: int
+    scales_freely: bool  # true: the codes of a scale stand for it alone
 
     def codes(self, latent: Tensor) -> Tensor:
         """latent_BChw -> nearest codes (B, h*w) int64, row by row."""
@@ -120,7 +121,8 @@ class SumQuantizer(Protocol):
     """What VAR's pyramid needs of a quantizer; see `scalear.tokenizers.residual`."""
 
     num_codes: int
-    dim: int
+    latent_channels: int
+    scales_freely: bool  # false: the codes of a scale correct the coarser ones
 
     def encode(self, latent: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
         """latent_BChw -> codes (B, l_k) int64 of each scale, each of what the coarser ones left over."""
@@ -134,6 +136,7 @@ class QuantizerPyramid:
 
     patch_size = 1
     _needs: type
+    _scales_freely: bool
     _remedy: str
 
     def __init__(self) -> None:
@@ -145,11 +148,12 @@ class QuantizerPyramid:
         Raises:
             ValueError: The tokenizer has none, or another kind.
         """
-        quantizer = getattr(tokenizer, "quantizer", None)
-        if not isinstance(quantizer, self._needs):
+        quantizer = tokenizer.quantizer
+        if not isinstance(quantizer, self._needs) or quantizer.scales_freely != self._scales_freely:
+            found = "has no codebook" if quantizer is None else f"has a {type(quantizer).__name__}"
             raise ValueError(
-                f"{type(self).__name__} needs a tokenizer with another quantizer than {type(tokenizer).__name__} has: "
-                f"take a {self._remedy}, or another pyramid"
+                f"{type(self).__name__} needs a tokenizer whose bottleneck is a {self._remedy}, but this one {found}: take "
+                f"a tokenizer with {self._remedy}, or another pyramid"
             )
         self._quantizer = quantizer
 
@@ -177,7 +181,7 @@ class CodePyramid(QuantizerPyramid):
             such a list is taken for a mistake.
     """
 
-    _needs, _remedy = CodeQuantizer, "VQTokenizer"
+    _needs, _scales_freely, _remedy = CodeQuantizer, True, "VectorQuantizer"
 
     def __init__(self, below: bool = False) -> None:
         super().__init__()
@@ -229,7 +233,7 @@ class ResidualPyramid(QuantizerPyramid):
     The context of scale k is the sum of scales 0..k-1 at full size, area-averaged to scale k.
     """
 
-    _needs, _remedy = SumQuantizer, "ResidualVQTokenizer"
+    _needs, _scales_freely, _remedy = SumQuantizer, False, "ResidualQuantizer"
 
     def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
         """Refuse scales that a latent of `size` (h, w) cannot be taken apart into.
@@ -264,7 +268,9 @@ class ResidualPyramid(QuantizerPyramid):
 
     def _sums(self, scales: list[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
         """f_hat_BChw after each scale, in the same order of additions for training and sampling."""
-        f_hat = torch.zeros(len(scales[0]), self.quantizer.dim, *schedule.sizes[-1], device=scales[0].device)
+        f_hat = torch.zeros(
+            len(scales[0]), self.quantizer.latent_channels, *schedule.sizes[-1], device=scales[0].device
+        )
         for k, content in enumerate(scales):
             f_hat = self.quantizer.add(f_hat, content, k, schedule)
             yield f_hat

@@ -28,7 +28,7 @@ from scalear.evaluation.images import load_samples
 from scalear.flow import FAST8, FlowSolver
 from scalear.guidance import Guidance
 from scalear.tokenizers.discriminator import AdversarialLoss
-from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.objective import TokenizerLoss
 from scalear.training.callbacks import SampleGrid
 from scalear.training.codebook import CodebookCare
 from scalear.training.ema import EMA

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.files import save_tokenizer
+from scalear.tokenizers.weights import save_tokenizer
 from scalear.tokenizers.kl import KLAutoencoder
-from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
 from scalear.training import codebook as codebook_file

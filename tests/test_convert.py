@@ -21,7 +21,7 @@ from scalear.interop.family import attention_mask
 from scalear.interop.parts import describe
 from scalear.interop.pretrained import ScaleARModel
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.files import load_tokenizer
+from scalear.tokenizers.weights import load_tokenizer
 from scalear.tokenizers.kl import KLAutoencoder
 
 KL16_CONFIG = Path(__file__).parent.parent / "configs/imagenet256/tokenizer-kl16.yaml"

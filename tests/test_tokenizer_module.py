@@ -15,7 +15,7 @@ from scalear.evaluation.fid import FrechetFeatureDistance
 from scalear.tokenizers.diffusers_adapters import DiffusersKL
 from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.kl import KLAutoencoder
-from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.perceptual import FeatureDistance
 from scalear.training.ema import EMA
 from scalear.training.optim import OptimizerSettings

@@ -12,8 +12,6 @@ from scalear.training.generator_module import GeneratorModule
 
 Format = Literal["scalear", "diffusers"]
 
-_WEIGHT_SOURCES = ("weights", "source", "subfolder")  # arguments of tokenizers that the exported weights replace
-
 
 def export_run(
     module: GeneratorModule,
@@ -41,7 +39,8 @@ def export_run(
     check_free(output_dir, force)
     load_weights(module, ckpt_path)
     parts = config["model"]["init_args"]
-    kept = {name: value for name, value in parts["tokenizer"]["init_args"].items() if name not in _WEIGHT_SOURCES}
+    replaced = module.tokenizer.weight_arguments  # by the exported weights
+    kept = {name: value for name, value in parts["tokenizer"]["init_args"].items() if name not in replaced}
     # Built on the meta device, and then given the modules that hold the weights already.
     with torch.device("meta"):
         model = ScaleARModel(

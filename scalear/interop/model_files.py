@@ -10,7 +10,7 @@ from scalear.interop.pretrained import CONFIG, WEIGHTS
 from scalear.models import files as generator_files
 from scalear.models.generator import Generator
 from scalear.tensor_files import CARRIED, read_tensors, write_tensors
-from scalear.tokenizers import files as tokenizer_files
+from scalear.tokenizers import weights as tokenizer_weights
 from scalear.tokenizers.base import Tokenizer
 
 
@@ -23,7 +23,7 @@ def save_conversion(conversion: Conversion, path: str | Path) -> None:
         "scalear_version": scalear.__version__,
     }
     if isinstance(model, Tokenizer):
-        metadata |= tokenizer_files.describe(model)
+        metadata |= tokenizer_weights.describe(model)
     elif isinstance(model, Generator):
         metadata |= generator_files.describe(model)
     official = {"family": conversion.family, "keys": conversion.official_keys, "constants": conversion.constants}

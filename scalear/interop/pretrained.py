@@ -186,7 +186,7 @@ class ScaleARModel(
             num_parameters=f"{sum(parameter.numel() for parameter in self.generator.parameters()):,}",
             num_classes=self.generator.num_classes,
             scales=self.scales or self.generator.schedule,
-            tokenizer=type(self.tokenizer).__name__,
+            tokenizer=self.tokenizer.title,
             version=scalear.__version__,
             **kwargs,
         )

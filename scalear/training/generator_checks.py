@@ -5,7 +5,6 @@ from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.vq import ResidualVQTokenizer
 
 
 def check_data(
@@ -42,7 +41,7 @@ def check_data(
     side = data.random_crop or index.image_size
     latent_size = tokenizer.latent_size((side, side))
     generator.check_latent(tokenizer.latent_channels, latent_size)
-    if isinstance(tokenizer, ResidualVQTokenizer) and generator.schedule != tokenizer.schedule:
+    if tokenizer.schedule is not None and generator.schedule != tokenizer.schedule:
         raise ValueError(
             f"the generator's scales are {generator.schedule}, those of the tokenizer's residual codes "
             f"{tokenizer.schedule}: set transformer.scales to these"

@@ -8,8 +8,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from scalear.data.batch import Batch
-from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
+from scalear.tokenizers.weights import save_tokenizer
 from scalear.training.latent_statistics import measure_latents, store_statistics
 
 EXPORT_NAME = "tokenizer.safetensors"
