@@ -167,8 +167,7 @@ class ScalearCLI(LightningCLI):
     def _has_weights(self) -> bool:
         """Whether the model reads its weights from a file of its own, so that it needs no checkpoint."""
         if isinstance(self.model, TokenizerModule):
-            tokenizer = self.model.tokenizer
-            return getattr(tokenizer, "weights", None) is not None or getattr(tokenizer, "source", None) is not None
+            return self.model.tokenizer.has_weights
         return not isinstance(self.model, GeneratorModule) or self.model.weights is not None
 
     def _run_on_own_data(self, name: str, kwargs: dict) -> None:

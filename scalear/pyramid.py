@@ -10,7 +10,7 @@ Legend: B batch, C latent channels, V codebook, h w the latent, p patch size, l 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +140,6 @@ class LatentPyramid(Pyramid):
         return rearrange(tokens_BlC, "B (h w) (p q C) -> B C (h p) (w q)", h=h, w=w, p=p, q=p)
 
 
-@runtime_checkable
 class CodeQuantizer(Protocol):
     """What FlexVAR's pyramid needs of a quantizer; see `scalear.tokenizers.quantizer`."""
 
@@ -153,12 +152,11 @@ class CodeQuantizer(Protocol):
         """Codes (B, l) int64 or weights of codes (B, l, V) -> latent_BChw, float32."""
 
 
-@runtime_checkable
 class SumQuantizer(Protocol):
     """What VAR's pyramid needs of a quantizer; see `scalear.tokenizers.residual`."""
 
     num_codes: int
-    dim: int
+    latent_channels: int
 
     def encode(self, latent: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
         """latent_BChw -> codes (B, l_k) int64 of each scale, each of what the coarser ones left over."""
@@ -181,7 +179,7 @@ class CodePyramid(Pyramid):
     """
 
     def __init__(self, tokenizer: Tokenizer, below: bool = False) -> None:
-        self.quantizer: CodeQuantizer = _quantizer(tokenizer, CodeQuantizer, self, "a VQTokenizer")
+        self.quantizer: CodeQuantizer = _quantizer(tokenizer, True, self, "VectorQuantizer")
         self.content = Content(tokenizer.latent_channels, self.quantizer.num_codes)
         self.below = below
 
@@ -230,7 +228,7 @@ class ResidualPyramid(Pyramid):
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.quantizer: SumQuantizer = _quantizer(tokenizer, SumQuantizer, self, "a ResidualVQTokenizer")
+        self.quantizer: SumQuantizer = _quantizer(tokenizer, False, self, "ResidualQuantizer")
         self.content = Content(tokenizer.latent_channels, self.quantizer.num_codes)
 
     def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
@@ -261,23 +259,26 @@ class ResidualPyramid(Pyramid):
 
     def _sums(self, scales: list[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
         """f_hat_BChw after each scale, in the same order of additions for training and sampling."""
-        f_hat = torch.zeros(len(scales[0]), self.quantizer.dim, *schedule.sizes[-1], device=scales[0].device)
+        f_hat = torch.zeros(
+            len(scales[0]), self.quantizer.latent_channels, *schedule.sizes[-1], device=scales[0].device
+        )
         for k, content in enumerate(scales):
             f_hat = self.quantizer.add(f_hat, content, k, schedule)
             yield f_hat
 
 
-def _quantizer(tokenizer: Tokenizer, wanted: type, pyramid: Pyramid, remedy: str) -> Any:
+def _quantizer(tokenizer: Tokenizer, freely: bool, pyramid: Pyramid, wanted: str) -> Any:
     """The tokenizer's quantizer.
 
     Raises:
         ValueError: It has none, or another kind.
     """
-    quantizer = getattr(tokenizer, "quantizer", None)
-    if not isinstance(quantizer, wanted):
+    quantizer = tokenizer.quantizer
+    if quantizer is None or tokenizer.scales_freely != freely:
+        found = "has no codebook" if quantizer is None else f"has a {type(quantizer).__name__}"
         raise ValueError(
-            f"{type(pyramid).__name__} needs a tokenizer with another quantizer than {type(tokenizer).__name__} has: "
-            f"take {remedy}, or another pyramid"
+            f"{type(pyramid).__name__} needs a tokenizer whose bottleneck is a {wanted}, but this one {found}: take a "
+            f"tokenizer with {wanted}, or another pyramid"
         )
     return quantizer
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 import yaml
 from cli_fixtures import CLASSIFIER, NUM_CLASSES, run
-
-from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
+
+from scalear.tokenizers.weights import save_tokenizer
 
 NUM_CODES, DIM = 24, 32
 _TOKENIZER = {
@@ -65,7 +65,7 @@ def tokenizer_config(folder: Path, images: Path) -> dict:
         "tokenizer": {"class_path": "scalear.tokenizers.vq.VQTokenizer", "init_args": _TOKENIZER},
         "optimizer": {"lr": 0.001, "warmup_steps": 1, "total_steps": 2},
         "loss": {
-            "class_path": "scalear.tokenizers.losses.TokenizerLoss",
+            "class_path": "scalear.tokenizers.objective.TokenizerLoss",
             "init_args": {"penalty_weights": {"codebook": 1.0, "commitment": 0.25}},
         },
         "rfid": {"class_path": "scalear.evaluation.fid.FeatureFID", "init_args": {"extractor": _EXTRACTOR}},

@@ -41,9 +41,19 @@ class LatentsAlone(Tokenizer):
 
     def __init__(self, channels: int = 4, quantizer: nn.Module | None = None) -> None:
         super().__init__(image_channels=1, latent_channels=channels, stride=1)
-        self.quantizer = quantizer
+        self.bottleneck = quantizer
+
+    has_weights = True
 
     def load_weights(self) -> None: ...
+
+    @property
+    def quantizer(self) -> nn.Module | None:
+        return self.bottleneck
+
+    @property
+    def scales_freely(self) -> bool:
+        return isinstance(self.bottleneck, VectorQuantizer)
 
     def moments(self, image: Tensor) -> Tensor:
         return image

@@ -28,7 +28,7 @@ from scalear.flow import FAST8, FlowSolver
 from scalear.guidance import Guidance
 from scalear.hardware import float64
 from scalear.tokenizers.discriminator import AdversarialLoss
-from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.objective import TokenizerLoss
 from scalear.training.ema import EMA
 from scalear.training.generator.pictures import SampleGrid
 from scalear.training.tokenizer.codebook import CodebookCare

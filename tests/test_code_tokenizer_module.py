@@ -10,15 +10,15 @@ from data_fixtures import write_images
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from scalear.tokenizers.kl import KLAutoencoder
+from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
 from torch.nn import functional as F
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.files import save_tokenizer
-from scalear.tokenizers.kl import KLAutoencoder
-from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.quantizer import VectorQuantizer
-from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
+from scalear.tokenizers.weights import save_tokenizer
 from scalear.training.optim import OptimizerSettings
 from scalear.training.tokenizer import codebook as codebook_file
 from scalear.training.tokenizer.codebook import CodebookCare

@@ -11,6 +11,7 @@ import yaml
 from parity_case import Case
 from safetensors import safe_open
 from safetensors.torch import load_file
+from scalear.tokenizers.kl import KLAutoencoder
 from test_parity import FOLDER
 
 from scalear.__main__ import main
@@ -21,8 +22,7 @@ from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.family import attention_mask
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.files import load_tokenizer
-from scalear.tokenizers.kl import KLAutoencoder
+from scalear.tokenizers.weights import load_tokenizer
 
 KL16_CONFIG = Path(__file__).parent.parent / "configs/imagenet256/tokenizer-kl16.yaml"
 

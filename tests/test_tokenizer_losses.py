@@ -6,7 +6,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models.vgg import cfgs, make_layers
 
 from scalear.tokenizers.discriminator import AdversarialLoss, PatchDiscriminator
-from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.perceptual import LPIPS, FeatureDistance
 from scalear.tokenizers.trainable import Reconstruction
 

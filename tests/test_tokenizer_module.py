@@ -7,6 +7,7 @@ from data_fixtures import write_images
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from scalear.tokenizers.kl import KLAutoencoder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -14,8 +15,7 @@ from scalear.data.datamodule import ShardDataModule
 from scalear.evaluation.fid import FrechetFeatureDistance
 from scalear.tokenizers.diffusers_adapters import DiffusersKL
 from scalear.tokenizers.discriminator import AdversarialLoss
-from scalear.tokenizers.kl import KLAutoencoder
-from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.perceptual import FeatureDistance
 from scalear.training.ema import EMA
 from scalear.training.optim import OptimizerSettings

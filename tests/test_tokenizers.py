@@ -1,12 +1,12 @@
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
+from scalear.tokenizers.kl import KLAutoencoder
 
 from scalear.draws import RecordedDraws
+from scalear.tokenizers.bottleneck import Posterior, TrainingRequest
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL
-from scalear.tokenizers.files import load_tokenizer, save_tokenizer
-from scalear.tokenizers.kl import KLAutoencoder
-from scalear.tokenizers.trainable import Posterior, TrainingRequest
+from scalear.tokenizers.weights import load_tokenizer, save_tokenizer
 
 TINY = {"image_channels": 1, "latent_channels": 4, "channels": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1}
 TINY_KL = {

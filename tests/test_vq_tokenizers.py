@@ -1,11 +1,11 @@
 import pytest
 import torch
+from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
 from torch.nn import functional as F
 
 from scalear.draws import RecordedDraws
-from scalear.tokenizers.files import load_tokenizer, save_tokenizer
-from scalear.tokenizers.trainable import TrainingRequest
-from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
+from scalear.tokenizers.bottleneck import TrainingRequest
+from scalear.tokenizers.weights import load_tokenizer, save_tokenizer
 
 TINY = {"image_channels": 1, "latent_channels": 4, "num_codes": 32, "channels": 32, "num_res_blocks": 1}
 

@@ -1,4 +1,4 @@
-"""The convolutional autoencoder around every bottleneck: KL, VQ and residual VQ tokenizers derive from it.
+"""The convolutional tokenizer: encoder, bottleneck, decoder. KL-16, VQ-16, VAR's VQVAE and laptop-size variants.
 
 Shapes as in `scalear.tokenizers.base`.
 """
@@ -7,94 +7,102 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scalear.tokenizers.conv import Decoder, Encoder
-from scalear.tokenizers.files import load_tokenizer
-from scalear.tokenizers.trainable import TrainableTokenizer
+from scalear.scales import ScaleSchedule
+from scalear.tokenizers.bottleneck import Bottleneck, Passage, Posterior, TrainingRequest
+from scalear.tokenizers.conv import ConvShape, Decoder, Encoder
+from scalear.tokenizers.quantizer import Quantizer
+from scalear.tokenizers.trainable import Reconstruction, TrainableTokenizer
+from scalear.tokenizers.weights import load_tokenizer
 
 
 class ConvTokenizer(TrainableTokenizer):
-    """Encoder, a convolution, (bottleneck), a convolution, decoder; the derived class is the bottleneck.
+    """Encoder, a convolution, the bottleneck, a convolution, decoder.
 
     Args:
+        shape: Of the convolutional networks.
+        bottleneck: What the latent goes through, and how many channels it has.
         image_channels: 1 (grey) or 3 (RGB).
-        latent_channels: Channels of the latent.
-        channels: Width of the finest level, a multiple of 32.
-        channel_multipliers: Width of each level over `channels`, fine to coarse; one halving between levels.
-        num_res_blocks: Residual blocks per level; the decoder has one more.
-        patch_size: Pixels per side that are folded into channels before the first and after the last convolution.
-            Above 1 there are no convolutions at full resolution, which is what makes a CPU slow.
-        patch_shortcut: Add a linear autoencoder of patches of stride x stride pixels beside encoder and decoder. It
-            starts as the discrete cosine transform, so that the networks learn what a linear code lacks from the
-            first step: many times fewer steps to sharp reconstructions (compare the shortcuts of DC-AE).
-        pixel_channels: Channels of two convolutions at full resolution, after patches are unfolded: what they cost is
-            little, and no seams between patches are left. 0 for none.
         weights: Path of a `.safetensors` written by training (`save_tokenizer`); None for random weights.
-        moments_channels: Channels that the encoder's convolution makes.
-        feature_channels: Channels between encoder, decoder and their convolutions: (from the encoder, to the decoder).
-        conv_size: Kernel size of the two convolutions.
-        coarse_attention: Attention after each residual block of the coarsest level, of (encoder, decoder).
-        moments_dtype: How latent shards store moments.
+
+    Raises:
+        ValueError: `shape.patch_shortcut` cannot make as many latent channels of its patches.
     """
 
+    weight_arguments = frozenset({"weights"})
+
     def __init__(
-        self,
-        image_channels: int,
-        latent_channels: int,
-        channels: int,
-        channel_multipliers: tuple[int, ...],
-        num_res_blocks: int,
-        patch_size: int,
-        patch_shortcut: bool,
-        pixel_channels: int,
-        weights: str | None,
-        moments_channels: int,
-        feature_channels: tuple[int, int],
-        conv_size: int,
-        coarse_attention: tuple[bool, bool],
-        moments_dtype: torch.dtype,
+        self, shape: ConvShape, bottleneck: Bottleneck, image_channels: int = 3, weights: str | None = None
     ) -> None:
-        stride = patch_size * 2 ** (len(channel_multipliers) - 1)
-        super().__init__(image_channels, latent_channels, stride, moments_dtype)
-        self.channels = channels
-        self.channel_multipliers = tuple(channel_multipliers)
-        self.num_res_blocks = num_res_blocks
-        self.patch_size = patch_size
-        self.patch_shortcut = patch_shortcut
-        self.pixel_channels = pixel_channels
+        super().__init__(image_channels, bottleneck.latent_channels, shape.stride, bottleneck.moments_dtype)
+        self.shape = shape
         self.weights = weights
-        layout, unfolded = (channels, self.channel_multipliers, num_res_blocks), pixel_channels or image_channels
-        (encoded, decoded), padding = feature_channels, conv_size // 2
-        self.encoder = Encoder(image_channels * patch_size**2, encoded, *layout, coarse_attention=coarse_attention[0])
-        self.decoder = Decoder(decoded, unfolded * patch_size**2, *layout, coarse_attention=coarse_attention[1])
-        self.pixels = PixelConvolutions(pixel_channels, image_channels) if pixel_channels else nn.Identity()
-        self.quant_conv = nn.Conv2d(encoded, moments_channels, conv_size, padding=padding)
-        self.post_quant_conv = nn.Conv2d(latent_channels, decoded, conv_size, padding=padding)
-        if patch_shortcut:
+        latent_channels, moments_channels = bottleneck.latent_channels, bottleneck.moments_channels
+        encoded, decoded = (shape.feature_channels or own for own in (moments_channels, latent_channels))
+        folded, padding = shape.patch_size**2, shape.conv_size // 2
+        self.encoder = Encoder(image_channels * folded, encoded, shape)
+        self.decoder = Decoder(decoded, (shape.pixel_channels or image_channels) * folded, shape)
+        self.pixels = PixelConvolutions(shape.pixel_channels, image_channels) if shape.pixel_channels else nn.Identity()
+        self.quant_conv = nn.Conv2d(encoded, moments_channels, shape.conv_size, padding=padding)
+        self.bottleneck = bottleneck
+        self.post_quant_conv = nn.Conv2d(latent_channels, decoded, shape.conv_size, padding=padding)
+        if shape.patch_shortcut:
             self.shortcut = PatchShortcut(image_channels, latent_channels, self.stride)
             for layer in (self.quant_conv, self._output):  # begin as the linear code alone
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
+            nn.init.constant_(self.quant_conv.bias[latent_channels:], bottleneck.linear_start)
 
     def load_weights(self) -> None:
         if self.weights is not None:
             load_tokenizer(self, self.weights)
 
+    @property
+    def has_weights(self) -> bool:
+        return self.weights is not None
+
+    @property
+    def not_in_weights(self) -> frozenset[str]:
+        return frozenset(f"bottleneck.{name}" for name in self.bottleneck.not_in_weights)
+
+    @property
+    def title(self) -> str:
+        return f"{super().title} with {type(self.bottleneck).__name__}"
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        return self.bottleneck if isinstance(self.bottleneck, Quantizer) else None
+
+    @property
+    def schedule(self) -> ScaleSchedule | None:
+        return self.bottleneck.schedule
+
+    @property
+    def scales_freely(self) -> bool:
+        return self.bottleneck.scales_freely
+
+    @property
+    def penalties(self) -> frozenset[str]:
+        return self.bottleneck.penalties
+
     def moments(self, image: Tensor) -> Tensor:
         self.latent_size(image.shape[-2:])
-        moments = self.quant_conv(self.encoder(F.pixel_unshuffle(image, self.patch_size))).float()
-        if not self.patch_shortcut:
+        moments = self.quant_conv(self.encoder(F.pixel_unshuffle(image, self.shape.patch_size))).float()
+        if not self.shape.patch_shortcut:
             return moments
         raw, rest = moments.tensor_split((self.latent_channels,), dim=1)
         return torch.cat([raw + self.shortcut.encode(image), rest], dim=1)
+
+    def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.normalise(self.bottleneck.latent(moments, noise))
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.decode_raw(self.denormalise(latent)).clamp(-1.0, 1.0)
 
     def decode_raw(self, latent: Tensor) -> Tensor:
         """Raw latent -> image_BCHW that is not clamped: what training and the official code see."""
-        unfolded = F.pixel_shuffle(self.decoder(self.post_quant_conv(latent)), self.patch_size)
+        unfolded = F.pixel_shuffle(self.decoder(self.post_quant_conv(latent)), self.shape.patch_size)
         image = self.pixels(unfolded).float()
-        return image + self.shortcut.decode(latent) if self.patch_shortcut else image
+        return image + self.shortcut.decode(latent) if self.shape.patch_shortcut else image
 
     def decode_for_loss(self, latent: Tensor) -> Tensor:
         """Raw latent -> image_BCHW clamped to [-1, 1], straight through.
@@ -105,13 +113,32 @@ class ConvTokenizer(TrainableTokenizer):
         raw = self.decode_raw(latent)
         return raw + (raw.clamp(-1.0, 1.0) - raw).detach()
 
+    def passages(self, image: Tensor, request: TrainingRequest) -> list[Passage]:
+        return self.bottleneck(self.moments(image), request, image[0].numel())
+
+    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
+        reconstructions = []
+        for passage in self.passages(image, request):
+            decoded, target, scale = self.decode_for_loss(passage.latent_BChw), image, ""
+            if reconstructions:  # below full size
+                target = F.adaptive_avg_pool2d(image, decoded.shape[-2:])
+                scale = str(ScaleSchedule((tuple(passage.latent_BChw.shape[-2:]),)))
+            reconstructions.append(Reconstruction(decoded, target, passage.penalties, passage.quantized, scale))
+        return reconstructions
+
+    def posterior(self, image: Tensor) -> Posterior | None:
+        return self.bottleneck.posterior(self.moments(image))
+
+    def check_gradients(self) -> None:
+        self.bottleneck.check_gradients()
+
     @property
     def last_layer(self) -> nn.Parameter:
         return self._output.weight
 
     @property
     def _output(self) -> nn.Conv2d:
-        return self.pixels[-1] if self.pixel_channels else self.decoder.conv_out
+        return self.pixels[-1] if self.shape.pixel_channels else self.decoder.conv_out
 
 
 class PixelConvolutions(nn.Sequential):

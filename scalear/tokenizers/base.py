@@ -3,8 +3,8 @@
 Stages of an image, stated once:
 
     image_BCHW    float in [-1, 1]; H and W are multiples of `stride`
-    moments_BChw  what `moments` gives, not normalised, all that a latent shard must hold:
-                  mean and log-variance, concatenated (KL), or the latent before quantisation (VQ)
+    moments_BMhw  what `moments` gives, not normalised, all that a latent shard must hold:
+                  mean and log-variance, concatenated (KL), or the latent before quantisation (codes)
     latent_BChw   zero mean and unit variance by the stored statistics, per channel or over all; what generators see
 
 The statistics live here and in the tokenizer's checkpoint, and nowhere else.
@@ -15,6 +15,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+
+from scalear.scales import ScaleSchedule
+from scalear.tokenizers.quantizer import Quantizer
 
 
 class Tokenizer(nn.Module, ABC):
@@ -28,10 +31,10 @@ class Tokenizer(nn.Module, ABC):
             discrete ones, whose codes flip when the latent is rounded.
 
     Attributes:
-        not_in_weights: Constructor arguments that may differ from those that the weights were trained with.
+        weight_arguments: Constructor arguments that say where weights are; all others are the architecture.
     """
 
-    not_in_weights: frozenset[str] = frozenset()
+    weight_arguments: frozenset[str] = frozenset()
     latent_mean: Tensor  # (C,)
     latent_std: Tensor  # (C,)
 
@@ -58,13 +61,48 @@ class Tokenizer(nn.Module, ABC):
             ValueError: A file is missing or holds another architecture; names the file and the remedy.
         """
 
+    @property
+    @abstractmethod
+    def has_weights(self) -> bool:
+        """Whether `load_weights` reads any, so that no checkpoint is needed."""
+
+    @property
+    def not_in_weights(self) -> frozenset[str]:
+        """Names of arguments, with those of their parts (`part.name`), that may differ from those of the weights."""
+        return frozenset()
+
+    @property
+    def title(self) -> str:
+        """What to call it in messages."""
+        return type(self).__name__
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """Its codebook, if it has one. The statistics are then the identity: codes know raw latents only."""
+        return None
+
+    @property
+    def num_codes(self) -> int | None:
+        """Size of the codebook, if there is one."""
+        return None if self.quantizer is None else self.quantizer.num_codes
+
+    @property
+    def schedule(self) -> ScaleSchedule | None:
+        """Scales of its own, if an image becomes all of them together (residual codes)."""
+        return None
+
+    @property
+    def scales_freely(self) -> bool:
+        """Whether a latent resized to any (h, w) is one of its latents too, and can be trained to decode well."""
+        return False
+
     @abstractmethod
     def moments(self, image: Tensor) -> Tensor:
-        """image_BCHW -> moments_BChw, the part of encoding that is worth caching."""
+        """image_BCHW -> moments_BMhw, the part of encoding that is worth caching."""
 
     @abstractmethod
     def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
-        """moments_BChw -> latent_BChw: the mode, or with standard normal `noise` (B, C, h, w) a posterior sample."""
+        """moments_BMhw -> latent_BChw: the mode, or with standard normal `noise` (B, C, h, w) a posterior sample."""
 
     @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
@@ -76,7 +114,8 @@ class Tokenizer(nn.Module, ABC):
 
     def reconstruction(self, image: Tensor) -> Tensor:
         """image_BCHW there and back as a user gets it: the posterior's mode, or through the codebook."""
-        return self.decode(self.encode(image))
+        latent = self.encode(image)
+        return self.decode(latent if self.quantizer is None else self.quantizer.quantize(latent))
 
     def latent_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Side lengths (h, w) of the latent of an (H, W) image.

@@ -1,20 +1,73 @@
-"""The convolutional encoder and decoder of the LDM family, shared by KL, VQ and residual VQ tokenizers.
+"""The convolutional encoder and decoder of the LDM family, and their shape. Any bottleneck goes between them.
 
-One pair of classes expresses the published layouts; all of them have attention in the middle, and differ in
-`coarse_attention`, attention after every residual block of the coarsest level:
+One pair of classes expresses the published layouts. All of them have attention in the middle, and the encoder also
+after every residual block of its coarsest level; the decoder there as well, or not:
 
-    MAR KL-16         encoder yes, decoder no
-    LlamaGen VQ-16    encoder yes, decoder yes
-    VAR               encoder yes, decoder yes
-    SD-VAE            encoder no,  decoder no
+                  channels  feature_channels  conv_size  decoder_attention
+    MAR KL-16          128              null          1              false
+    LlamaGen VQ-16     128               256          1               true
+    VAR                160              null          3               true
 
 Shapes: B batch, C channels, H W the feature map at hand.
 """
+
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 NORM_GROUPS = 32  # channel counts must be multiples of it
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Widths, depths and resolutions of a convolutional tokenizer, apart from its images and its bottleneck.
+
+    Raises:
+        ValueError: `channels` is no multiple of 32, or there are no levels.
+    """
+
+    channels: int = 128
+    """Width of the finest level, a multiple of 32."""
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Width of each level over `channels`, fine to coarse; one halving between levels."""
+    num_res_blocks: int = 2
+    """Residual blocks per level; the decoder has one more."""
+    feature_channels: int | None = None
+    """Channels between encoder or decoder and the convolutions around the bottleneck; None for those of the bottleneck:
+    its moments on the side of the encoder, its latent on that of the decoder."""
+    conv_size: int = 1
+    """Kernel size of the two convolutions around the bottleneck, odd."""
+    decoder_attention: bool = True
+    """Attention after each residual block of the decoder's coarsest level, as the encoder has it."""
+    patch_size: int = 1
+    """Pixels per side that are folded into channels before the first and after the last convolution. Above 1 there are
+    no convolutions at full resolution, which is what makes a CPU slow."""
+    patch_shortcut: bool = False
+    """Add a linear autoencoder of patches of stride x stride pixels beside encoder and decoder. It starts as the
+    discrete cosine transform, so that the networks learn what a linear code lacks from the first step: many times fewer
+    steps to sharp reconstructions (compare the shortcuts of DC-AE)."""
+    pixel_channels: int = 0
+    """Channels of two convolutions at full resolution, after patches are unfolded: what they cost is little, and no
+    seams between patches are left. 0 for none."""
+
+    def __post_init__(self) -> None:
+        if not self.channel_multipliers or self.channels % NORM_GROUPS or min(self.widths) <= 0:
+            raise ValueError(
+                f"channels must be a multiple of {NORM_GROUPS} (group norm) and channel_multipliers a non-empty list "
+                f"of positive integers, got channels={self.channels}, "
+                f"channel_multipliers={tuple(self.channel_multipliers)}"
+            )
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, fine to coarse."""
+        return [self.channels * multiplier for multiplier in self.channel_multipliers]
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent cell and side."""
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
 
 class ResidualBlock(nn.Module):
@@ -97,32 +150,20 @@ class Middle(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """image_BCHW -> feature map at 1 / 2^(levels - 1) of the resolution.
+    """image_BCHW, folded into patches, -> feature map at 1 / 2^(levels - 1) of the resolution.
 
     Args:
-        in_channels: Channels of the image.
+        in_channels: Channels of the folded image.
         out_channels: Channels of the feature map.
-        channels: Width of the finest level.
-        channel_multipliers: Width of each level over `channels`, fine to coarse; one halving between levels.
-        num_res_blocks: Residual blocks per level.
-        coarse_attention: Attention after each residual block of the coarsest level.
+        shape: Of the levels.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        channels: int,
-        channel_multipliers: tuple[int, ...],
-        num_res_blocks: int,
-        coarse_attention: bool,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, shape: ConvShape) -> None:
         super().__init__()
-        widths = _level_widths(channels, channel_multipliers)
-        coarsest = len(widths) - 1
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        widths, coarsest = shape.widths, len(shape.widths) - 1
+        self.conv_in = nn.Conv2d(in_channels, shape.channels, 3, padding=1)
         self.levels = nn.ModuleList(
-            Level(widths[max(i - 1, 0)] if i else channels, width, num_res_blocks, coarse_attention and i == coarsest)
+            Level(widths[i - 1] if i else shape.channels, width, shape.num_res_blocks, attention=i == coarsest)
             for i, width in enumerate(widths)
         )
         self.downsamples = nn.ModuleList(Downsample(width) for width in widths[:-1])
@@ -138,32 +179,21 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Feature map -> image_BCHW, 2^(levels - 1) times as large; mirrors `Encoder` with one more block per level.
+    """Feature map -> folded image_BCHW, 2^(levels - 1) times as large; `Encoder` reversed, with one more block a level.
 
     Args:
         in_channels: Channels of the feature map.
-        out_channels: Channels of the image.
-        channels: Width of the finest level.
-        channel_multipliers: Width of each level over `channels`, fine to coarse.
-        num_res_blocks: Residual blocks per level, less one.
-        coarse_attention: Attention after each residual block of the coarsest level.
+        out_channels: Channels of the folded image.
+        shape: Of the levels.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        channels: int,
-        channel_multipliers: tuple[int, ...],
-        num_res_blocks: int,
-        coarse_attention: bool,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, shape: ConvShape) -> None:
         super().__init__()
-        widths = _level_widths(channels, channel_multipliers)[::-1]
+        widths = shape.widths[::-1]
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.middle = Middle(widths[0])
         self.levels = nn.ModuleList(  # in processing order, coarse to fine
-            Level(widths[max(i - 1, 0)], width, num_res_blocks + 1, coarse_attention and i == 0)
+            Level(widths[max(i - 1, 0)], width, shape.num_res_blocks + 1, shape.decoder_attention and i == 0)
             for i, width in enumerate(widths)
         )
         self.upsamples = nn.ModuleList(Upsample(width) for width in widths[:-1])
@@ -179,13 +209,3 @@ class Decoder(nn.Module):
 
 def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
-
-
-def _level_widths(channels: int, channel_multipliers: tuple[int, ...]) -> list[int]:
-    widths = [channels * multiplier for multiplier in channel_multipliers]
-    if not widths or channels % NORM_GROUPS or min(widths) <= 0:
-        raise ValueError(
-            f"channels must be a multiple of {NORM_GROUPS} (group norm) and channel_multipliers a non-empty list of "
-            f"positive integers, got channels={channels}, channel_multipliers={tuple(channel_multipliers)}"
-        )
-    return widths

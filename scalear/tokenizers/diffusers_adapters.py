@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.trainable import Posterior
+from scalear.tokenizers.bottleneck import Posterior
 
 # Entries of diffusers' config.json that change no tensor and no output.
 IRRELEVANT = ("sample_size", "force_upcast")
@@ -34,6 +34,7 @@ class DiffusersTokenizer(Tokenizer):
         subfolder: Folder inside `source` that holds the autoencoder, `vae` in whole pipelines.
     """
 
+    weight_arguments = frozenset({"source", "subfolder"})
     model_class: type[AutoencoderKL | AutoencoderDC]
 
     def __init__(
@@ -65,6 +66,10 @@ class DiffusersTokenizer(Tokenizer):
             ) from error
         self.model.load_state_dict(loaded.state_dict())
         self._set_statistics()  # the buffers may have been lost on the meta device
+
+    @property
+    def has_weights(self) -> bool:
+        return self.source is not None
 
     @abstractmethod
     def moments(self, image: Tensor) -> Tensor: ...

@@ -3,52 +3,44 @@
 Shapes: B batch, C latent channels, h w token map, l = h * w tokens, V codes, n vectors.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scalear.scales import ScaleSchedule
+from scalear.tokenizers.bottleneck import Bottleneck, Passage, Quantized, TrainingRequest
+
 _CHUNK = 2**20  # distances held at a time: 4 MiB, which stay in a CPU's cache
 
 
-@dataclass
-class Quantized:
-    """A latent that went through a codebook, in training.
-
-    Attributes:
-        latent_BChw: Of codebook vectors; its gradient goes to the latent before quantisation (straight through).
-        penalties: `codebook` pulls codes to latents, `commitment` latents to codes, `entropy` if it was asked for.
-        codes: int64 (B, l) of each scale.
-        vectors: What these codes replaced, (B, l, C) float32 of each scale, detached.
-    """
-
-    latent_BChw: Tensor
-    penalties: dict[str, Tensor]
-    codes: list[Tensor]
-    vectors: list[Tensor]
-
-
-class Quantizer(nn.Module):
+class Quantizer(Bottleneck):
     """V vectors of C numbers, the search among them and the way back. All of it in float32, also under autocast.
 
+    Moments are the latent before quantisation, stored in float32: codes flip when it is rounded.
+
     Args:
+        latent_channels: C.
         num_codes: V.
-        dim: C.
         normalise: Compare directions only: vectors and codes are scaled to unit length first.
+
+    Raises:
+        ValueError: There are fewer than 2 codes, or no channels.
     """
 
-    def __init__(self, num_codes: int, dim: int, normalise: bool) -> None:
-        super().__init__()
-        if num_codes < 2 or dim < 1:
-            raise ValueError(f"a codebook needs num_codes >= 2 and latent_channels >= 1, got {num_codes}, {dim}")
+    def __init__(self, latent_channels: int, num_codes: int, normalise: bool) -> None:
+        super().__init__(latent_channels, latent_channels, torch.float32)
+        if num_codes < 2 or latent_channels < 1:
+            raise ValueError(
+                f"a codebook needs num_codes >= 2 and latent_channels >= 1, got {num_codes} and {latent_channels}"
+            )
         self.num_codes = num_codes
-        self.dim = dim
         self.normalise = normalise
-        initial = torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes)
+        initial = torch.empty(num_codes, latent_channels).uniform_(-1 / num_codes, 1 / num_codes)
         self.codebook = nn.Parameter(F.normalize(initial, dim=1) if normalise else initial)
         self.codebook.no_weight_decay = True
 
@@ -68,7 +60,7 @@ class Quantizer(nn.Module):
         Exact in float32, whatever autocast or the precision of matrix products is set to. Distances are held for a
         chunk of vectors at a time: memory does not grow with their number.
         """
-        codes_VC, flat_nC = self.scaled(self.codebook), self.scaled(vectors).reshape(-1, self.dim)
+        codes_VC, flat_nC = self.scaled(self.codebook), self.scaled(vectors).reshape(-1, self.latent_channels)
         half_square_V = 0.5 * codes_VC.square().sum(1)
         rows = max(1, _CHUNK // self.num_codes)
         # One buffer for all chunks: small results between large ones that come and go would tear the heap apart.
@@ -97,25 +89,62 @@ class Quantizer(nn.Module):
             vectors_BlC = content.float() @ self.vectors if content.is_floating_point() else self.vectors[content]
         return rearrange(vectors_BlC, "B (h w) C -> B C h w", h=size[0], w=size[1])
 
+    def latent(self, moments_BMhw: Tensor, noise_BChw: Tensor | None = None) -> Tensor:
+        return moments_BMhw.float()
+
+    @abstractmethod
+    def quantize(self, latent_BChw: Tensor) -> Tensor:
+        """latent_BChw -> the latent_BChw that its codes stand for.
+
+        Raises:
+            ValueError: The quantizer has scales of its own, which do not end at the latent's size.
+        """
+
+    @abstractmethod
+    def scale_by_scale(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor]]:
+        """Codes (B, l) of each scale, and the latent_BChw to decode once this scale is known."""
+
 
 class VectorQuantizer(Quantizer):
     """Every cell becomes its nearest code (LlamaGen's and FlexVAR's quantizer; paper section 3.3, eq. 4).
 
+    Latents of any size can be quantised and decoded; only training at several sizes (`sizes` of `TokenizerModule`)
+    makes them decode well.
+
     Args:
+        latent_channels: C.
         num_codes: V.
-        dim: Channels of the latent.
         normalise: Compare directions only, as the official code does; the paper says Euclidean distance (False).
     """
 
-    def __init__(self, num_codes: int, dim: int, normalise: bool = True) -> None:
-        super().__init__(num_codes, dim, normalise)
+    penalties = frozenset({"codebook", "commitment", "entropy"})
+    scales_freely = True
 
-    def forward(self, latent_BChw: Tensor, entropy: bool = False) -> Quantized:
+    def __init__(self, latent_channels: int, num_codes: int, normalise: bool = True) -> None:
+        super().__init__(latent_channels, num_codes, normalise)
+
+    def quantize(self, latent_BChw: Tensor) -> Tensor:
+        return self.embed(self.codes(latent_BChw), latent_BChw.shape[-2:])
+
+    def scale_by_scale(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor]]:
+        for size in schedule.sizes:
+            codes_Bl = self.codes(F.adaptive_avg_pool2d(latent_BChw, size))
+            yield codes_Bl, self.embed(codes_Bl, size)
+
+    def forward(self, moments_BMhw: Tensor, request: TrainingRequest, num_elements: int) -> list[Passage]:
+        maps = [moments_BMhw, *(F.adaptive_avg_pool2d(moments_BMhw, size) for size in request.sizes)]
+        return [self.passage(latent_BChw, "entropy" in request.penalties) for latent_BChw in maps]
+
+    def passage(self, latent_BChw: Tensor, entropy: bool = False) -> Passage:
         """Quantise for training.
 
         Args:
             latent_BChw: Of any size.
             entropy: Also compute the penalty `entropy`, whose (n, V) probabilities take time and memory.
+
+        Returns:
+            Codebook vectors, whose gradient goes to the latent before quantisation (straight through). Penalties are
+            `codebook`, which pulls codes to latents, `commitment`, latents to codes, and `entropy` if asked for.
         """
         size = tuple(latent_BChw.shape[-2:])
         with torch.autocast(latent_BChw.device.type, enabled=False):
@@ -130,7 +159,7 @@ class VectorQuantizer(Quantizer):
             if entropy:
                 penalties["entropy"] = assignment_entropy(vectors_BlC.flatten(0, 1), self.vectors)
         straight_BChw = latent_BChw + (quantized_BChw - latent_BChw).detach()
-        return Quantized(straight_BChw, penalties, [codes_Bl], [vectors_BlC.detach()])
+        return Passage(straight_BChw, penalties, Quantized([codes_Bl], [vectors_BlC.detach()]))
 
 
 def assignment_entropy(vectors_nC: Tensor, codes_VC: Tensor, temperature: float = 0.01) -> Tensor:

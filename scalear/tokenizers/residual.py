@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.quantizer import Quantized, Quantizer
+from scalear.tokenizers.bottleneck import Passage, Quantized, TrainingRequest
+from scalear.tokenizers.quantizer import Quantizer
 
 
 class ResidualQuantizer(Quantizer):
@@ -20,24 +21,39 @@ class ResidualQuantizer(Quantizer):
     f_hat, the sum so far, starts at 0; scale k quantises the area average of latent - f_hat.
 
     Args:
+        latent_channels: C.
         num_codes: V, shared by all scales.
-        dim: Channels of the latent.
+        scales: Sides or sizes of the token maps, coarse to fine; the last is the latent's.
         num_phis: Convolutions: 1 is shared by all scales, as many as scales gives each its own, numbers between are
             partially shared (VAR: 4 for 10 scales).
         phi_ratio: Weight of the convolution in phi(h) = (1 - ratio) h + ratio conv(h); 0 for none.
         normalise: Search by direction only; what is summed is the code as it is (VAR's `using_znorm`).
+
+    Raises:
+        ValueError: An argument is out of its range.
     """
 
+    penalties = frozenset({"codebook", "commitment"})
+    not_in_weights = frozenset({"scales"})  # VAR uses one tokenizer for its lists of 256 and of 512 px
+
     def __init__(
-        self, num_codes: int, dim: int, num_phis: int = 4, phi_ratio: float = 0.5, normalise: bool = False
+        self,
+        latent_channels: int,
+        num_codes: int,
+        scales: str | list[int | list[int]],
+        num_phis: int = 4,
+        phi_ratio: float = 0.5,
+        normalise: bool = False,
     ) -> None:
-        super().__init__(num_codes, dim, normalise)
+        super().__init__(latent_channels, num_codes, normalise)
         if num_phis < 1 or not 0 <= phi_ratio <= 1:
             raise ValueError(f"need num_phis >= 1 and phi_ratio in [0, 1], got {num_phis} and {phi_ratio}")
+        self.schedule = ScaleSchedule.parse(scales)
+        self.scales = str(self.schedule)
         self.num_phis = num_phis
         self.phi_ratio = phi_ratio
         count = num_phis if phi_ratio else 0
-        self.phis = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(count))
+        self.phis = nn.ModuleList(nn.Conv2d(latent_channels, latent_channels, 3, padding=1) for _ in range(count))
         for conv in self.phis:  # begin as no phi; PyTorch's own start, which the official code has, trains more slowly
             nn.init.dirac_(conv.weight)
             nn.init.zeros_(conv.bias)
@@ -81,21 +97,39 @@ class ResidualQuantizer(Quantizer):
         """
         return [codes_Bl for codes_Bl, _, _ in self.steps(latent_BChw, schedule)]
 
-    def quantize(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Tensor:
-        """The sum of all scales, latent_BChw, that these codes stand for."""
-        return [f_hat_BChw for _, _, f_hat_BChw in self.steps(latent_BChw, schedule)][-1]
+    def quantize(self, latent_BChw: Tensor) -> Tensor:
+        return [f_hat_BChw for _, f_hat_BChw in self.scale_by_scale(latent_BChw, self.schedule)][-1]
 
-    def forward(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Quantized:
-        """Quantise for training; penalties are the means over scales of those of the sum so far (VAR's loss)."""
+    def scale_by_scale(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((codes_Bl, f_hat_BChw) for codes_Bl, _, f_hat_BChw in self.steps(latent_BChw, schedule))
+
+    def forward(self, moments_BMhw: Tensor, request: TrainingRequest, num_elements: int) -> list[Passage]:
+        return [self.passage(moments_BMhw)]
+
+    def passage(self, latent_BChw: Tensor) -> Passage:
+        """Quantise for training, straight through; penalties are the means over scales of those of the sum so far.
+
+        That is VAR's loss: `codebook` pulls sums to latents, `commitment` latents to sums.
+        """
         latent_BChw = latent_BChw.float()
-        codes, vectors, sums = zip(*self.steps(latent_BChw, schedule), strict=True)
+        codes, vectors, sums = zip(*self.steps(latent_BChw, self.schedule), strict=True)
         errors = [
             ((f_hat - latent_BChw.detach()).square().mean(), (f_hat.detach() - latent_BChw).square().mean())
             for f_hat in sums
         ]
         codebook, commitment = torch.stack([torch.stack(pair) for pair in errors]).mean(0)
         straight_BChw = latent_BChw + (sums[-1] - latent_BChw).detach()
-        return Quantized(straight_BChw, {"codebook": codebook, "commitment": commitment}, list(codes), list(vectors))
+        penalties = {"codebook": codebook, "commitment": commitment}
+        return Passage(straight_BChw, penalties, Quantized(list(codes), list(vectors)))
+
+    def check_gradients(self) -> None:
+        served = self.schedule.num_scales
+        used = {self.phi_index(k, served) for k in range(served)}
+        if self.phi_ratio and len(used) < self.num_phis:
+            raise ValueError(
+                f"{served} scales use {len(used)} of {self.num_phis} phis, but DDP waits for gradients of all: "
+                f"set tokenizer.bottleneck.num_phis to 1 or {served}"
+            )
 
     def steps(self, latent_BChw: Tensor, schedule: ScaleSchedule) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Codes (B, l), the vectors (B, l, C) that they replaced, and f_hat, scale by scale."""

@@ -1,53 +1,12 @@
 """What a tokenizer adds to the contract of `scalear.tokenizers.base` when it can be trained here."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from scalear.draws import Draws
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.quantizer import Quantized
-
-
-@dataclass
-class Posterior:
-    """Diagonal Gaussian over raw (not normalised) latents."""
-
-    mean_BChw: Tensor
-    logvar_BChw: Tensor
-
-    @classmethod
-    def from_moments(cls, moments_BChw: Tensor) -> "Posterior":
-        """Split moments, in float32, into mean and clamped log-variance."""
-        mean_BChw, logvar_BChw = moments_BChw.float().chunk(2, dim=1)
-        return cls(mean_BChw, logvar_BChw.clamp(-30.0, 20.0))
-
-    def sample(self, noise_BChw: Tensor) -> Tensor:
-        """Latent of standard normal noise."""
-        return self.mean_BChw + torch.exp(0.5 * self.logvar_BChw) * noise_BChw
-
-    def kl(self) -> Tensor:
-        """Divergence from the standard normal in nats, (B,)."""
-        nats_BChw = 0.5 * (self.mean_BChw.square() + self.logvar_BChw.exp() - 1.0 - self.logvar_BChw)
-        return nats_BChw.flatten(1).sum(1)
-
-
-@dataclass
-class TrainingRequest:
-    """What a training pass needs beside the images.
-
-    Attributes:
-        draws: Source of random numbers for the batch.
-        sizes: Latent sizes (h, w) to reconstruct at, besides the full one; for tokenizers that scale.
-        penalties: Names of those that have a weight; costly ones are left out if nobody asks for them.
-    """
-
-    draws: Draws
-    sizes: Sequence[tuple[int, int]] = ()
-    penalties: Collection[str] = ()
+from scalear.tokenizers.bottleneck import Passage, Posterior, Quantized, TrainingRequest
 
 
 @dataclass
@@ -70,23 +29,34 @@ class Reconstruction:
 
 
 class TrainableTokenizer(Tokenizer):
-    """A tokenizer whose encoder and decoder are learned by `scalear.training.tokenizer.module`.
+    """A tokenizer whose encoder and decoder are learned by `scalear.training.tokenizer.module`."""
 
-    Attributes:
-        penalties: Names of all that its bottleneck may cost; see `Reconstruction`.
-    """
-
-    penalties: frozenset[str]
-
+    @property
     @abstractmethod
-    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
-        """image_BCHW there and back, differentiable: at full size, then at each of the request's sizes."""
+    def penalties(self) -> frozenset[str]:
+        """Names of all that its bottleneck may cost; see `Reconstruction`."""
 
     @property
     @abstractmethod
     def last_layer(self) -> nn.Parameter:
         """The decoder's last weight, where reconstruction and adversarial gradients are balanced."""
 
+    @abstractmethod
+    def passages(self, image: Tensor, request: TrainingRequest) -> list[Passage]:
+        """image_BCHW through encoder and bottleneck, differentiable: at full size, then at each of the request's."""
+
+    @abstractmethod
+    def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
+        """image_BCHW there and back, differentiable: at full size, then at each of the request's sizes."""
+
+    @abstractmethod
     def posterior(self, image: Tensor) -> Posterior | None:
-        """image_BCHW -> Gaussian over raw latents; None for discrete tokenizers, whose statistics stay the identity."""
-        return None
+        """image_BCHW -> Gaussian over raw latents; None for codes, whose statistics stay the identity."""
+
+    @abstractmethod
+    def check_gradients(self) -> None:
+        """Refuse arguments by which some weights get no gradient, for which training on several ranks would wait.
+
+        Raises:
+            ValueError: Names the arguments and the remedy.
+        """

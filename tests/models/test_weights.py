@@ -6,6 +6,7 @@ import pytest
 import torch
 from model_fixtures import make_code_model, make_model, randomise
 
+from scalear.models.generator import Generator
 from scalear.models.weights import generator_metadata, load_generator
 from scalear.tensor_files import CARRIED, write_tensors
 

@@ -14,7 +14,6 @@ from scalear.scales import ScaleSchedule
 Format = Literal["scalear", "diffusers"]
 
 _IMAGE_MODEL = f"{ImageModel.__module__}.{ImageModel.__qualname__}"
-_WEIGHT_SOURCES = ("weights", "source", "subfolder")  # arguments of tokenizers that the exported weights replace
 
 
 def export_model(
@@ -42,7 +41,8 @@ def export_model(
     """
     given = {name: parts[name] for name in ("pyramid", "transformer", "head", "label_drop_prob")}
     tokenizer = parts["tokenizer"]
-    kept = {name: value for name, value in tokenizer["init_args"].items() if name not in _WEIGHT_SOURCES}
+    replaced = model.tokenizer.weight_arguments  # by the exported weights
+    kept = {name: value for name, value in tokenizer["init_args"].items() if name not in replaced}
     given["tokenizer"] = {"class_path": tokenizer["class_path"], "init_args": kept}
     given |= {"sampling": settings_part(model.sampling), "guidance": asdict(model.guidance)}
     # Built on the meta device, and then given the modules that hold the weights already.

@@ -171,7 +171,7 @@ class ScaleARModel(
             num_parameters=f"{sum(parameter.numel() for parameter in self.model.generator.parameters()):,}",
             num_classes=self.model.num_classes,
             scales=self.scales or self.model.schedule,
-            tokenizer=type(self.model.tokenizer).__name__,
+            tokenizer=self.model.tokenizer.title,
             version=scalear.__version__,
             **kwargs,
         )

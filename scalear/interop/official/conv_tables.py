@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalear.interop.official.family import State, count
+from scalear.interop.official.family import State, count, node
 from scalear.interop.official.tables import Row, affine, prefixed, stacked
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.conv import AttentionBlock, Decoder, Encoder, Level
@@ -72,22 +72,33 @@ def _decoder_rows(decoder: Decoder, naming: Naming) -> list[Row]:
 
 
 def layout(state: State, naming: Naming) -> dict:
-    """Arguments of our tokenizers that the shapes of an official encoder tell.
+    """What the shapes of an official encoder tell of a `ConvShape`.
 
     Raises:
         ValueError: A width is not a multiple of the finest one.
     """
     prefix = "encoder." + naming.encoder_level.split("{")[0]
-    channels, image_channels = state["encoder.conv_in.weight"].shape[:2]
+    channels = state["encoder.conv_in.weight"].shape[0]
     widths = [state[f"{prefix}{level}.{naming.block}.0.conv2.weight"].shape[0] for level in range(count(state, prefix))]
     if any(width % channels for width in widths):
         raise ValueError(f"levels of {widths} channels are not multiples of the first convolution's {channels}")
     return {
-        "image_channels": image_channels,
         "channels": channels,
         "channel_multipliers": [width // channels for width in widths],
         "num_res_blocks": count(state, f"{prefix}0.{naming.block}."),
     }
+
+
+def tokenizer_node(state: State, shape: dict, bottleneck: dict) -> dict:
+    """Our tokenizer as configs write it.
+
+    Args:
+        state: The official tensors, which tell the channels of images.
+        shape: Arguments of its `ConvShape`.
+        bottleneck: Part of it.
+    """
+    image_channels = state["encoder.conv_in.weight"].shape[1]
+    return node(ConvTokenizer, shape=shape, bottleneck=bottleneck, image_channels=image_channels)
 
 
 def _ends_and_middle(naming: Naming) -> list[Row]:

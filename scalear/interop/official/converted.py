@@ -11,7 +11,7 @@ from scalear.models.generator import Generator
 from scalear.models.weights import generator_metadata
 from scalear.tensor_files import CARRIED, read_tensors, write_tensors
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.files import tokenizer_metadata
+from scalear.tokenizers.weights import tokenizer_metadata
 
 
 def save_conversion(conversion: Conversion, path: str | Path) -> None:

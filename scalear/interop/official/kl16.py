@@ -4,10 +4,11 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from scalear.interop.official.conv_tables import LDM, latent_statistics, layout, tokenizer_rows
+from scalear.interop.official.conv_tables import LDM, latent_statistics, layout, tokenizer_node, tokenizer_rows
 from scalear.interop.official.family import Arguments, Family, State, node
 from scalear.interop.official.tables import Row
-from scalear.tokenizers.kl import KLAutoencoder
+from scalear.tokenizers.autoencoder import ConvTokenizer
+from scalear.tokenizers.gaussian import Gaussian
 
 # MAR and FlowAR multiply latents by this number; it goes into the statistics of the converted tokenizer.
 _LATENT_SCALE = 0.2325
@@ -34,10 +35,11 @@ class KL16(Family):
         latent_channels = state["post_quant_conv.weight"].shape[1]
         for name in ("embed_dim", "z_channels"):
             arguments.agree(name, latent_channels)
-        return node(KLAutoencoder, latent_channels=latent_channels, **ours)
+        bottleneck = node(Gaussian, latent_channels=latent_channels)
+        return tokenizer_node(state, ours | {"decoder_attention": False}, bottleneck)
 
-    def rows(self, model: KLAutoencoder, official_keys: Collection[str]) -> list[Row]:
+    def rows(self, model: ConvTokenizer, official_keys: Collection[str]) -> list[Row]:
         return tokenizer_rows(model, LDM)
 
-    def extra(self, model: KLAutoencoder) -> dict[str, Tensor]:
+    def extra(self, model: ConvTokenizer) -> dict[str, Tensor]:
         return latent_statistics(model, 1.0 / _LATENT_SCALE)

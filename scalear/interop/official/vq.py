@@ -4,14 +4,23 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from scalear.interop.official.conv_tables import LLAMAGEN, VAR, latent_statistics, layout, tokenizer_rows
+from scalear.interop.official.conv_tables import (
+    LLAMAGEN,
+    VAR,
+    latent_statistics,
+    layout,
+    tokenizer_node,
+    tokenizer_rows,
+)
 from scalear.interop.official.family import Arguments, Family, State, node
 from scalear.interop.official.tables import Constant, Row, affine
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
+from scalear.tokenizers.autoencoder import ConvTokenizer
+from scalear.tokenizers.quantizer import VectorQuantizer
+from scalear.tokenizers.residual import ResidualQuantizer
 
 _RELEASED_SCALES = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]  # of VAR at 256 px
-_CODEBOOK = Row("quantizer.codebook", ("quantize.embedding.weight",))
+_CODEBOOK = Row("bottleneck.codebook", ("quantize.embedding.weight",))
 _PHI = "quantize.quant_resi."
 _SHARED, _PARTIALLY_SHARED, _ONE_EACH = "qresi", "qresi_ls.{index}", "{index}"
 
@@ -36,22 +45,21 @@ class VQ16(Family):
         feature_channels = state["quant_conv.weight"].shape[1]
         shapes = {"codebook_size": num_codes, "codebook_embed_dim": latent_channels, "z_channels": feature_channels}
         _agree(arguments, ours, shapes, multipliers=("encoder_ch_mult", "decoder_ch_mult"))
-        return node(
-            VQTokenizer,
-            **ours,
+        bottleneck = node(
+            VectorQuantizer,
             latent_channels=latent_channels,
             num_codes=num_codes,
-            normalise_codes=arguments.choose("codebook_l2_norm", True),
-            feature_channels=feature_channels,
+            normalise=arguments.choose("codebook_l2_norm", True),
         )
+        return tokenizer_node(state, ours | {"feature_channels": feature_channels}, bottleneck)
 
-    def rows(self, model: VQTokenizer, official_keys: Collection[str]) -> list[Row]:
+    def rows(self, model: ConvTokenizer, official_keys: Collection[str]) -> list[Row]:
         return [*tokenizer_rows(model, LLAMAGEN), _CODEBOOK]
 
-    def extra(self, model: VQTokenizer) -> dict[str, Tensor]:
+    def extra(self, model: ConvTokenizer) -> dict[str, Tensor]:
         return latent_statistics(model, 1.0)
 
-    def constants(self, model: VQTokenizer) -> list[Constant]:
+    def constants(self, model: ConvTokenizer) -> list[Constant]:
         return [Constant("quantize.codebook_used")]
 
 
@@ -77,29 +85,28 @@ class VARVQVAE(Family):
         _agree(arguments, ours, shapes, multipliers=("ch_mult",))
         scales = list(arguments.need("v_patch_nums", None, _released_scales(state)))
         spelling = _phi_spelling(state)
-        return node(
-            ResidualVQTokenizer,
-            **ours,
+        bottleneck = node(
+            ResidualQuantizer,
             latent_channels=latent_channels,
             num_codes=num_codes,
             scales=str(ScaleSchedule.parse(scales)),
             num_phis=sum(key.endswith(".weight") for key in state if key.startswith(_PHI)) or 1,
             phi_ratio=abs(arguments.choose("quant_resi", 0.5)) if spelling is not None else 0.0,
-            normalise_codes=arguments.choose("using_znorm", False),
-            conv_size=conv_size,
+            normalise=arguments.choose("using_znorm", False),
         )
+        return tokenizer_node(state, ours | {"conv_size": conv_size}, bottleneck)
 
-    def rows(self, model: ResidualVQTokenizer, official_keys: Collection[str]) -> list[Row]:
+    def rows(self, model: ConvTokenizer, official_keys: Collection[str]) -> list[Row]:
         rows = [*tokenizer_rows(model, VAR), _CODEBOOK]
         spelling = _phi_spelling(official_keys) or _default_phi_spelling(model)
-        for index in range(len(model.quantizer.phis)):
-            rows += affine(f"quantizer.phis.{index}", _PHI + spelling.format(index=index))
+        for index in range(len(model.bottleneck.phis)):
+            rows += affine(f"bottleneck.phis.{index}", _PHI + spelling.format(index=index))
         return rows
 
-    def extra(self, model: ResidualVQTokenizer) -> dict[str, Tensor]:
+    def extra(self, model: ConvTokenizer) -> dict[str, Tensor]:
         return latent_statistics(model, 1.0)
 
-    def constants(self, model: ResidualVQTokenizer) -> list[Constant]:
+    def constants(self, model: ConvTokenizer) -> list[Constant]:
         return [Constant("quantize.ema_vocab_hit_SV")]
 
 
@@ -111,10 +118,11 @@ def _phi_spelling(keys: Collection[str]) -> str | None:
     return None
 
 
-def _default_phi_spelling(model: ResidualVQTokenizer) -> str:
-    if model.num_phis == 1:
+def _default_phi_spelling(model: ConvTokenizer) -> str:
+    num_phis = model.bottleneck.num_phis
+    if num_phis == 1:
         return _SHARED
-    return _ONE_EACH if model.num_phis == model.schedule.num_scales else _PARTIALLY_SHARED
+    return _ONE_EACH if num_phis == model.schedule.num_scales else _PARTIALLY_SHARED
 
 
 def _released_scales(state: State) -> list[int] | None:

@@ -4,7 +4,6 @@ from scalear.data.datamodule import ShardDataModule
 from scalear.image_model import ImageModel
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
-from scalear.tokenizers.vq import ResidualVQTokenizer
 
 
 def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, schedules: ScheduleSampler | None) -> None:
@@ -34,7 +33,7 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
     side = data.random_crop or index.image_size
     latent_size = tokenizer.latent_size((side, side))
     model.pyramid.check(model.schedule, latent_size)
-    if isinstance(tokenizer, ResidualVQTokenizer) and model.schedule != tokenizer.schedule:
+    if tokenizer.schedule is not None and model.schedule != tokenizer.schedule:
         raise ValueError(
             f"the generator's scales are {model.schedule}, those of the tokenizer's residual codes "
             f"{tokenizer.schedule}: set transformer.scales to these"

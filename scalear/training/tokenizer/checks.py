@@ -6,9 +6,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from scalear.data.datamodule import ShardDataModule
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.losses import TokenizerLoss
+from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.trainable import TrainableTokenizer
-from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
 from scalear.training.tokenizer.latent_sizes import RandomSizes
 
 
@@ -37,7 +36,7 @@ def check_data(
 def _check_scales(tokenizer: Tokenizer, schedule: ScaleSchedule | None, full: tuple[int, int]) -> None:
     if schedule is None:
         return
-    if isinstance(tokenizer, ResidualVQTokenizer):
+    if tokenizer.schedule is not None:
         tokenizer.schedule.require_final(full)
         schedule.require_final(full)
     height, width = schedule.sizes[-1]
@@ -54,25 +53,20 @@ def check_training(tokenizer: Tokenizer, loss: TokenizerLoss, sizes: RandomSizes
         ValueError: It cannot work; names the remedy.
     """
     if not isinstance(tokenizer, TrainableTokenizer):
-        name = type(tokenizer).__name__
-        raise ValueError(f"{name} cannot be trained here, only tested and used: fit a KLAutoencoder instead")
+        raise ValueError(f"{tokenizer.title} cannot be trained here, only tested and used: fit a ConvTokenizer instead")
     weightless = loss.penalty_weights.keys() - tokenizer.penalties
     if weightless:
         raise ValueError(
-            f"loss.penalty_weights has {min(weightless)!r}, but the penalties of {type(tokenizer).__name__} are "
+            f"loss.penalty_weights has {min(weightless)!r}, but the penalties of {tokenizer.title} are "
             f"{sorted(tokenizer.penalties)}: remove it"
         )
-    if sizes is not None and not isinstance(tokenizer, VQTokenizer):
-        name = type(tokenizer).__name__
-        raise ValueError(f"{name} has one latent size: leave out `sizes`, or fit a VQTokenizer, which scales")
-    if isinstance(tokenizer, ResidualVQTokenizer) and trainer.world_size > 1:
-        served = tokenizer.schedule.num_scales
-        used = {tokenizer.quantizer.phi_index(k, served) for k in range(served)}
-        if tokenizer.phi_ratio and len(used) < tokenizer.num_phis:
-            raise ValueError(
-                f"{served} scales use {len(used)} of {tokenizer.num_phis} phis, but DDP waits for gradients of all: "
-                f"set tokenizer.num_phis to 1 or {served}"
-            )
+    if sizes is not None and not tokenizer.scales_freely:
+        raise ValueError(
+            f"{tokenizer.title} has one latent size: leave out `sizes`, or take the bottleneck VectorQuantizer, which "
+            "scales"
+        )
+    if trainer.world_size > 1:
+        tokenizer.check_gradients()
     data = trainer.datamodule
     if data is not None and data.train_split not in data.predict_splits:
         raise ValueError(

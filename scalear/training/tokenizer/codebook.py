@@ -9,8 +9,8 @@ from torch import Tensor
 
 from scalear.data.batch import Batch
 from scalear.draws import CODEBOOK, stream_seed
-from scalear.tokenizers.quantizer import Quantized, Quantizer
-from scalear.tokenizers.vq import CodeTokenizer
+from scalear.tokenizers.bottleneck import Quantized
+from scalear.tokenizers.quantizer import Quantizer
 
 
 class CodebookCare(Callback):
@@ -49,9 +49,9 @@ class CodebookCare(Callback):
         self._uses_V, self._step = state_dict["uses"], state_dict["step"]
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        if stage == "fit" and not isinstance(pl_module.tokenizer, CodeTokenizer):
+        if stage == "fit" and pl_module.tokenizer.quantizer is None:
             raise ValueError(
-                f"CodebookCare is for tokenizers with a codebook, not for {type(pl_module.tokenizer).__name__}: "
+                f"CodebookCare is for tokenizers with a codebook, not for {pl_module.tokenizer.title}: "
                 "remove it from trainer.callbacks"
             )
 
@@ -62,8 +62,10 @@ class CodebookCare(Callback):
         quantizer, generator = pl_module.tokenizer.quantizer, self._generator(step=0)
         for iteration in range(0 if pl_module.codebook_loaded else self.kmeans_steps):
             with trainer.precision_plugin.forward_context():
-                quantized = pl_module.tokenizer.quantized(batch.inputs, pl_module.request(batch))
-            _lloyd(quantizer, _Pool.gather(trainer, quantized), iteration == 0, generator)
+                passages = pl_module.tokenizer.passages(batch.inputs, pl_module.request(batch))
+            _lloyd(
+                quantizer, _Pool.gather(trainer, [passage.quantized for passage in passages]), iteration == 0, generator
+            )
         self._uses_V = torch.zeros(quantizer.num_codes, dtype=torch.int64)
 
     @torch.no_grad()

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from scalear.data.batch import Batch
 from scalear.hardware.float64 import in_float64
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.files import save_tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
+from scalear.tokenizers.weights import save_tokenizer
 from scalear.training.checkpoints import AtomicCheckpointIO
 
 EXPORT_NAME = "tokenizer.safetensors"

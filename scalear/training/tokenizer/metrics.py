@@ -13,7 +13,7 @@ from scalear.evaluation.images import to_uint8
 from scalear.hardware.float64 import in_float64
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.vq import CodeTokenizer
+from scalear.tokenizers.quantizer import Quantizer
 
 SSIM_WINDOW = 11  # pixels; smaller images have no SSIM
 
@@ -74,14 +74,14 @@ class TokenizerMetrics(nn.Module):
         if "rfid" in self.whole:
             self.whole["rfid"].update(original, real=True)
             self.whole["rfid"].update(reconstructed, real=False)
-        if isinstance(tokenizer, CodeTokenizer):
-            self._update_codes(tokenizer, image_BCHW)
+        if tokenizer.quantizer is not None:
+            self._update_codes(tokenizer, tokenizer.quantizer, image_BCHW)
         return reconstructed
 
-    def _update_codes(self, tokenizer: CodeTokenizer, image_BCHW: Tensor) -> None:
+    def _update_codes(self, tokenizer: Tokenizer, quantizer: Quantizer, image_BCHW: Tensor) -> None:
         latent_BChw = tokenizer.encode(image_BCHW)
         schedule = self.schedule or ScaleSchedule((tuple(latent_BChw.shape[-2:]),))
-        for k, (codes_Bl, partial_BChw) in enumerate(tokenizer.scale_by_scale(latent_BChw, schedule)):
+        for k, (codes_Bl, partial_BChw) in enumerate(quantizer.scale_by_scale(latent_BChw, schedule)):
             for metrics in (self.whole, *self.scales[k : k + 1]):
                 metrics["usage"].update(codes_Bl)
                 metrics["perplexity"].update(codes_Bl)

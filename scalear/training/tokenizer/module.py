@@ -13,9 +13,9 @@ from scalear.evaluation.images import make_grid, to_uint8
 from scalear.fast import accelerate
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
-from scalear.tokenizers.files import begin_from
-from scalear.tokenizers.losses import TokenizerLoss
-from scalear.tokenizers.trainable import TrainingRequest
+from scalear.tokenizers.bottleneck import TrainingRequest
+from scalear.tokenizers.objective import TokenizerLoss
+from scalear.tokenizers.weights import begin_from
 from scalear.training.frozen import freeze
 from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.optim import OptimizerSettings
@@ -81,8 +81,8 @@ class TokenizerModule(GuardedModule):
         self.sizes = sizes
         self.begin_from = begin_from
         self.codebook_loaded = False
-        schedule = getattr(tokenizer, "schedule", None) if scales is None else ScaleSchedule.parse(scales)
-        self.metrics = TokenizerMetrics(rfid, getattr(tokenizer, "num_codes", None), schedule)
+        schedule = tokenizer.schedule if scales is None else ScaleSchedule.parse(scales)
+        self.metrics = TokenizerMetrics(rfid, tokenizer.num_codes, schedule)
 
     def setup(self, stage: str) -> None:
         if self.trainer.datamodule is not None:
@@ -93,10 +93,10 @@ class TokenizerModule(GuardedModule):
             check_training(self.tokenizer, self.loss, self.sizes, self.trainer)
             self.loss.load_weights()
         self.tokenizer.load_weights()
-        self.codebook_loaded = getattr(self.tokenizer, "weights", None) is not None
+        self.codebook_loaded = self.tokenizer.has_weights
         if stage == "fit" and self.begin_from is not None:
             anew = begin_from(self.tokenizer, self.begin_from)
-            self.codebook_loaded = "quantizer.codebook" not in anew
+            self.codebook_loaded = "bottleneck.codebook" not in anew
             rank_zero_info(f"training begins from {self.begin_from}; initialised anew: {anew or 'nothing'}")
 
     def configure_optimizers(self) -> dict:

@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.nn import functional as F
 
 from scalear.data.batch import Batch
 from scalear.evaluation.images import make_grid, save_png, to_uint8
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.files import open_tokenizer
-from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
+from scalear.tokenizers.base import Tokenizer
+from scalear.tokenizers.weights import open_tokenizer
 
 PICTURE_NAME = "scales.png"
 
@@ -39,7 +40,7 @@ class ScalePicture(Callback):
     ) -> None:
         self.schedule = ScaleSchedule.parse(scales)
         self.others = others or {}
-        self._tokenizers: list[CodeTokenizer] = []
+        self._tokenizers: list[Tokenizer] = []
         self.num_images = num_images
         self.enlarge = enlarge
 
@@ -47,13 +48,13 @@ class ScalePicture(Callback):
         if stage != "test":
             return
         tested = pl_module.tokenizer
-        if not isinstance(tested, CodeTokenizer):
-            raise ValueError(
-                f"ScalePicture needs a tokenizer with a codebook, model.tokenizer is {type(tested).__name__}"
-            )
+        if tested.quantizer is None:
+            raise ValueError(f"ScalePicture needs a tokenizer with a codebook, model.tokenizer is {tested.title}")
         self._tokenizers = [tested]
         for path in self.others.values():
-            other = open_tokenizer(path, (VQTokenizer, ResidualVQTokenizer))
+            other = open_tokenizer(path)
+            if other.quantizer is None:
+                raise ValueError(f"{path} must hold a tokenizer with a codebook, but it holds {other.title}")
             if other.image_channels != tested.image_channels:
                 raise ValueError(
                     f"{path} is for images of {other.image_channels} channel(s), model.tokenizer of "
@@ -69,7 +70,7 @@ class ScalePicture(Callback):
         with trainer.precision_plugin.forward_context():
             for tokenizer in self._tokenizers:
                 tokenizer.to(pl_module.device)
-                rows.append([tokenizer.reconstruction_at(image_BCHW, size) for size in self.schedule.sizes])
+                rows.append([_reconstruction(tokenizer, image_BCHW, size) for size in self.schedule.sizes])
         full = image_BCHW.shape[-2:]
         cells = [F.interpolate(column, size=full)[i] for i in range(len(image_BCHW)) for row in rows for column in row]
         grid = make_grid(to_uint8(torch.stack(cells)), columns=self.schedule.num_scales, scale=self.enlarge)
@@ -77,3 +78,9 @@ class ScalePicture(Callback):
         save_png(path, grid)
         names = ", ".join(["the image", "model.tokenizer", *self.others])
         rank_zero_info(f"\n{path}: columns are scales {self.schedule}, rows {names}")
+
+
+def _reconstruction(tokenizer: Tokenizer, image_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """image_BCHW -> latent averaged to (h, w) -> the nearest code of each cell -> image (FlexVAR fig. 3)."""
+    codes_Bl = tokenizer.quantizer.codes(F.adaptive_avg_pool2d(tokenizer.encode(image_BCHW), size))
+    return tokenizer.decode(tokenizer.quantizer.embed(codes_Bl, size))
