@@ -152,8 +152,8 @@ class QuantizerPyramid:
         if not isinstance(quantizer, self._needs) or quantizer.scales_freely != self._scales_freely:
             found = "has no codebook" if quantizer is None else f"has a {type(quantizer).__name__}"
             raise ValueError(
-                f"{type(self).__name__} needs a tokenizer whose bottleneck is a {self._remedy}, but this one {found}: take "
-                f"a tokenizer with {self._remedy}, or another pyramid"
+                f"{type(self).__name__} needs a tokenizer whose bottleneck is a {self._remedy}, but this one {found}: "
+                f"take a tokenizer with {self._remedy}, or the pyramid that goes with this one"
             )
         self._quantizer = quantizer
 
@@ -268,9 +268,8 @@ class ResidualPyramid(QuantizerPyramid):
 
     def _sums(self, scales: list[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
         """f_hat_BChw after each scale, in the same order of additions for training and sampling."""
-        f_hat = torch.zeros(
-            len(scales[0]), self.quantizer.latent_channels, *schedule.sizes[-1], device=scales[0].device
-        )
+        shape = len(scales[0]), self.quantizer.latent_channels, *schedule.sizes[-1]
+        f_hat = torch.zeros(shape, device=scales[0].device)
         for k, content in enumerate(scales):
             f_hat = self.quantizer.add(f_hat, content, k, schedule)
             yield f_hat

@@ -67,7 +67,8 @@ def make_code_generator(kind: Literal["var", "flexvar"], scales: str = "1,2,4", 
     transformer = make_var_transformer(scales, positions=positions, **changes)
     pyramid = CodePyramid() if flexible else ResidualPyramid()
     generator = Generator(transformer, TokenHead(NUM_CODES, transformer.dim), pyramid)
-    generator.bind(CodeTokenizer((VectorQuantizer if flexible else ResidualQuantizer)(NUM_CODES, 4)))
+    quantizer = VectorQuantizer(4, NUM_CODES) if flexible else ResidualQuantizer(4, NUM_CODES, scales)
+    generator.bind(CodeTokenizer(quantizer))
     return generator
 
 

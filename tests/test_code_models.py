@@ -244,7 +244,7 @@ def test_flexvar_makes_any_size_and_var_its_own():
         (lambda: make_generator().check_sampling(TokenSampling()), "FlowHead cannot sample with .* set method, num_st"),
         (lambda: make_code_generator("var").check_sampling(FlowSolver()), "TokenHead cannot .* set temperature, top_k"),
         (
-            lambda: make_code_generator("flexvar").bind(CodeTokenizer(VectorQuantizer(9, 4))),
+            lambda: make_code_generator("flexvar").bind(CodeTokenizer(VectorQuantizer(4, 9))),
             "vocab_size is 16, but the tokenizer's codebook has 9 codes",
         ),
         (
@@ -253,7 +253,7 @@ def test_flexvar_makes_any_size_and_var_its_own():
         ),
         (
             lambda: Generator(make_var_transformer(), make_head(), CodePyramid()).bind(
-                CodeTokenizer(VectorQuantizer(9, 4))
+                CodeTokenizer(VectorQuantizer(4, 9))
             ),
             "FlowHead predicts latents, not codes",
         ),

@@ -14,7 +14,7 @@ SCHEDULE = ScaleSchedule.parse("1,2,3,4x6,8x12")
 def make_pyramid() -> CodePyramid:
     torch.manual_seed(0)
     tokenizer, pyramid = nn.Module(), CodePyramid()
-    tokenizer.quantizer = VectorQuantizer(64, 4)
+    tokenizer.quantizer = VectorQuantizer(4, 64)
     pyramid.bind(tokenizer)
     return pyramid
 

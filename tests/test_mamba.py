@@ -258,7 +258,7 @@ def test_initial_weights():
 
 def test_a_sample_does_not_depend_on_its_batch():
     generator = make_generator()
-    generator.bind(CodeTokenizer(VectorQuantizer(NUM_CODES, 4)))
+    generator.bind(CodeTokenizer(VectorQuantizer(4, NUM_CODES)))
     label, sampling = torch.arange(6) % NUM_CLASSES, TokenSampling(top_k=8)
     schedule = ScaleSchedule.parse("1,2x3,4x6")
     together = generator.generate(label, seeded(6), sampling, Guidance(2.5), schedule)
@@ -298,7 +298,7 @@ def test_the_laptop_config_learns_and_samples(images, tmp_path):
         "generator.transformer.depths": "[2]",
         "generator.head.cond_dim": 32,
         "generator.transformer.num_classes": NUM_CLASSES,
-        "tokenizer.channels": 32,
+        "tokenizer.shape.channels": 32,
         "report.extractor.weights": CLASSIFIER,
         "report.data_dir": images,
     }
