@@ -259,9 +259,8 @@ class ResidualPyramid(Pyramid):
 
     def _sums(self, scales: list[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
         """f_hat_BChw after each scale, in the same order of additions for training and sampling."""
-        f_hat = torch.zeros(
-            len(scales[0]), self.quantizer.latent_channels, *schedule.sizes[-1], device=scales[0].device
-        )
+        shape = len(scales[0]), self.quantizer.latent_channels, *schedule.sizes[-1]
+        f_hat = torch.zeros(shape, device=scales[0].device)
         for k, content in enumerate(scales):
             f_hat = self.quantizer.add(f_hat, content, k, schedule)
             yield f_hat
@@ -278,7 +277,7 @@ def _quantizer(tokenizer: Tokenizer, freely: bool, pyramid: Pyramid, wanted: str
         found = "has no codebook" if quantizer is None else f"has a {type(quantizer).__name__}"
         raise ValueError(
             f"{type(pyramid).__name__} needs a tokenizer whose bottleneck is a {wanted}, but this one {found}: take a "
-            f"tokenizer with {wanted}, or another pyramid"
+            f"tokenizer with {wanted}, or the pyramid that goes with this one"
         )
     return quantizer
 

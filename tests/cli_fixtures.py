@@ -53,11 +53,11 @@ class Experiment:
     def code_tokenizer(self, kind: str, folder: str | Path) -> list[str]:
         """Config and overrides of vq.yaml or rvq.yaml."""
         settings = {
-            "model.tokenizer.latent_channels": 4,
-            "model.tokenizer.num_codes": 32,
-            "model.tokenizer.channels": 32,
-            "model.tokenizer.num_res_blocks": 1,
-            "model.tokenizer.patch_size": 8,
+            "model.tokenizer.bottleneck.latent_channels": 4,
+            "model.tokenizer.bottleneck.num_codes": 32,
+            "model.tokenizer.shape.channels": 32,
+            "model.tokenizer.shape.num_res_blocks": 1,
+            "model.tokenizer.shape.patch_size": 8,
             "model.rfid.extractor.weights": CLASSIFIER,
             "model.optimizer.warmup_steps": 1,
             "model.optimizer.total_steps": 3,
@@ -68,9 +68,9 @@ class Experiment:
             "trainer.default_root_dir": self.root / folder,
         }
         if kind == "vq":
-            settings |= {"model.tokenizer.feature_channels": 8, "model.scales": [1, 2, 4]}
+            settings |= {"model.tokenizer.shape.feature_channels": 8, "model.scales": [1, 2, 4]}
         else:
-            settings |= {"model.tokenizer.scales": [1, 2, 4], "model.tokenizer.num_phis": 3}
+            settings |= {"model.tokenizer.bottleneck.scales": [1, 2, 4], "model.tokenizer.bottleneck.num_phis": 3}
         return ["-c", str(ROOT / f"configs/fashion/{kind}.yaml"), *_typed(settings)]
 
     def generator(self, folder: str | Path) -> list[str]:
@@ -110,11 +110,11 @@ class Experiment:
 
 
 _SHARED_TOKENIZER = {
-    "model.tokenizer.latent_channels": 4,
-    "model.tokenizer.channels": 32,
-    "model.tokenizer.channel_multipliers": [1, 1],
-    "model.tokenizer.num_res_blocks": 1,
-    "model.tokenizer.patch_size": 4,
+    "model.tokenizer.bottleneck.latent_channels": 4,
+    "model.tokenizer.shape.channels": 32,
+    "model.tokenizer.shape.channel_multipliers": [1, 1],
+    "model.tokenizer.shape.num_res_blocks": 1,
+    "model.tokenizer.shape.patch_size": 4,
 }
 
 

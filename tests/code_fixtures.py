@@ -6,20 +6,18 @@ from pathlib import Path
 import torch
 import yaml
 from cli_fixtures import CLASSIFIER, NUM_CLASSES, run
-from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
+from scalear.interop.parts import Part, build
+from tokenizer_fixtures import tokenizer_part
 
+from scalear.tokenizers.autoencoder import ConvTokenizer
+from scalear.tokenizers.quantizer import VectorQuantizer
+from scalear.tokenizers.residual import ResidualQuantizer
 from scalear.tokenizers.weights import save_tokenizer
 
 NUM_CODES, DIM = 24, 32
-_TOKENIZER = {
-    "image_channels": 1,
-    "latent_channels": 4,
-    "num_codes": NUM_CODES,
-    "channels": 32,
-    "channel_multipliers": [1],
-    "num_res_blocks": 1,
-    "patch_size": 4,
-}
+_CODES = {"latent_channels": 4, "num_codes": NUM_CODES}
+_FLEXVAR = tokenizer_part(VectorQuantizer, _CODES)
+_VAR = tokenizer_part(ResidualQuantizer, _CODES | {"scales": "1,2,4,8"})
 _EXTRACTOR = {
     "class_path": "scalear.evaluation.features.ClassifierFeatures",
     "init_args": {"weights": CLASSIFIER},
@@ -41,28 +39,26 @@ class CodeRun:
 
 def train_flexvar(folder: Path, images: Path) -> CodeRun:
     """FlexVAR on 8x8 codes of 32x32 images, trained on random scales."""
-    return _train(folder, flexvar_config(folder, images), VQTokenizer(**_TOKENIZER))
+    return _train(folder, flexvar_config(folder, images), _FLEXVAR)
 
 
 def train_var(folder: Path, images: Path) -> CodeRun:
     """VAR on the same images."""
-    tokenizer = {"scales": [1, 2, 4, 8]} | _TOKENIZER
     parts = {"pyramid": "scalear.pyramid.ResidualPyramid", "positions": "scalear.models.positions.LevelPositions"}
-    config = _generator_config(folder, images, parts, {}, "ResidualVQTokenizer", tokenizer)
-    return _train(folder, config, ResidualVQTokenizer(**tokenizer))
+    return _train(folder, _generator_config(folder, images, parts, {}, _VAR), _VAR)
 
 
 def flexvar_config(folder: Path, images: Path) -> dict:
     """What `scalear fit` takes; the tokenizer is in the same folder."""
     parts = {"pyramid": "scalear.pyramid.CodePyramid", "positions": "scalear.models.positions.GridPositions"}
     schedules = {"class_path": "scalear.schedules.PaperSchedules", "init_args": {"side": 8}}
-    return _generator_config(folder, images, parts, {"schedules": schedules}, "VQTokenizer", _TOKENIZER)
+    return _generator_config(folder, images, parts, {"schedules": schedules}, _FLEXVAR)
 
 
 def tokenizer_config(folder: Path, images: Path) -> dict:
     """A run that trains FlexVAR's tokenizer and writes its latents."""
     model = {
-        "tokenizer": {"class_path": "scalear.tokenizers.vq.VQTokenizer", "init_args": _TOKENIZER},
+        "tokenizer": _FLEXVAR,
         "optimizer": {"lr": 0.001, "warmup_steps": 1, "total_steps": 2},
         "loss": {
             "class_path": "scalear.tokenizers.objective.TokenizerLoss",
@@ -75,9 +71,7 @@ def tokenizer_config(folder: Path, images: Path) -> dict:
     return _config("scalear.training.tokenizer.module.TokenizerModule", model, folder, images, callbacks)
 
 
-def _generator_config(
-    folder: Path, images: Path, parts: dict[str, str], settings: dict, tokenizer: str, architecture: dict
-) -> dict:
+def _generator_config(folder: Path, images: Path, parts: dict[str, str], settings: dict, tokenizer: Part) -> dict:
     transformer = {
         "context_dim": 4,
         "dim": DIM,
@@ -100,8 +94,8 @@ def _generator_config(
     model = {
         "generator": {"class_path": "scalear.models.generator.Generator", "init_args": generator},
         "tokenizer": {
-            "class_path": f"scalear.tokenizers.vq.{tokenizer}",
-            "init_args": architecture | {"weights": str(folder / "tokenizer.safetensors")},
+            "class_path": tokenizer["class_path"],
+            "init_args": tokenizer["init_args"] | {"weights": str(folder / "tokenizer.safetensors")},
         },
         "optimizer": {"lr": 0.01, "warmup_steps": 1, "schedule": "constant", "total_steps": 2},
         "sampling": {"class_path": "scalear.token_sampling.TokenSampling", "init_args": {"top_k": 12}},
@@ -132,8 +126,9 @@ def _config(class_path: str, model: dict, folder: Path, images: Path, callbacks:
     }
 
 
-def _train(folder: Path, config: dict, tokenizer: CodeTokenizer) -> CodeRun:
+def _train(folder: Path, config: dict, part: Part) -> CodeRun:
     torch.manual_seed(0)
+    tokenizer = build(ConvTokenizer, part)
     torch.nn.init.normal_(tokenizer.quantizer.codebook)
     save_tokenizer(tokenizer, folder / "tokenizer.safetensors")
     path = folder / "config.yaml"

@@ -123,7 +123,7 @@ def make_code_model(kind: Literal["var", "flexvar"], scales: str = "1,2,4", fast
     flexible = kind == "flexvar"
     positions = partial(GridPositions, side=4) if flexible else LevelPositions
     transformer = var_transformer_class(scales, **{"positions": positions} | changes)
-    quantizer = (VectorQuantizer if flexible else ResidualQuantizer)(NUM_CODES, 4)
+    quantizer = VectorQuantizer(4, NUM_CODES) if flexible else ResidualQuantizer(4, NUM_CODES, scales)
     pyramid = CodePyramid if flexible else ResidualPyramid
     how = TokenSampling(), Guidance()
     return ImageModel(LatentsAlone(4, quantizer), pyramid, transformer, TokenHead, *how, fast=fast)

@@ -7,7 +7,7 @@ from torch import Tensor
 from scalear.interop.official.convert import Conversion, official_names
 from scalear.pyramid import CodePyramid, ResidualPyramid, join
 from scalear.scales import ScaleSchedule
-from scalear.tokenizers.vq import ResidualVQTokenizer
+from scalear.tokenizers.autoencoder import ConvTokenizer
 
 _MARGIN = 0.08  # VAR: a code counts as used from this share of the hits that it would have if all had the same
 
@@ -33,7 +33,7 @@ def replay_vq16(case: Case) -> None:
     with torch.no_grad(), watching(encoder=model.encoder) as calls:
         latent = model.encode(image)
     codes = model.quantizer.codes(latent)
-    quantized = model.quantize(latent)
+    quantized = model.quantizer.quantize(latent)
     case.maybe("mid.encoder_out", lambda: calls["encoder"][0][1])
     case.compare("out.h", latent)
     case.compare("out.indices", codes.flatten())
@@ -60,13 +60,13 @@ def _multi_scale(case: Case, model: torch.nn.Module, latent: Tensor) -> None:
 def _vq16_training(case: Case, conversion: Conversion, model: torch.nn.Module, image: Tensor) -> None:
     beta = case.constructor["kwargs"].get("commit_loss_beta", 0.25)
     entropy_ratio = case.constructor["kwargs"].get("entropy_loss_ratio", 0.0)
-    quantized = model.quantizer(model.moments(image), entropy=True)
-    codebook, commitment = quantized.penalties["codebook"], beta * quantized.penalties["commitment"]
+    passage = model.quantizer.passage(model.moments(image), entropy=True)
+    codebook, commitment = passage.penalties["codebook"], beta * passage.penalties["commitment"]
     case.compare("out.train.vq_loss", codebook)
     case.compare("out.train.commit_loss", commitment)
-    case.compare("out.train.entropy_loss", entropy_ratio * quantized.penalties["entropy"])
+    case.compare("out.train.entropy_loss", entropy_ratio * passage.penalties["entropy"])
     recent = torch.zeros(65_536)  # as recorded: every run began with none
-    usage = llamagen_usage(recent, quantized.codes[0], model.num_codes)
+    usage = llamagen_usage(recent, passage.quantized.codes[0], model.num_codes)
     case.compare("out.train.codebook_usage", torch.tensor(usage))
     (100 * (codebook + commitment)).backward()
     compare_gradients(case, "out.train", official_names(conversion, gradients_of(model)))
@@ -88,17 +88,17 @@ def replay_var_vqvae(case: Case) -> None:
         other = ScaleSchedule.parse(case.constructor["alt_patch_nums"])
         for k, codes in enumerate(model.quantizer.encode(latent, other)):
             case.compare(f"out.alt_idx.{k}", codes)
-        quantized = model.quantizer(latent, model.schedule)
+        passage = model.quantizer.passage(latent)
     beta = case.constructor["kwargs"].get("beta", 0.25)
-    loss = quantized.penalties["codebook"] + beta * quantized.penalties["commitment"]
+    loss = passage.penalties["codebook"] + beta * passage.penalties["commitment"]
     case.compare("out.quantizer_forward.vq_loss", loss)
-    case.compare("out.quantizer_forward.fhat", quantized.latent_BChw)
+    case.compare("out.quantizer_forward.fhat", passage.latent_BChw)
     hits_SV = conversion.carried["quantize.ema_vocab_hit_SV"]
     usage = var_usage(hits_SV, latent[:, 0].numel())
     case.compare("out.quantizer_forward.usages", usage)
 
 
-def residual_codes(case: Case, model: ResidualVQTokenizer, image: Tensor, mid: str, out: str) -> Tensor:
+def residual_codes(case: Case, model: ConvTokenizer, image: Tensor, mid: str, out: str) -> Tensor:
     """Compare latent, codes and contexts of VAR's tokenizer; returns the latent."""
     with torch.no_grad(), watching(encoder=model.encoder) as calls:
         latent = model.encode(image)
@@ -114,7 +114,7 @@ def residual_codes(case: Case, model: ResidualVQTokenizer, image: Tensor, mid: s
     return latent
 
 
-def sums(model: ResidualVQTokenizer, latent: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
+def sums(model: ConvTokenizer, latent: Tensor, schedule: ScaleSchedule) -> list[Tensor]:
     """f_hat after each scale."""
     f_hats = [torch.zeros_like(latent)]
     for k, codes in enumerate(model.quantizer.encode(latent, schedule)):

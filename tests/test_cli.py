@@ -124,7 +124,11 @@ def truncated(path: Path) -> Path:
         ("predict", ["--ckpt_path={kl}"], ["is a checkpoint of another model", "fit.yaml"]),
         ("predict", ["--ckpt_path={weights}"], ["is not a readable checkpoint of `scalear fit`"]),
         ("fit", ["--model.tokenizer.weights=absent.safetensors"], ["no tokenizer weights at absent.safetensors"]),
-        ("fit", ["--model.tokenizer.num_res_blocks=2"], ["num_res_blocks is 1 in the file, 2 in the config", "Align"]),
+        (
+            "fit",
+            ["--model.tokenizer.shape.num_res_blocks=2"],
+            ["num_res_blocks is 1 in the file, 2 in", "Align"],
+        ),
         ("sample", [], ["there is no command 'sample'; see scalear --help"]),
     ],
 )

@@ -6,6 +6,7 @@ import torch
 from cli_fixtures import run
 from code_fixtures import train_flexvar, train_var
 from model_fixtures import NUM_CLASSES, NUM_CODES, randomise
+from tokenizer_fixtures import tokenizer_part
 
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import load_samples, to_uint8
@@ -14,6 +15,8 @@ from scalear.interop.class_paths import Part, settings_part
 from scalear.interop.hub.diffusers import ScaleARPipeline
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.token_sampling import TokenSampling
+from scalear.tokenizers.quantizer import VectorQuantizer
+from scalear.tokenizers.residual import ResidualQuantizer
 
 FLOAT32 = {"precision": "32-true"}  # as what is compared with
 
@@ -41,11 +44,11 @@ def make_model(kind: str, **sampling) -> ScaleARModel:
     )
     head = part("models.token_head.TokenHead", vocab_size=NUM_CODES, cond_dim=24)
     pyramid = part("pyramid.CodePyramid" if flexible else "pyramid.ResidualPyramid")
-    small = {"image_channels": 1, "latent_channels": 4, "num_codes": NUM_CODES, "channels": 32}
-    small |= {"channel_multipliers": [1, 1], "num_res_blocks": 1, "patch_size": 4}
-    tokenizer = part("tokenizers.vq.VQTokenizer", feature_channels=32, **small)
+    codes = {"latent_channels": 4, "num_codes": NUM_CODES}
+    tokenizer = tokenizer_part(VectorQuantizer, codes, channel_multipliers=[1, 1], feature_channels=32)
     if not flexible:
-        tokenizer = part("tokenizers.vq.ResidualVQTokenizer", scales=[1, 2, 4], num_phis=2, **small)
+        codes |= {"scales": [1, 2, 4], "num_phis": 2}
+        tokenizer = tokenizer_part(ResidualQuantizer, codes, channel_multipliers=[1, 1])
     torch.manual_seed(0)
     model = ScaleARModel(
         generator=part("models.generator.Generator", transformer=transformer, head=head, pyramid=pyramid),
@@ -119,7 +122,7 @@ def test_flexvar_samples_other_scales():
 def test_parts_that_do_not_fit_are_refused():
     model = make_model("var")
     config = {name: model.config[name] for name in ("generator", "tokenizer", "sampling", "guidance")}
-    with pytest.raises(ValueError, match="take a ResidualVQTokenizer"):
+    with pytest.raises(ValueError, match="take a tokenizer with ResidualQuantizer"):
         ScaleARModel(**config | {"tokenizer": make_model("flexvar").config["tokenizer"]})
     flow = {"class_path": "scalear.flow.FlowSolver", "init_args": {}}
     with pytest.raises(ValueError, match="TokenHead cannot sample with FlowSolver"):

@@ -11,13 +11,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from model_fixtures import NUM_CLASSES, NUM_CODES, make_code_generator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_generator_module import assert_equal_states, fit, load, make_trainer
+from tokenizer_fixtures import make_residual, make_vq
 
 from scalear.evaluation.features import ClassifierFeatures
 from scalear.evaluation.images import load_samples
 from scalear.guidance import Guidance
 from scalear.schedules import PaperSchedules, ScheduleSampler
 from scalear.token_sampling import TokenSampling
-from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.generator.pictures import SampleGrid
 from scalear.training.generator.report import SampleReport
@@ -36,10 +36,8 @@ def dataset(tmp_path_factory) -> Path:
 
 def make_module(kind: str, schedules: ScheduleSampler | None = None, **samples) -> GeneratorModule:
     torch.manual_seed(0)
-    small = {"image_channels": 1, "latent_channels": 4, "num_codes": NUM_CODES, "channels": 32, "num_res_blocks": 1}
-    small |= {"channel_multipliers": (1,), "patch_size": 2}
-    flexible = kind == "flexvar"
-    tokenizer = VQTokenizer(**small) if flexible else ResidualVQTokenizer(scales="1,2,4", **small)
+    make_tokenizer = make_vq if kind == "flexvar" else make_residual
+    tokenizer = make_tokenizer(num_codes=NUM_CODES, channel_multipliers=(1,), patch_size=2)
     return GeneratorModule(
         make_code_generator(kind),
         tokenizer,

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_fixtures import LatentsAlone
+from tokenizer_fixtures import make_kl, make_residual, make_vq
 
 from scalear.pyramid import CodePyramid, Content, ResidualPyramid
 from scalear.scales import ScaleSchedule
@@ -21,12 +22,12 @@ def build(make, quantizer, scales):
 
 def flexvar(scales):
     torch.manual_seed(0)
-    return build(CodePyramid, VectorQuantizer(NUM_CODES, CHANNELS), scales)
+    return build(CodePyramid, VectorQuantizer(CHANNELS, NUM_CODES), scales)
 
 
 def var(scales):
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(NUM_CODES, CHANNELS, num_phis=2)
+    quantizer = ResidualQuantizer(CHANNELS, NUM_CODES, scales, num_phis=2)
     torch.nn.init.normal_(quantizer.codebook, std=0.5)
     return build(ResidualPyramid, quantizer, scales)
 
@@ -101,15 +102,20 @@ def test_residual_scales_sum_to_f_hat(scales):
 
 def test_residual_scales_end_at_the_latent_as_the_quantizer_has_it():
     latent, pyramid, built = var("1,2,4")
-    assert torch.equal(
-        pyramid.latent(built.targets, built.schedule), pyramid.quantizer.quantize(latent, built.schedule)
-    )
+    assert torch.equal(pyramid.latent(built.targets, built.schedule), pyramid.quantizer.quantize(latent))
     with pytest.raises(ValueError, match="scales 1,2 end at 2 tokens, but the latent has 4"):
         pyramid.build(latent, ScaleSchedule.parse("1,2"))
 
 
 def test_a_pyramid_of_codes_needs_its_quantizer():
-    with pytest.raises(ValueError, match="CodePyramid needs .* than LatentsAlone has: take a VQTokenizer"):
-        CodePyramid(LatentsAlone())
-    with pytest.raises(ValueError, match="ResidualPyramid needs .* than LatentsAlone has: take a ResidualVQTokenizer"):
-        ResidualPyramid(LatentsAlone(CHANNELS, VectorQuantizer(NUM_CODES, CHANNELS)))
+    with pytest.raises(ValueError, match="CodePyramid needs .* has no codebook: take a tokenizer with VectorQuantizer"):
+        CodePyramid(make_kl())
+    with pytest.raises(ValueError, match="ResidualPyramid needs .* has a VectorQuantizer: take .* ResidualQuantizer"):
+        ResidualPyramid(make_vq())
+    LatentPyramid(make_kl())
+
+
+def test_residual_codes_do_not_pass_for_codes_of_every_scale():
+    """They can be looked up alike, but a scale of corrections decodes to nothing by itself."""
+    with pytest.raises(ValueError, match="CodePyramid needs .* has a ResidualQuantizer: take .* VectorQuantizer, or"):
+        CodePyramid(make_residual())

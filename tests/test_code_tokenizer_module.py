@@ -5,17 +5,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tokenizer_fixtures
 import torch
 from data_fixtures import write_images
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
-from scalear.tokenizers.kl import KLAutoencoder
-from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
 from torch.nn import functional as F
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.scales import ScaleSchedule
+from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.weights import save_tokenizer
@@ -27,7 +27,6 @@ from scalear.training.tokenizer.metrics import CodePerplexity, CodeUsage
 from scalear.training.tokenizer.module import TokenizerModule
 from scalear.training.tokenizer.scale_picture import ScalePicture
 
-TINY = {"image_channels": 1, "latent_channels": 4, "channels": 32, "channel_multipliers": (1, 1), "num_res_blocks": 1}
 WEIGHTS = {"codebook": 1.0, "commitment": 0.25}
 
 
@@ -38,14 +37,14 @@ def dataset(tmp_path_factory) -> Path:
     return directory
 
 
-def make_vq(**changes) -> VQTokenizer:
-    torch.manual_seed(0)
-    return VQTokenizer(**TINY | {"num_codes": 16, "normalise_codes": False, "feature_channels": 8} | changes)
+def make_vq(**changes) -> ConvTokenizer:
+    return tokenizer_fixtures.make_vq(
+        **{"normalise": False, "channel_multipliers": (1, 1), "feature_channels": 8} | changes
+    )
 
 
-def make_residual(**changes) -> ResidualVQTokenizer:
-    torch.manual_seed(0)
-    return ResidualVQTokenizer(**TINY | {"num_codes": 16, "scales": "1,2,4", "num_phis": 3} | changes)
+def make_residual(**changes) -> ConvTokenizer:
+    return tokenizer_fixtures.make_residual(**{"channel_multipliers": (1, 1)} | changes)
 
 
 def make_module(tokenizer, penalty_weights: dict | None = None, **settings) -> TokenizerModule:
@@ -102,7 +101,7 @@ def test_resumed_training_equals_uninterrupted_training(dataset, tmp_path, make,
 
 def test_kmeans_lowers_the_error_and_dead_codes_move_to_where_it_is_large():
     torch.manual_seed(0)
-    quantizer, generator = VectorQuantizer(8, 3, normalise=False), torch.Generator().manual_seed(0)
+    quantizer, generator = VectorQuantizer(3, 8, normalise=False), torch.Generator().manual_seed(0)
     vectors = torch.cat([torch.randn(400, 3), torch.full((5, 3), 500.0)])  # few are far away
 
     def error() -> float:
@@ -165,7 +164,7 @@ def test_test_prints_a_table_over_scales_and_draws_them(dataset, tmp_path, make,
     images = torch.cat([batch.inputs for batch in make_data(dataset).val_dataloader()])
     tokenizer = module.tokenizer.eval()
     with torch.no_grad():
-        steps = list(tokenizer.scale_by_scale(tokenizer.encode(images), ScaleSchedule.parse("1,2,4")))
+        steps = list(tokenizer.quantizer.scale_by_scale(tokenizer.encode(images), ScaleSchedule.parse("1,2,4")))
         decoded = tokenizer.decode(steps[1][1])
         torch.testing.assert_close(tokenizer.decode(steps[2][1]), tokenizer.reconstruction(images))
     target = F.adaptive_avg_pool2d(images, decoded.shape[-2:])
@@ -197,7 +196,7 @@ def test_training_begins_from_another_tokenizers_encoder_and_decoder(dataset, tm
         for name, tensor in getattr(source, half).state_dict().items():
             torch.testing.assert_close(getattr(module.tokenizer, half).state_dict()[name], tensor)
     torch.testing.assert_close(module.tokenizer.quantizer.codebook, codebook)
-    for name in ("quant_conv.weight", "post_quant_conv.weight", "quantizer.codebook"):
+    for name in ("quant_conv.weight", "post_quant_conv.weight", "bottleneck.codebook"):
         assert f"'{name}'" in caplog.text
     assert "post_quant_conv.bias" not in caplog.text  # as wide in both
 
@@ -214,8 +213,8 @@ def test_kmeans_leaves_a_loaded_codebook_alone(dataset, tmp_path, source):
     torch.testing.assert_close(module.tokenizer.quantizer.codebook, saved.quantizer.codebook)
 
 
-def kl() -> KLAutoencoder:
-    return KLAutoencoder(**TINY)
+def kl() -> ConvTokenizer:
+    return tokenizer_fixtures.make_kl(channel_multipliers=(1, 1))
 
 
 @pytest.mark.parametrize(
@@ -224,14 +223,14 @@ def kl() -> KLAutoencoder:
         (
             lambda path: make_module(make_residual(), sizes=RandomSizes(1)),
             [],
-            "leave out `sizes`, or fit",
+            "ConvTokenizer with ResidualQuantizer has one latent size: leave out `sizes`, or take",
         ),
         (lambda path: make_module(kl(), {"kl": 1.0}), [CodebookCare()], "remove it from trainer.callbacks"),
         (lambda path: make_module(kl(), {"kl": 1.0}, scales="1,2"), [], "leave out `scales`"),
         (
             lambda path: make_module(make_residual(), {"entropy": 1.0}),
             [],
-            "has 'entropy', but the penalties of Residual",
+            "has 'entropy', but the penalties of ConvTokenizer with Residual",
         ),
         (
             lambda path: make_module(make_vq(), scales="1,2,8"),
@@ -254,9 +253,9 @@ def test_what_cannot_work_is_refused_before_training(dataset, tmp_path, module, 
 def test_a_picture_of_scales_needs_codes(dataset, tmp_path):
     save_tokenizer(kl(), tmp_path / "kl.safetensors")
     picture = ScalePicture("1,2", {"other": str(tmp_path / "kl.safetensors")})
-    with pytest.raises(ValueError, match="must hold a VQTokenizer or ResidualVQTokenizer, but it holds .*KLAuto"):
+    with pytest.raises(ValueError, match="must hold a tokenizer with a codebook, but it holds .* with Gaussian"):
         make_trainer(tmp_path, callbacks=[picture]).test(make_module(make_vq()), datamodule=make_data(dataset))
-    with pytest.raises(ValueError, match="needs a tokenizer with a codebook, model.tokenizer is KLAutoencoder"):
+    with pytest.raises(ValueError, match="with a codebook, model.tokenizer is ConvTokenizer with Gaussian"):
         make_trainer(tmp_path, callbacks=[ScalePicture("1,2")]).test(
             make_module(kl(), {"kl": 1.0}), datamodule=make_data(dataset)
         )

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import yaml
 from parity_case import Case
 from safetensors import safe_open
 from safetensors.torch import load_file
-from scalear.tokenizers.kl import KLAutoencoder
 from test_parity import FOLDER
 
 from scalear.__main__ import main
@@ -20,8 +20,11 @@ from scalear.guidance import Guidance
 from scalear.interop.class_paths import settings_part
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.interop.official.convert import convert_state, revert_state
-from scalear.interop.official.family import attention_mask
+from scalear.interop.official.family import attention_mask, node
 from scalear.scales import ScaleSchedule
+from scalear.tokenizers.autoencoder import ConvTokenizer
+from scalear.tokenizers.conv import ConvShape
+from scalear.tokenizers.gaussian import Gaussian
 from scalear.tokenizers.weights import load_tokenizer
 
 KL16_CONFIG = Path(__file__).parent.parent / "configs/imagenet256/tokenizer-kl16.yaml"
@@ -97,11 +100,12 @@ def test_nested_checkpoints_of_var_are_found(kl16, tmp_path, capsys):
 def test_converted_tokenizers_are_weights(kl16, tmp_path, capsys):
     output = tmp_path / "tokenizer.safetensors"
     assert convert(capsys, saved({"model": kl16}, tmp_path / "kl16.ckpt"), output, "--family", "kl16")[0] == 0
-    tokenizer = KLAutoencoder(channels=32, channel_multipliers=(1, 2), num_res_blocks=1)
+    shape = ConvShape(32, (1, 2), num_res_blocks=1, decoder_attention=False)
+    tokenizer = ConvTokenizer(shape, Gaussian(16))
     load_tokenizer(tokenizer, output)
     torch.testing.assert_close(1 / tokenizer.latent_std, torch.full((16,), 0.2325))
     with pytest.raises(ValueError, match="num_res_blocks"):
-        load_tokenizer(KLAutoencoder(channels=32, channel_multipliers=(1, 2)), output)
+        load_tokenizer(ConvTokenizer(replace(shape, num_res_blocks=2), Gaussian(16)), output)
 
 
 def test_statistics_that_cannot_be_derived_are_carried(tmp_path, capsys):
@@ -118,13 +122,13 @@ def test_statistics_that_cannot_be_derived_are_carried(tmp_path, capsys):
 
 
 def test_a_config_of_ours_says_what_the_file_must_fit(kl16, tmp_path, capsys):
-    config = {"model": {"init_args": {"tokenizer": {"class_path": "scalear.tokenizers.kl.KLAutoencoder"}}}}
-    arguments = {"channels": 32, "channel_multipliers": [1, 2], "num_res_blocks": 1, "weights": "x.safetensors"}
+    bottleneck = node(Gaussian, latent_channels=16)
+    shape = {"channels": 32, "channel_multipliers": [1, 2], "decoder_attention": False}
     source, path = saved(kl16, tmp_path / "kl16.pth"), tmp_path / "config.yaml"
     for num_res_blocks, expected in ((1, 0), (2, 2)):
-        init_args = arguments | {"num_res_blocks": num_res_blocks}
-        config["model"]["init_args"]["tokenizer"]["init_args"] = init_args
-        path.write_text(yaml.safe_dump(config))
+        parts = {"shape": shape | {"num_res_blocks": num_res_blocks}, "bottleneck": bottleneck}
+        tokenizer = node(ConvTokenizer, **parts, weights="x.safetensors")
+        path.write_text(yaml.safe_dump({"model": {"init_args": {"tokenizer": tokenizer}}}))
         code, text = convert(capsys, source, tmp_path / f"{num_res_blocks}.safetensors", "--config", path)
         assert code == expected, text
     assert "encoder.down.0.block.1.norm1.weight" in text
@@ -212,7 +216,7 @@ def test_files_say_what_they_hold(kl16, tmp_path, capsys):
     convert(capsys, saved(kl16, tmp_path / "kl16.pth"), output)
     with safe_open(output, "pt") as file:
         metadata = file.metadata()
-    assert metadata["class_path"] == "scalear.tokenizers.kl.KLAutoencoder" and metadata["fingerprint"]
+    assert metadata["class_path"] == "scalear.tokenizers.autoencoder.ConvTokenizer" and metadata["fingerprint"]
     assert json.loads(metadata["official"])["family"] == "kl16"
 
 

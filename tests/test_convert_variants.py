@@ -15,10 +15,17 @@ from scalear.models.token_head import TokenHead
 from scalear.models.transformer import ScaleTransformer
 from scalear.models.var_block import VARBlock
 from scalear.pyramid import CodePyramid, ResidualPyramid
-from scalear.tokenizers.kl import KLAutoencoder
-from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
+from scalear.tokenizers.autoencoder import ConvTokenizer
+from scalear.tokenizers.gaussian import Gaussian
+from scalear.tokenizers.quantizer import VectorQuantizer
+from scalear.tokenizers.residual import ResidualQuantizer
 
-WIDTHS = {"channels": 32, "channel_multipliers": [1, 2], "num_res_blocks": 1, "latent_channels": 4}
+SHAPE = {"channels": 32, "channel_multipliers": [1, 2], "num_res_blocks": 1}
+
+
+def residual(conv_size: int = 3, **changes) -> dict:
+    bottleneck = node(ResidualQuantizer, **{"latent_channels": 4, "num_codes": 8, "scales": "1,2,4"} | changes)
+    return node(ConvTokenizer, shape=SHAPE | {"conv_size": conv_size}, bottleneck=bottleneck)
 
 
 def official(family: str, config: dict) -> dict[str, torch.Tensor]:
@@ -71,7 +78,7 @@ def test_shared_modulation(family, normalise):
 )
 @pytest.mark.parametrize("conv_size", [1, 3])
 def test_phis_and_convolutions_of_vars_tokenizer(num_phis, arguments, key, conv_size):
-    config = node(ResidualVQTokenizer, num_codes=8, scales="1,2,4", num_phis=num_phis, conv_size=conv_size, **WIDTHS)
+    config = residual(conv_size, num_phis=num_phis)
     state = official("var-vqvae", config)
     assert state[key].shape == (4, 4, 3, 3) and state["quant_conv.weight"].shape[-1] == conv_size
     given = {"v_patch_nums": [1, 2, 4], "using_znorm": True, "quant_resi": -0.3, "quant_conv_ks": conv_size}
@@ -83,7 +90,7 @@ def test_phis_and_convolutions_of_vars_tokenizer(num_phis, arguments, key, conv_
 
 
 def test_partially_shared_phis_may_be_as_many_as_scales():
-    config = node(ResidualVQTokenizer, num_codes=8, scales="1,2,4", num_phis=3, **WIDTHS)
+    config = residual(num_phis=3)
     state = official("var-vqvae", config)
     renamed = {key.replace("quant_resi.", "quant_resi.qresi_ls."): tensor for key, tensor in state.items()}
     conversion = convert_state(renamed, arguments={"v_patch_nums": [1, 2, 4]})
@@ -91,7 +98,7 @@ def test_partially_shared_phis_may_be_as_many_as_scales():
 
 
 def test_tokenizers_without_phi():
-    config = node(ResidualVQTokenizer, num_codes=8, scales="1,2,4", phi_ratio=0.0, **WIDTHS)
+    config = residual(phi_ratio=0.0)
     state = official("var-vqvae", config)
     assert not [key for key in state if "quant_resi" in key]
     conversion = convert_state(state, arguments={"v_patch_nums": [1, 2, 4], "quant_resi": 0.0})
@@ -100,20 +107,25 @@ def test_tokenizers_without_phi():
 
 
 def test_codes_searched_by_direction_are_used_as_they_are():
-    tokenizer = randomise(ResidualVQTokenizer(num_codes=8, scales="1,2", normalise_codes=True, **WIDTHS), std=1.0)
+    quantizer = randomise(ResidualQuantizer(4, 8, "1,2", normalise=True), std=1.0)
     vectors = torch.randn(3, 4)
-    nearest = tokenizer.quantizer.nearest(vectors)
-    cosine = nn.functional.cosine_similarity(vectors[:, None], tokenizer.quantizer.codebook[None], dim=-1)
+    nearest = quantizer.nearest(vectors)
+    cosine = nn.functional.cosine_similarity(vectors[:, None], quantizer.codebook[None], dim=-1)
     assert torch.equal(nearest, cosine.argmax(1))
-    embedded = tokenizer.quantizer.embed(nearest[None], (1, 3))
-    assert torch.equal(embedded[0, :, 0].T, tokenizer.quantizer.codebook[nearest])
+    embedded = quantizer.embed(nearest[None], (1, 3))
+    assert torch.equal(embedded[0, :, 0].T, quantizer.codebook[nearest])
 
 
-@pytest.mark.parametrize("cls, family", [(KLAutoencoder, "kl16"), (VQTokenizer, "vq16")])
-def test_three_levels_and_two_blocks(cls, family):
-    more = {"num_codes": 8, "feature_channels": 6} if cls is VQTokenizer else {}
-    layout = WIDTHS | {"channel_multipliers": [1, 2, 2], "num_res_blocks": 2}
-    state = official(family, node(cls, **layout, **more))
+@pytest.mark.parametrize(
+    "family, differing, bottleneck",
+    [
+        ("kl16", {"decoder_attention": False}, node(Gaussian, latent_channels=4)),
+        ("vq16", {"feature_channels": 6}, node(VectorQuantizer, latent_channels=4, num_codes=8)),
+    ],
+)
+def test_three_levels_and_two_blocks(family, differing, bottleneck):
+    shape = SHAPE | {"channel_multipliers": [1, 2, 2], "num_res_blocks": 2} | differing
+    state = official(family, node(ConvTokenizer, shape=shape, bottleneck=bottleneck))
     conversion = convert_state(state)
     assert conversion.family == family
     assert_same(revert_state(conversion), state)

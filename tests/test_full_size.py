@@ -3,9 +3,11 @@
 import pytest
 import torch
 from test_configs import ROOT, Parsed
+from tokenizer_fixtures import VQ16
 
 from scalear.draws import SeededDraws
-from scalear.tokenizers.vq import VQTokenizer
+from scalear.tokenizers.autoencoder import ConvTokenizer
+from scalear.tokenizers.quantizer import VectorQuantizer
 
 
 @pytest.mark.slow
@@ -28,5 +30,5 @@ def test_runs(name):
 
 def test_llamagens_own_release_has_as_many_parameters_as_ours():
     with torch.device("meta"):
-        tokenizer = VQTokenizer(latent_channels=8, num_codes=16_384)
+        tokenizer = ConvTokenizer(VQ16, VectorQuantizer(8, 16_384))
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 71_883_403

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from model_fixtures import NUM_CLASSES, make_generator
+from tokenizer_fixtures import make_kl
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
-from scalear.tokenizers.kl import KLAutoencoder
 from scalear.training.checkpoints import check_checkpoint
 from scalear.training.ema import EMA
 from scalear.training.generator.module import GeneratorModule
@@ -38,7 +38,7 @@ def dataset(tmp_path_factory) -> Path:
 
 def make_module(dropout: float = 0.1, **settings) -> GeneratorModule:
     torch.manual_seed(0)
-    tokenizer = KLAutoencoder(1, 2, channels=32, channel_multipliers=(1,), num_res_blocks=1, patch_size=4)
+    tokenizer = make_kl(2, channel_multipliers=(1,), patch_size=4)
     generator = make_generator("1,2", channels=2, dropout=dropout)
     parts = {"optimizer": OptimizerSettings(lr=1e-2), "sampling": FlowSolver(num_steps=2), "guidance": Guidance(2.0)}
     return GeneratorModule(generator, tokenizer, samples=SampleRequest(num_per_class=2), **parts | settings)

@@ -18,7 +18,7 @@ def brute_force(vectors_nC: torch.Tensor, codes_VC: torch.Tensor) -> torch.Tenso
 
 def make_quantizer(normalise: bool) -> Quantizer:
     torch.manual_seed(0)
-    quantizer = Quantizer(200, 5, normalise)
+    quantizer = VectorQuantizer(5, 200, normalise)
     torch.nn.init.normal_(quantizer.codebook)
     return quantizer
 
@@ -26,7 +26,7 @@ def make_quantizer(normalise: bool) -> Quantizer:
 @pytest.fixture
 def residual() -> ResidualQuantizer:
     torch.manual_seed(0)
-    quantizer = ResidualQuantizer(64, 5, num_phis=2)
+    quantizer = ResidualQuantizer(5, 64, str(SCHEDULE), num_phis=2)
     torch.nn.init.normal_(quantizer.codebook)
     return quantizer
 
@@ -50,7 +50,7 @@ def test_nearest_equals_brute_force_in_chunks_and_under_autocast(normalise: bool
 @pytest.mark.slow
 def test_the_search_in_a_large_codebook_needs_little_memory():
     """16384 codes x 100,000 vectors: all distances at once would take 6.1 GiB."""
-    quantizer, vectors = VectorQuantizer(16384, 32), torch.randn(100_000, 32)
+    quantizer, vectors = VectorQuantizer(32, 16384), torch.randn(100_000, 32)
     quantizer.nearest(vectors[:100])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     quantizer.nearest(vectors)
@@ -73,18 +73,20 @@ def test_codes_and_embedding_go_row_by_row():
 @pytest.mark.parametrize("normalise", [True, False])
 def test_the_gradient_passes_straight_through(normalise: bool):
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(50, 5, normalise)
+    quantizer = VectorQuantizer(5, 50, normalise)
     latent = torch.randn(2, 5, 3, 3, requires_grad=True)
     upstream = torch.randn(2, 5, 3, 3)
-    quantized = quantizer(latent)
-    (through,) = torch.autograd.grad(quantized.latent_BChw, latent, upstream, retain_graph=True)
+    passage = quantizer.passage(latent)
+    (through,) = torch.autograd.grad(passage.latent_BChw, latent, upstream, retain_graph=True)
     seen = F.normalize(latent, dim=1) if normalise else latent
     (expected,) = torch.autograd.grad(seen, latent, upstream) if normalise else (upstream,)
     torch.testing.assert_close(through, expected)
-    torch.testing.assert_close(quantized.latent_BChw, quantizer.embed(quantized.codes[0], (3, 3)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        passage.latent_BChw, quantizer.embed(passage.quantized.codes[0], (3, 3)), rtol=0, atol=1e-6
+    )
     # Each penalty moves its side alone.
     for name, moved, still in (("codebook", quantizer.codebook, latent), ("commitment", latent, quantizer.codebook)):
-        grads = torch.autograd.grad(quantized.penalties[name], (moved, still), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(passage.penalties[name], (moved, still), retain_graph=True, allow_unused=True)
         assert grads[0].any() and grads[1] is None
 
 
@@ -106,8 +108,8 @@ def test_residual_codes_sum_to_f_hat(residual: ResidualQuantizer):
         assert torch.equal(codes[k], residual.codes(rest))
         h = F.interpolate(residual.embed(codes[k], size), size=(6, 6), mode="bicubic")
         f_hat = f_hat + 0.5 * h + 0.5 * residual.phis[residual.phi_index(k, 4)](h)
-    torch.testing.assert_close(residual.quantize(latent, SCHEDULE), f_hat)
-    torch.testing.assert_close(residual(latent, SCHEDULE).latent_BChw, f_hat)
+    torch.testing.assert_close(residual.quantize(latent), f_hat)
+    torch.testing.assert_close(residual.passage(latent).latent_BChw, f_hat)
     with torch.autocast("cpu", torch.bfloat16):
         assert all(torch.equal(a, b) for a, b in zip(residual.encode(latent, SCHEDULE), codes, strict=True))
     with pytest.raises(ValueError, match="end at 6 tokens, but the latent has 7"):
@@ -117,10 +119,10 @@ def test_residual_codes_sum_to_f_hat(residual: ResidualQuantizer):
 def test_residual_gradients(residual: ResidualQuantizer):
     latent = torch.randn(2, 5, 6, 6, requires_grad=True)
     upstream = torch.randn(2, 5, 6, 6)
-    quantized = residual(latent, SCHEDULE)
-    (through,) = torch.autograd.grad(quantized.latent_BChw, latent, upstream, retain_graph=True)
+    passage = residual.passage(latent)
+    (through,) = torch.autograd.grad(passage.latent_BChw, latent, upstream, retain_graph=True)
     torch.testing.assert_close(through, upstream)
-    quantized.penalties["codebook"].backward()
+    passage.penalties["codebook"].backward()
     assert not latent.grad.any() and residual.codebook.grad.any()
     assert all(phi.weight.grad.any() for phi in residual.phis)
 
@@ -135,12 +137,12 @@ def test_residual_gradients(residual: ResidualQuantizer):
     ],
 )
 def test_which_phi_serves_which_scale(num_phis: int, num_scales: int, expected: list[int]):
-    quantizer = ResidualQuantizer(8, 2, num_phis)
+    quantizer = ResidualQuantizer(2, 8, "1,2", num_phis)
     assert [quantizer.phi_index(k, num_scales) for k in range(num_scales)] == expected
 
 
 def test_without_phi_maps_are_added_as_they_are():
-    quantizer = ResidualQuantizer(8, 2, phi_ratio=0.0)
+    quantizer = ResidualQuantizer(2, 8, "1,2,4", phi_ratio=0.0)
     assert not list(quantizer.phis.parameters())
     latent = torch.randn(1, 2, 4, 4)
     assert quantizer.phi(0, 3, latent) is latent

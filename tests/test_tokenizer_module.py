@@ -7,12 +7,13 @@ from data_fixtures import write_images
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from scalear.tokenizers.kl import KLAutoencoder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizer_fixtures import make_kl
 from torch import nn
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.evaluation.fid import FrechetFeatureDistance
+from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.diffusers_adapters import DiffusersKL
 from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.objective import TokenizerLoss
@@ -44,9 +45,8 @@ def make_data(dataset: Path, batch_size: int = 4, **settings) -> ShardDataModule
     return ShardDataModule(str(dataset), batch_size=batch_size, eval_batch_size=4, **settings)
 
 
-def make_tokenizer(weights: str | None = None, **changes) -> KLAutoencoder:
-    arguments = {"image_channels": 1, "latent_channels": 4, "channels": 32, "channel_multipliers": (1, 1)}
-    return KLAutoencoder(**arguments | {"num_res_blocks": 1, "weights": weights} | changes)
+def make_tokenizer(weights: str | None = None, **changes) -> ConvTokenizer:
+    return make_kl(weights=weights, **{"channel_multipliers": (1, 1)} | changes)
 
 
 def make_module(loss: TokenizerLoss | None = None, tokenizer=None, **settings) -> TokenizerModule:

@@ -1,14 +1,15 @@
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
-from scalear.tokenizers.kl import KLAutoencoder
+from tokenizer_fixtures import KL16, make_kl
 
 from scalear.draws import RecordedDraws
+from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.bottleneck import Posterior, TrainingRequest
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL
+from scalear.tokenizers.gaussian import Gaussian
 from scalear.tokenizers.weights import load_tokenizer, save_tokenizer
 
-TINY = {"image_channels": 1, "latent_channels": 4, "channels": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1}
 TINY_KL = {
     "block_out_channels": [32, 32],
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -31,17 +32,16 @@ TINY_DC = {
 
 
 @pytest.fixture
-def tokenizer() -> KLAutoencoder:
-    torch.manual_seed(0)
-    tokenizer = KLAutoencoder(**TINY, patch_size=2).eval()
+def tokenizer() -> ConvTokenizer:
+    tokenizer = make_kl(patch_size=2).eval()
     tokenizer.latent_mean.normal_()
     tokenizer.latent_std.uniform_(0.5, 2.0)
     return tokenizer
 
 
-def test_defaults_are_kl16():
+def test_kl16_has_the_official_parameters():
     with torch.device("meta"):
-        tokenizer = KLAutoencoder()
+        tokenizer = ConvTokenizer(KL16, Gaussian(16))
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 66_456_019
     assert tokenizer.stride == 16
     encoder, decoder = tokenizer.encoder.state_dict(), tokenizer.decoder.state_dict()
@@ -52,7 +52,7 @@ def test_defaults_are_kl16():
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_shapes_and_stride_of_non_square_images(patch_size: int):
-    tokenizer = KLAutoencoder(**TINY, patch_size=patch_size)
+    tokenizer = make_kl(patch_size=patch_size)
     image = torch.rand(2, 1, 16, 24)
     moments = tokenizer.moments(image)
     assert tokenizer.stride == 2 * patch_size
@@ -64,7 +64,7 @@ def test_shapes_and_stride_of_non_square_images(patch_size: int):
         tokenizer.moments(torch.rand(1, 1, 16, 17))
 
 
-def test_latents_are_normalised_by_the_statistics(tokenizer: KLAutoencoder):
+def test_latents_are_normalised_by_the_statistics(tokenizer: ConvTokenizer):
     moments = tokenizer.moments(torch.rand(3, 1, 16, 16))
     noise = torch.randn(3, 4, 4, 4)
     posterior = Posterior.from_moments(moments)
@@ -84,7 +84,7 @@ def test_posterior_agrees_with_torch_distributions():
     torch.testing.assert_close(posterior.kl(), reference)
 
 
-def test_bf16_autocast_keeps_moments_and_penalty_in_float32(tokenizer: KLAutoencoder):
+def test_bf16_autocast_keeps_moments_and_penalty_in_float32(tokenizer: ConvTokenizer):
     image = torch.rand(2, 1, 16, 16) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
         request = TrainingRequest(RecordedDraws({"posterior": torch.zeros(2, 4, 4, 4)}))
@@ -95,23 +95,24 @@ def test_bf16_autocast_keeps_moments_and_penalty_in_float32(tokenizer: KLAutoenc
     assert (moments - exact).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_file_round_trip_restores_weights_and_statistics(tokenizer: KLAutoencoder, tmp_path):
+def test_file_round_trip_restores_weights_and_statistics(tokenizer: ConvTokenizer, tmp_path):
     path = tmp_path / "run" / "tokenizer.safetensors"
     save_tokenizer(tokenizer, path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    other = KLAutoencoder(**TINY, patch_size=2, weights=str(path))
+    other = make_kl(patch_size=2, weights=str(path))
+    torch.nn.init.zeros_(other.encoder.conv_in.weight)
     assert other.fingerprint() != tokenizer.fingerprint()
     other.load_weights()
     assert other.fingerprint() == tokenizer.fingerprint()
 
 
-def test_file_errors_name_path_and_difference(tokenizer: KLAutoencoder, tmp_path):
+def test_file_errors_name_path_and_difference(tokenizer: ConvTokenizer, tmp_path):
     path = tmp_path / "tokenizer.safetensors"
     with pytest.raises(ValueError, match=f"no tokenizer weights at {path}"):
         load_tokenizer(tokenizer, path)
     save_tokenizer(tokenizer, path)
-    with pytest.raises(ValueError, match="patch_size is 2 in the file, 1 in the config"):
-        load_tokenizer(KLAutoencoder(**TINY), path)
+    with pytest.raises(ValueError, match="shape.patch_size is 2 in the file, 1 in the config"):
+        load_tokenizer(make_kl(), path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_tokenizer(tokenizer, path)
@@ -120,7 +121,7 @@ def test_file_errors_name_path_and_difference(tokenizer: KLAutoencoder, tmp_path
 @pytest.mark.parametrize("channels", [48, 0])
 def test_bad_widths_are_refused(channels: int):
     with pytest.raises(ValueError, match="multiple of 32"):
-        KLAutoencoder(**TINY | {"channels": channels})
+        make_kl(channels=channels)
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,22 @@
 import pytest
 import torch
-from scalear.tokenizers.vq import CodeTokenizer, ResidualVQTokenizer, VQTokenizer
+from tokenizer_fixtures import VAR_SCALES, VAR_VQVAE, VQ16, make_residual, make_vq
 from torch.nn import functional as F
 
 from scalear.draws import RecordedDraws
+from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.bottleneck import TrainingRequest
+from scalear.tokenizers.quantizer import VectorQuantizer
+from scalear.tokenizers.residual import ResidualQuantizer
 from scalear.tokenizers.weights import load_tokenizer, save_tokenizer
-
-TINY = {"image_channels": 1, "latent_channels": 4, "num_codes": 32, "channels": 32, "num_res_blocks": 1}
-
-
-def make_vq(**changes) -> VQTokenizer:
-    torch.manual_seed(0)
-    return VQTokenizer(**TINY | {"channel_multipliers": (1, 2), "feature_channels": 8} | changes)
-
-
-def make_residual(**changes) -> ResidualVQTokenizer:
-    torch.manual_seed(0)
-    return ResidualVQTokenizer(**TINY | {"channel_multipliers": (1, 2), "scales": "1,2,4", "num_phis": 3} | changes)
 
 
 @pytest.mark.parametrize(
     "build, parameters",
     [
-        (VQTokenizer, 72_049_827),  # FlexVAR
-        (lambda: VQTokenizer(latent_channels=8, num_codes=16384), 71_883_403),  # LlamaGen
-        (ResidualVQTokenizer, 108_948_355),  # VAR
+        (lambda: ConvTokenizer(VQ16, VectorQuantizer(32, 8912)), 72_049_827),  # FlexVAR
+        (lambda: ConvTokenizer(VQ16, VectorQuantizer(8, 16384)), 71_883_403),  # LlamaGen
+        (lambda: ConvTokenizer(VAR_VQVAE, ResidualQuantizer(32, 4096, VAR_SCALES)), 108_948_355),  # VAR
     ],
 )
 def test_full_sizes_have_the_official_parameters(build, parameters: int):
@@ -35,15 +26,15 @@ def test_full_sizes_have_the_official_parameters(build, parameters: int):
     assert tokenizer.stride == 16
 
 
-@pytest.mark.parametrize("tokenizer", [make_vq(), make_vq(normalise_codes=False, patch_shortcut=True), make_residual()])
-def test_latents_are_float32_and_reconstructions_go_through_codes(tokenizer: CodeTokenizer):
+@pytest.mark.parametrize("tokenizer", [make_vq(), make_vq(normalise=False, patch_shortcut=True), make_residual()])
+def test_latents_are_float32_and_reconstructions_go_through_codes(tokenizer: ConvTokenizer):
     image = torch.rand(2, 1, 8, 8) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
         latent = tokenizer.encode(image)
     assert latent.dtype == tokenizer.moments_dtype == torch.float32
     latent = tokenizer.encode(image)
     assert torch.equal(tokenizer.latent(tokenizer.moments(image)), latent)
-    expected = tokenizer.decode_raw(tokenizer.quantize(latent)).clamp(-1, 1)
+    expected = tokenizer.decode_raw(tokenizer.quantizer.quantize(latent)).clamp(-1, 1)
     torch.testing.assert_close(tokenizer.reconstruction(image), expected)
 
 
@@ -78,7 +69,7 @@ def test_scalable_training_holds_every_size_to_the_resized_image():
     assert torch.equal(full.target_BCHW, image)
     torch.testing.assert_close(wide.target_BCHW, F.adaptive_avg_pool2d(image, (4, 6)))
     latent = F.adaptive_avg_pool2d(tokenizer.encode(image), (2, 3))
-    torch.testing.assert_close(wide.image_BCHW, tokenizer.decode_raw(tokenizer.quantize(latent)).clamp(-1, 1))
+    torch.testing.assert_close(wide.image_BCHW, tokenizer.decode_raw(tokenizer.quantizer.quantize(latent)).clamp(-1, 1))
     assert single.image_BCHW.shape == single.target_BCHW.shape == (2, 1, 2, 2)
     assert full.penalties.keys() == {"codebook", "commitment"}
     (asked,) = tokenizer.reconstruct(image, TrainingRequest(RecordedDraws({}), penalties=["entropy"]))
@@ -103,17 +94,17 @@ def test_file_round_trip(make, tmp_path):
     torch.nn.init.zeros_(other.quantizer.codebook)
     other.load_weights()
     assert other.fingerprint() == tokenizer.fingerprint()
-    with pytest.raises(ValueError, match="num_codes is 32 in the file, 16 in the config"):
-        load_tokenizer(make(num_codes=16), tmp_path / "t.safetensors")
+    with pytest.raises(ValueError, match="bottleneck.num_codes is 16 in the file, 32 in the config"):
+        load_tokenizer(make(num_codes=32), tmp_path / "t.safetensors")
 
 
 def test_residual_weights_serve_other_scales_with_a_warning(tmp_path):
     """VAR's models for 256 and 512 px share one tokenizer."""
     path = tmp_path / "t.safetensors"
     save_tokenizer(make_residual(), path)
-    with pytest.warns(UserWarning, match="scales is '1,2,4' in the file, '1,3,8' in the config"):
+    with pytest.warns(UserWarning, match="bottleneck.scales is '1,2,4' in the file, '1,3,8' in the config"):
         load_tokenizer(make_residual(scales="1,3,8"), path)
-    with pytest.raises(ValueError, match="num_phis is 3 in the file, 2 in the config. Align the two"):
+    with pytest.raises(ValueError, match="bottleneck.num_phis is 3 in the file, 2 in the config. Align the two"):
         load_tokenizer(make_residual(scales="1,3,8", num_phis=2), path)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from model_fixtures import randomise, var_transformer_class
+from tokenizer_fixtures import make_residual, make_vq
 
 from scalear.draws import SeededDraws
 from scalear.guidance import Guidance
@@ -17,17 +18,14 @@ from scalear.scales import ScaleSchedule
 from scalear.tasks.editing import Editor
 from scalear.tasks.forcing import known_codes
 from scalear.token_sampling import TokenSampling
-from scalear.tokenizers.vq import ResidualVQTokenizer, VQTokenizer
 
 NUM_CODES, SIDE = 24, 32
 LABEL = torch.tensor([0, 2])
-ARCHITECTURE = {"image_channels": 1, "latent_channels": 4, "channels": 32, "channel_multipliers": (1,)}
 
 
-def make_tokenizer(kind=VQTokenizer, **changes):
-    torch.manual_seed(0)
-    settings = ARCHITECTURE | {"num_codes": NUM_CODES, "num_res_blocks": 1, "patch_size": 4}
-    tokenizer = kind(**settings | changes).eval().requires_grad_(False)
+def make_tokenizer(make=make_vq, **changes):
+    small = {"num_codes": NUM_CODES, "channel_multipliers": (1,), "patch_size": 4}
+    tokenizer = make(**small | changes).eval().requires_grad_(False)
     torch.nn.init.normal_(tokenizer.quantizer.codebook)
     return tokenizer
 
@@ -221,7 +219,7 @@ def test_impossible_canvases_are_refused():
 
 
 def test_other_generators_are_refused():
-    residual = make_tokenizer(ResidualVQTokenizer, scales="1,2,4,8")
+    residual = make_tokenizer(make_residual, scales="1,2,4,8")
     with pytest.raises(ValueError, match="this one has a ResidualPyramid: use a FlexVAR config and checkpoint"):
         make_editor(ResidualPyramid, LevelPositions, residual)
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got 1"):

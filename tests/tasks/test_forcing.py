@@ -13,7 +13,7 @@ SCHEDULE = ScaleSchedule.parse("1,2,3,4x6,8x12")
 
 def make_pyramid() -> CodePyramid:
     torch.manual_seed(0)
-    return CodePyramid(LatentsAlone(4, VectorQuantizer(64, 4)))
+    return CodePyramid(LatentsAlone(4, VectorQuantizer(4, 64)))
 
 
 LATENT = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(1))

@@ -63,9 +63,8 @@ class CodebookCare(Callback):
         for iteration in range(0 if pl_module.codebook_loaded else self.kmeans_steps):
             with trainer.precision_plugin.forward_context():
                 passages = pl_module.tokenizer.passages(batch.inputs, pl_module.request(batch))
-            _lloyd(
-                quantizer, _Pool.gather(trainer, [passage.quantized for passage in passages]), iteration == 0, generator
-            )
+            quantized = [passage.quantized for passage in passages]
+            _lloyd(quantizer, _Pool.gather(trainer, quantized), iteration == 0, generator)
         self._uses_V = torch.zeros(quantizer.num_codes, dtype=torch.int64)
 
     @torch.no_grad()
