@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.benchmark.subject import Subject
-from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
+from scalear import part_names  # noqa: F401
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
 from scalear.files import check_free

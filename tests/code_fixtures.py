@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 from cli_fixtures import CLASSIFIER, NUM_CLASSES, run
-from scalear.interop.parts import Part, build
+from scalear.interop.class_paths import Part, build
 from tokenizer_fixtures import tokenizer_part
 
 from scalear.tokenizers.autoencoder import ConvTokenizer

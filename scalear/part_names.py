@@ -1,0 +1,44 @@
+"""Parts that a config may name by their class alone: jsonargparse finds those that have been imported.
+
+All that has a place in a config of scalear stands here; parts of other packages are named with their module.
+"""
+
+from scalear.data import datamodule, sources
+from scalear.evaluation import features, fid
+from scalear.models import blocks, flow_blocks, flow_head, mamba, norms, positions, token_head, var_block
+from scalear.tokenizers import autoencoder, diffusers_adapters, discriminator, gaussian, perceptual, quantizer, residual
+from scalear.training import classifier_module, ema
+from scalear.training.generator import module as generator_module
+from scalear.training.generator import pictures
+from scalear.training.tokenizer import codebook, latent_writer, scale_picture
+from scalear.training.tokenizer import module as tokenizer_module
+
+__all__ = [
+    "autoencoder",
+    "blocks",
+    "classifier_module",
+    "codebook",
+    "datamodule",
+    "diffusers_adapters",
+    "discriminator",
+    "ema",
+    "features",
+    "fid",
+    "flow_blocks",
+    "flow_head",
+    "gaussian",
+    "generator_module",
+    "latent_writer",
+    "mamba",
+    "norms",
+    "perceptual",
+    "pictures",
+    "positions",
+    "quantizer",
+    "residual",
+    "scale_picture",
+    "sources",
+    "token_head",
+    "tokenizer_module",
+    "var_block",
+]
