@@ -17,8 +17,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.benchmark.subject import Subject
 from scalear import part_names  # noqa: F401
+from scalear.benchmark.subject import Subject
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
 from scalear.files import check_free

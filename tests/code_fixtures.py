@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 import yaml
 from cli_fixtures import CLASSIFIER, NUM_CLASSES, run
-from scalear.interop.class_paths import Part, build
 from tokenizer_fixtures import tokenizer_part
 
+from scalear.interop.class_paths import Part, build
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.residual import ResidualQuantizer
@@ -73,7 +73,6 @@ def tokenizer_config(folder: Path, images: Path) -> dict:
 
 def _generator_config(folder: Path, images: Path, parts: dict[str, str], settings: dict, tokenizer: Part) -> dict:
     transformer = {
-        "context_dim": 4,
         "dim": DIM,
         "depths": [2],
         "num_classes": NUM_CLASSES,
@@ -82,17 +81,11 @@ def _generator_config(folder: Path, images: Path, parts: dict[str, str], setting
         "block": {"class_path": "scalear.models.var_block.VARBlock", "init_args": {"num_heads": 2}},
         "norm": {"class_path": "scalear.models.norms.ModulatedNorm"},
     }
-    generator = {
-        "transformer": {"class_path": "scalear.models.transformer.ScaleTransformer", "init_args": transformer},
-        "head": {
-            "class_path": "scalear.models.token_head.TokenHead",
-            "init_args": {"vocab_size": NUM_CODES, "cond_dim": DIM},
-        },
-        "pyramid": {"class_path": parts["pyramid"]},
-    }
     report = {"extractor": _EXTRACTOR, "data_dir": str(images)}
     model = {
-        "generator": {"class_path": "scalear.models.generator.Generator", "init_args": generator},
+        "pyramid": parts["pyramid"],
+        "transformer": transformer,
+        "head": "scalear.models.token_head.TokenHead",
         "tokenizer": {
             "class_path": tokenizer["class_path"],
             "init_args": tokenizer["init_args"] | {"weights": str(folder / "tokenizer.safetensors")},

@@ -18,7 +18,7 @@ from data_fixtures import write_images
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from model_fixtures import make_generator, randomise
+from model_fixtures import make_model, randomise
 from mpslike import DEVICE, NAME
 
 from scalear.data.datamodule import ShardDataModule
@@ -122,7 +122,7 @@ make_generators = {
 
 
 def _logit_normal(module):
-    module.generator.head.time_sampling = "logit_normal"
+    module.model.generator.head.time_sampling = "logit_normal"
     return module
 
 
@@ -131,7 +131,7 @@ def test_generators_train_and_sample(dataset, tmp_path, family):
     def run(device: torch.device):
         module, data = make_generators[family](), ShardDataModule(str(dataset), batch_size=4)
         if "flowar" in family:  # what it drops out, the device draws for itself
-            module.generator.transformer.eval()
+            module.model.generator.transformer.eval()
         settings = {"max_steps": 2, "val_check_interval": 2, "callbacks": [EMA(0.5), SampleGrid(2, 1)]}
         trainer = make_trainer(tmp_path, device, **settings)
         trainer.fit(module, datamodule=data)
@@ -146,12 +146,13 @@ def test_generators_train_and_sample(dataset, tmp_path, family):
 @pytest.mark.parametrize("sampling", [FlowSolver(num_steps=25, grid="flowar"), FlowSolver("heun", 3), FAST8])
 def test_flows_are_solved_in_float32_and_see_official_times(sampling):
     def run(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        model, seen = randomise(make_generator(cross_attention=True)).eval().to(device), []
-        embedding = model.head.time_embedding
+        model, seen = randomise(make_model(cross_attention=True)).eval().to(device), []
+        embedding = model.generator.head.network.time_embedding
         embedding.quantise = True
         embedding.register_forward_hook(lambda module, args, output: seen.append(module.thousandths(args[0])[0].cpu()))
         draws = SeededDraws([(0, 0), (0, 1)], device)
-        latent_BChw = model.generate(torch.tensor([0, 1]).to(device), draws, sampling, Guidance(2.0))
+        label_B, guidance = torch.tensor([0, 1]).to(device), Guidance(2.0)
+        latent_BChw = model.sample_latent(label_B, draws, sampling=sampling, guidance=guidance)
         return latent_BChw.cpu(), torch.cat(seen)
 
     (latent, thousandths), (found, found_thousandths) = on_both(run)
@@ -163,8 +164,7 @@ def test_flows_are_solved_in_float32_and_see_official_times(sampling):
 def test_flexvar_edits(smooth):
     def run(device: torch.device) -> torch.Tensor:
         editor = editing.make_editor()
-        editor.generator.to(device)
-        editor.tokenizer.to(device)
+        editor.model.to(device)
         image, mask, label = (x.to(device) for x in (editing.make_image(), editing.hole(), editing.LABEL))
         edit = editor.inpaint(image, mask, label, SeededDraws([(0, 0), (0, 1)], device))
         return edit.image_BCHW.cpu()

@@ -2,13 +2,10 @@
 
 import json
 import re
-from functools import partial
 
 import pytest
 import torch
 from cli_fixtures import run
-from model_fixtures import make_code_generator, make_generator, randomise
-from scalear.benchmark.plain import plain
 
 from scalear.benchmark import timing
 from scalear.benchmark.command import _changed
@@ -17,9 +14,7 @@ from scalear.benchmark.time_shares import PARTS, part, shares
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.work import counted_work, official_work
 from scalear.data.datamodule import ShardDataModule
-from scalear.draws import SeededDraws
 from scalear.hardware.precision import fastest
-from scalear.models import fused
 
 KEYS = ["job", "config", "batch", "threads", "precision", "machine", "seconds_per_image", "work_tflop", "work_source"]
 KEYS += ["yardstick_tflops", "fraction", "peak_rss_bytes", "parts"]
@@ -99,13 +94,13 @@ def test_shards_are_compared_with_the_same_images_as_files(experiment, tmp_path,
 
 
 def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys):
-    more = "--against=--model.generator.head.depth=2 --decoder=out"
+    more = "--against=--model.head.network.depth=2 --decoder=out"
     one, plain, two = benchmark(experiment, tmp_path, "sample", "--batch=2", "--baseline", more)
     assert plain["config"] == "flowar (plain)" and plain["work_tflop"] == one["work_tflop"]
     assert "plain path" in one["work_source"] and two["work_tflop"] != one["work_tflop"]
     assert two["parts"]["decoder"] == 0 < one["parts"]["decoder"]
     out = capsys.readouterr().out
-    assert "x as fast as flowar (plain)" in out and "(--model.generator.head.depth=2 --decoder=out)" in out
+    assert "x as fast as flowar (plain)" in out and "(--model.head.network.depth=2 --decoder=out)" in out
 
 
 @pytest.mark.parametrize("job", ["train", "solver"])
@@ -140,35 +135,6 @@ def test_options_that_end_a_command_end_it_well(experiment, capfd):
 def test_a_tokenizer_has_nothing_to_sample(experiment, capsys):
     assert run("benchmark", "sample", *experiment.tokenizer()) == 2
     assert "needs a generator: try `encode`" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        make_generator,
-        partial(make_generator, cross_attention=True),
-        partial(make_code_generator, "var"),
-        partial(make_code_generator, "flexvar"),
-    ],
-)
-def test_the_plain_path_gives_the_same_losses_and_gradients(make, monkeypatch):
-    monkeypatch.setattr(fused, "_SMALL", 0)
-    generator = randomise(make()).train()
-    latent, label = torch.randn(3, 4, 4, 4), torch.tensor([0, 1, 2])
-
-    def losses() -> list[torch.Tensor]:
-        pyramid = generator.pyramid.build(latent, generator.schedule)
-        total = generator.loss(pyramid, label, SeededDraws([(0, i) for i in range(3)])).total
-        return [total.detach(), *torch.autograd.grad(total, list(generator.parameters()))]
-
-    fast = losses()
-    with plain(generator), monkeypatch.context() as patch:
-        for step in ("_ModulatedNorm", "_ResidualNorm", "_GatedGelu", "_CodeLosses"):
-            patch.delattr(fused, step)
-        slow = losses()
-    for one, other in zip(fast, slow, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
-    assert not any("forward" in vars(module) for module in generator.modules())
 
 
 def test_a_fraction_is_that_of_the_machine_around_each_repeat():

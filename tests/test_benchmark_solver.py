@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_fixtures import run
-from model_fixtures import make_generator, randomise
+from model_fixtures import make_model, randomise
 
 from scalear.benchmark.solver import CANDIDATES, SolverResult, evaluations, mark_pareto, name, parse_solver
 from scalear.draws import SeededDraws
@@ -42,9 +42,10 @@ def test_solvers_make_the_same_images_from_the_same_noise(experiment, tmp_path, 
 
 @pytest.mark.parametrize("solver", [FAST8, FlowSolver("midpoint", [1, 2, 3]), FlowSolver("euler", 5, "flowar")])
 def test_evaluations_are_calls_of_the_network(solver):
-    generator, calls = randomise(make_generator()).eval(), []
-    generator.head.register_forward_hook(lambda module, args, output: calls.append(output.shape[1]))
-    generator.generate(torch.tensor([0, 1]), SeededDraws([(0, 0), (0, 1)]), solver, Guidance(2.0))
+    model, calls = randomise(make_model(sampling=solver, guidance=Guidance(2.0))).eval(), []
+    network = model.generator.head.network
+    network.register_forward_hook(lambda module, args, output: calls.append(output.shape[1]))
+    model.sample_latent(torch.tensor([0, 1]), SeededDraws([(0, 0), (0, 1)]))
     assert [calls.count(length) for length in (1, 4, 16)] == evaluations(solver, 3)
 
 

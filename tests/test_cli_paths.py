@@ -19,7 +19,7 @@ def test_a_flat_folder_without_classes_trains_and_samples(experiment: Experiment
     assert run("data", "pack", *source, f"--output_dir={shards}", "--image_size=32", "--image_channels=1") == 0
     assert json.loads((shards / "index.json").read_text())["class_names"] == []
 
-    args = [*experiment.generator(folder), "--model.generator.transformer.num_classes=0", f"--data.data_dir={shards}"]
+    args = [*experiment.generator(folder), "--model.transformer.num_classes=0", f"--data.data_dir={shards}"]
     assert run("fit", *args, "--trainer.max_steps=2") == 0
     checkpoint = f"--ckpt_path={experiment.checkpoint(folder)}"
     assert run("predict", *args, checkpoint) == 0

@@ -10,7 +10,6 @@ from tokenizer_fixtures import tokenizer_part
 
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import load_samples, to_uint8
-from scalear.guidance import Guidance
 from scalear.interop.class_paths import Part, settings_part
 from scalear.interop.hub.diffusers import ScaleARPipeline
 from scalear.interop.hub.pretrained import ScaleARModel
@@ -30,7 +29,6 @@ def make_model(kind: str, **sampling) -> ScaleARModel:
     block = part("models.mamba.MambaBlock") if kind == "mamba" else part("models.var_block.VARBlock", num_heads=2)
     transformer = part(
         "models.transformer.ScaleTransformer",
-        context_dim=4,
         dim=24,
         depths=[2],
         num_classes=NUM_CLASSES,
@@ -42,7 +40,6 @@ def make_model(kind: str, **sampling) -> ScaleARModel:
         norm=part("models.norms.ModulatedNorm"),
         var_init=True,
     )
-    head = part("models.token_head.TokenHead", vocab_size=NUM_CODES, cond_dim=24)
     pyramid = part("pyramid.CodePyramid" if flexible else "pyramid.ResidualPyramid")
     codes = {"latent_channels": 4, "num_codes": NUM_CODES}
     tokenizer = tokenizer_part(VectorQuantizer, codes, channel_multipliers=[1, 1], feature_channels=32)
@@ -50,12 +47,10 @@ def make_model(kind: str, **sampling) -> ScaleARModel:
         codes |= {"scales": [1, 2, 4], "num_phis": 2}
         tokenizer = tokenizer_part(ResidualQuantizer, codes, channel_multipliers=[1, 1])
     torch.manual_seed(0)
-    model = ScaleARModel(
-        generator=part("models.generator.Generator", transformer=transformer, head=head, pyramid=pyramid),
-        tokenizer=tokenizer,
-        sampling=settings_part(TokenSampling(**sampling)),
-        guidance=settings_part(Guidance(2.5, "flexvar" if flexible else "linear")),
-    )
+    parts = {"transformer": transformer, "head": part("models.token_head.TokenHead"), "pyramid": pyramid}
+    parts |= {"tokenizer": tokenizer, "sampling": settings_part(TokenSampling(**sampling))}
+    parts |= {"guidance": {"weight": 2.5, "ramp": "flexvar" if flexible else "linear"}}
+    model = ScaleARModel(part("image_model.ImageModel", **parts))
     randomise(model, std=0.2)
     return model
 
@@ -66,8 +61,8 @@ def test_folders_and_pipelines_sample_what_the_parts_do(kind, sampling, tmp_path
     model = make_model(kind, **sampling)
     labels = [0, 1, 2, NUM_CLASSES]
     draws = SeededDraws([(0, i) for i in range(4)])
-    latent = model.generator.generate(torch.tensor(labels), draws, TokenSampling(**sampling), model.guidance)
-    expected = to_uint8(model.tokenizer.decode(latent)).permute(0, 2, 3, 1).detach().numpy()
+    with torch.no_grad():
+        expected = to_uint8(model.model.sample(torch.tensor(labels), draws)).permute(0, 2, 3, 1).numpy()
 
     model.save_pretrained(tmp_path / "own")
     loaded = ScaleARModel.from_pretrained(tmp_path / "own")
@@ -121,9 +116,10 @@ def test_flexvar_samples_other_scales():
 
 def test_parts_that_do_not_fit_are_refused():
     model = make_model("var")
-    config = {name: model.config[name] for name in ("generator", "tokenizer", "sampling", "guidance")}
+    parts = model.config["model"]["init_args"]
+    other = make_model("flexvar").config["model"]["init_args"]["tokenizer"]
     with pytest.raises(ValueError, match="take a tokenizer with ResidualQuantizer"):
-        ScaleARModel(**config | {"tokenizer": make_model("flexvar").config["tokenizer"]})
+        ScaleARModel(part("image_model.ImageModel", **parts | {"tokenizer": other}))
     flow = {"class_path": "scalear.flow.FlowSolver", "init_args": {}}
     with pytest.raises(ValueError, match="TokenHead cannot sample with FlowSolver"):
-        ScaleARModel(**config | {"sampling": flow})
+        ScaleARModel(part("image_model.ImageModel", **parts | {"sampling": flow}))

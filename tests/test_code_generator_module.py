@@ -1,5 +1,6 @@
 """VAR and FlexVAR through real Trainers, on images of 8x8 and latents of 4x4."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from cli_fixtures import CLASSIFIER
 from data_fixtures import write_images
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from model_fixtures import NUM_CLASSES, NUM_CODES, make_code_generator
+from model_fixtures import NUM_CLASSES, NUM_CODES, var_transformer_class
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_generator_module import assert_equal_states, fit, load, make_trainer
 from tokenizer_fixtures import make_residual, make_vq
@@ -16,6 +17,9 @@ from tokenizer_fixtures import make_residual, make_vq
 from scalear.evaluation.features import ClassifierFeatures
 from scalear.evaluation.images import load_samples
 from scalear.guidance import Guidance
+from scalear.models.positions import GridPositions, LevelPositions
+from scalear.models.token_head import TokenHead
+from scalear.pyramid import CodePyramid, ResidualPyramid
 from scalear.schedules import PaperSchedules, ScheduleSampler
 from scalear.token_sampling import TokenSampling
 from scalear.training.generator.module import GeneratorModule
@@ -38,9 +42,13 @@ def make_module(kind: str, schedules: ScheduleSampler | None = None, **samples) 
     torch.manual_seed(0)
     make_tokenizer = make_vq if kind == "flexvar" else make_residual
     tokenizer = make_tokenizer(num_codes=NUM_CODES, channel_multipliers=(1,), patch_size=2)
+    flexible = kind == "flexvar"
+    positions = partial(GridPositions, side=4) if flexible else LevelPositions
     return GeneratorModule(
-        make_code_generator(kind),
         tokenizer,
+        CodePyramid if flexible else ResidualPyramid,
+        var_transformer_class(positions=positions),
+        TokenHead,
         optimizer=OptimizerSettings(lr=1e-2),
         sampling=TokenSampling(top_k=8),
         guidance=Guidance(2.0),
@@ -62,7 +70,7 @@ def test_what_a_run_logs(dataset, tmp_path, kind):
         assert tags <= set(events.Tags()["scalars"])
     assert set(events.Tags()["images"]) == {"pyramid/real", "samples/fixed_seeds"}
     checkpoint = load(tmp_path / "end.ckpt")
-    assert all(name.startswith("generator.") for name in checkpoint["state_dict"])
+    assert all(name.startswith("model.generator.") for name in checkpoint["state_dict"])
 
 
 def test_random_lists_of_scales_are_drawn_again_after_a_resume(dataset, tmp_path):

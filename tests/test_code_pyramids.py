@@ -112,7 +112,6 @@ def test_a_pyramid_of_codes_needs_its_quantizer():
         CodePyramid(make_kl())
     with pytest.raises(ValueError, match="ResidualPyramid needs .* has a VectorQuantizer: take .* ResidualQuantizer"):
         ResidualPyramid(make_vq())
-    LatentPyramid(make_kl())
 
 
 def test_residual_codes_do_not_pass_for_codes_of_every_scale():

@@ -87,7 +87,7 @@ def test_every_experiment_parses_and_its_model_is_built_on_meta(path):
 @pytest.mark.parametrize("path", PAPER_SIZES, ids=str)
 def test_paper_sizes_have_the_official_parameters(path):
     model = model_on_meta(str(path))
-    part = model.generator if hasattr(model, "generator") else model.tokenizer
+    part = model.model.generator if hasattr(model, "model") else model.tokenizer
     assert sum(parameter.numel() for parameter in part.parameters()) == OFFICIAL_PARAMETERS[path.stem]
 
 
@@ -97,7 +97,7 @@ def test_every_official_size_has_a_config():
 
 @pytest.mark.parametrize("name", ["imagenet512/var-d36", "imagenet256/flexvar-d16"])
 def test_what_is_not_decayed_is_what_the_official_code_exempts(name):
-    generator = model_on_meta(f"configs/{name}.yaml").generator
+    generator = model_on_meta(f"configs/{name}.yaml").model.generator
     plain = {id(parameter) for parameter in split_parameters([generator])[1]}
     names = {name for name, parameter in generator.named_parameters() if id(parameter) in plain}
     exempt = ("bias", "class_embedding", "positions.", "modulation.table", "log_scale_N")
@@ -110,7 +110,7 @@ def test_what_is_not_decayed_is_what_the_official_code_exempts(name):
         (overlay, path)
         for overlay, folder in (("debug", "fashion"), ("slurm", "imagenet256"))
         for path in EXPERIMENTS
-        if path.parent.name == folder and "generator_module" in (ROOT / path).read_text()
+        if path.parent.name == folder and "GeneratorModule" in (ROOT / path).read_text()
     ],
     ids=str,
 )

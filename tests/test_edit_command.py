@@ -125,13 +125,7 @@ def test_places_lie_between_tokens(place, corner):
         (
             "inpaint",
             "image",
-            ["--mask={files}/hole.png", "--model.generator.head.vocab_size=16"],
-            ["vocab_size is 16, but the tokenizer's codebook has 24 codes"],
-        ),
-        (
-            "inpaint",
-            "image",
-            ["--mask={files}/hole.png", "--model.generator.transformer.dim=64", "--model.generator.head.cond_dim=64"],
+            ["--mask={files}/hole.png", "--model.transformer.dim=64"],
             ["is a checkpoint of another model than this config describes"],
         ),
     ],
@@ -152,7 +146,7 @@ def test_fixed_scales_cannot_be_edited_or_changed(images, files, tmp_path, capsy
     assert run("predict", "-c", var.folder / "config.yaml", checkpoint, "--model.samples.scales=1,2,8") == 2
     error = capsys.readouterr().err
     assert "learned positions for scales 1,2,4,8 and cannot do 1,2,8" in error and "DataLoader" not in error
-    assert run("fit", "-c", var.folder / "config.yaml", "--model.generator.transformer.scales=[1,3,8]") == 2
+    assert run("fit", "-c", var.folder / "config.yaml", "--model.transformer.scales=[1,3,8]") == 2
     assert "scales are 1,3,8, those of the tokenizer's residual codes 1,2,4,8" in capsys.readouterr().err
 
 

@@ -15,16 +15,16 @@ from scalear.tokenizers.quantizer import VectorQuantizer
 def test_runs(name):
     cli = Parsed(["fit", "-c", str(ROOT / f"configs/imagenet256/{name}.yaml")])
     module = cli.parser.instantiate_classes(cli.config)["fit"].model
-    generator, tokenizer, draws = module.generator, module.tokenizer, SeededDraws([(0, 0)])
+    model, draws = module.model, SeededDraws([(0, 0)])
     label = torch.tensor([207])
     with torch.no_grad():
-        latent = tokenizer.encode(torch.rand(1, 3, 256, 256) * 2 - 1)
-    loss = generator.loss(generator.pyramid.build(latent, generator.schedule), label, draws)
+        latent = model.tokenizer.encode(torch.rand(1, 3, 256, 256) * 2 - 1)
+    loss = model.loss(latent, label, draws)
     loss.total.backward()
-    gradients = [parameter.grad for parameter in generator.parameters()]
+    gradients = [parameter.grad for parameter in model.generator.parameters()]
     assert loss.total.isfinite() and all(gradient.isfinite().all() for gradient in gradients)
     with torch.no_grad():
-        image = tokenizer.decode(generator.eval().generate(label, draws, module.sampling, module.guidance))
+        image = model.eval().sample(label, draws)
     assert image.shape == (1, 3, 256, 256) and image.isfinite().all() and image.abs().max() <= 1
 
 

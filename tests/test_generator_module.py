@@ -1,5 +1,6 @@
 """Generators through real Trainers, on images of 8x8 and latents of 2x2."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ from data_fixtures import write_images
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
-from model_fixtures import NUM_CLASSES, make_generator
+from model_fixtures import NUM_CLASSES, network_class, transformer_class
 from tokenizer_fixtures import make_kl
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
+from scalear.models.flow_head import FlowHead
+from scalear.pyramid import LatentPyramid
 from scalear.training.checkpoints import check_checkpoint
 from scalear.training.ema import EMA
 from scalear.training.generator.module import GeneratorModule
@@ -39,9 +42,10 @@ def dataset(tmp_path_factory) -> Path:
 def make_module(dropout: float = 0.1, **settings) -> GeneratorModule:
     torch.manual_seed(0)
     tokenizer = make_kl(2, channel_multipliers=(1,), patch_size=4)
-    generator = make_generator("1,2", channels=2, dropout=dropout)
-    parts = {"optimizer": OptimizerSettings(lr=1e-2), "sampling": FlowSolver(num_steps=2), "guidance": Guidance(2.0)}
-    return GeneratorModule(generator, tokenizer, samples=SampleRequest(num_per_class=2), **parts | settings)
+    parts = {"pyramid": LatentPyramid, "transformer": transformer_class("1,2", dropout=dropout)}
+    parts |= {"head": partial(FlowHead, network=network_class()), "samples": SampleRequest(num_per_class=2)}
+    parts |= {"optimizer": OptimizerSettings(lr=1e-2), "sampling": FlowSolver(num_steps=2), "guidance": Guidance(2.0)}
+    return GeneratorModule(tokenizer, **parts | settings)
 
 
 def make_trainer(folder: Path, **settings) -> Trainer:
@@ -170,28 +174,30 @@ def test_test_reads_the_average(dataset, tmp_path):
     make_trainer(tmp_path, callbacks=[EMA(DECAY)]).test(module, ckpt_path=tmp_path / "end.ckpt", verbose=False)
     checkpoint = load(tmp_path / "end.ckpt")
     assert_equal_states(module.state_dict(), checkpoint["state_dict"])
-    name = "generator.head.output_proj.weight"
+    name = "model.generator.head.network.output_proj.weight"
     assert not torch.equal(module.state_dict()[name], checkpoint["current_model_state"][name])
     assert (tmp_path / "samples.npz").is_file() and (tmp_path / "grid.png").is_file()
 
 
 def test_the_tokenizer_is_frozen_in_eval_mode_and_in_no_checkpoint(dataset, tmp_path):
-    before = make_module().tokenizer.fingerprint()
+    before = make_module().model.tokenizer.fingerprint()
     modes = []
 
     class Modes(Callback):
         def on_train_batch_end(self, trainer, pl_module, *args) -> None:
-            modes.append((pl_module.generator.training, any(part.training for part in pl_module.tokenizer.modules())))
+            modes.append(
+                (pl_module.model.generator.training, any(part.training for part in pl_module.model.tokenizer.modules()))
+            )
 
     module = fit(dataset, tmp_path, 2, callbacks=[EMA(DECAY), Modes()])
     assert modes == [(True, False)] * 2
-    assert not any(parameter.requires_grad for parameter in module.tokenizer.parameters())
-    assert module.tokenizer.fingerprint() == before
+    assert not any(parameter.requires_grad for parameter in module.model.tokenizer.parameters())
+    assert module.model.tokenizer.fingerprint() == before
     checkpoint = load(tmp_path / "end.ckpt")
     for part in ("state_dict", "current_model_state"):
-        assert checkpoint[part] and all(name.startswith("generator.") for name in checkpoint[part])
+        assert checkpoint[part] and all(name.startswith("model.generator.") for name in checkpoint[part])
     trained = {id(tensor) for group in module.optimizers().param_groups for tensor in group["params"]}
-    assert trained == {id(parameter) for parameter in module.generator.parameters()}
+    assert trained == {id(parameter) for parameter in module.model.generator.parameters()}
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}])
@@ -221,7 +227,7 @@ class SpoilGradient(Callback):
 
     def on_after_backward(self, trainer, pl_module) -> None:
         if trainer.global_step == self.step:
-            pl_module.generator.head.cond_proj.weight.grad[0, 0] = self.value
+            pl_module.model.generator.head.network.cond_proj.weight.grad[0, 0] = self.value
 
 
 @pytest.mark.parametrize(
@@ -229,7 +235,9 @@ class SpoilGradient(Callback):
 )
 def test_a_gradient_that_is_not_finite_is_never_stepped(dataset, tmp_path, settings, value):
     fit(dataset, tmp_path / "good", 3, callbacks=[EMA(DECAY)], **settings)
-    pattern = r"gradient is not finite at step 3, .* in generator.head.cond_proj.weight; .*keys: \['image0"
+    pattern = (
+        r"gradient is not finite at step 3, .* in model.generator.head.network.cond_proj.weight; .*keys: \['image0"
+    )
     with pytest.raises(NonFiniteLossError, match=pattern) as caught:
         callbacks = [EMA(DECAY), SpoilGradient(3, value), SaveOnInterrupt()]
         fit(dataset, tmp_path / "bad", 6, callbacks=callbacks, **settings)
@@ -245,7 +253,7 @@ def test_loss_scaling_leaves_out_steps_itself(dataset, tmp_path):
     scaled = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=128.0))]
     fit(dataset, tmp_path, 4, callbacks=[SpoilGradient(2, float("inf")), watch], plugins=scaled, gradient_clip_val=1.0)
     assert_equal_states(watch.raw[2], watch.raw[1])
-    name = "generator.head.cond_proj.weight"
+    name = "model.generator.head.network.cond_proj.weight"
     assert not torch.equal(watch.raw[3][name], watch.raw[2][name])
 
 
@@ -264,7 +272,7 @@ def test_training_validation_and_sampling_never_share_random_numbers(dataset, tm
 def test_a_loss_that_is_not_finite_names_its_scales(dataset, tmp_path):
     module = make_module()
     with torch.no_grad():
-        module.generator.transformer.positions[2].table_LD[1:] = float("nan")  # the tokens of the last scale
+        module.model.generator.transformer.positions[2].table_LD[1:] = float("nan")  # the tokens of the last scale
     with pytest.raises(NonFiniteLossError) as caught:
         fit(dataset, tmp_path, 1, module=module)
     assert "'loss_scale_2': nan" in str(caught.value) and "loss_scale_1" not in str(caught.value)

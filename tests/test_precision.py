@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 from cli_fixtures import Experiment, run
-from model_fixtures import make_generator
+from model_fixtures import make_model
 
 from scalear.hardware import cpus, precision
 from scalear.hardware.machine import product_seconds
+from scalear.image_model import ImageModel
 from scalear.training import run_precision
 
 CPU = torch.device("cpu")
@@ -107,12 +108,12 @@ def test_typing_what_is_emulated_gives_a_warning_with_the_factor(gain):
 
 
 def test_without_a_trainer_weights_and_callers_have_the_last_word(gain):
-    def product_dtype(module: torch.nn.Module, asked: str = "auto") -> torch.dtype:
-        with compute_precision(module, asked):
+    def product_dtype(module: ImageModel, asked: str = "auto") -> torch.dtype:
+        with module.autocast(asked):
             return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
     gain(4.0)
-    model = make_generator()
+    model = make_model()
     assert product_dtype(model) == torch.bfloat16
     assert product_dtype(model, "32-true") == torch.float32
     with torch.autocast("cpu", torch.float16):

@@ -69,15 +69,15 @@ def test_the_folder_says_what_it_holds(experiment, exported):
     config = json.loads((exported / "config.json").read_text())
     assert config["scales"] == "1,2,4" and config["scalear_version"]
     assert config["class_names"] == [f"class{label}" for label in range(NUM_CLASSES)]
-    assert "weights" not in config["tokenizer"]["init_args"] and str(experiment.root) not in json.dumps(config)
+    assert "weights" not in config["model"]["init_args"]["tokenizer"]["init_args"] and str(experiment.root) not in json.dumps(config)
     model = ScaleARModel.from_pretrained(exported)
     by_name = model.generate(["class1"], seeds=[4], output_type="np")
     assert np.array_equal(by_name, model.generate([1], seeds=[4], output_type="np"))
 
 
 def test_converted_weights_need_no_checkpoint(experiment, exported, tmp_path):
-    model = ScaleARModel.from_pretrained(exported)
-    write_tensors(tmp_path / "converted.safetensors", model.generator.state_dict(), generator_metadata(model.generator))
+    generator = ScaleARModel.from_pretrained(exported).model.generator
+    write_tensors(tmp_path / "converted.safetensors", generator.state_dict(), generator_metadata(generator))
     weights = f"--model.weights={tmp_path / 'converted.safetensors'}"
     assert run("export", *experiment.generator("flowar"), weights, f"--output_dir={tmp_path / 'model'}") == 0
     for name in ("config.json", "model.safetensors"):
@@ -117,7 +117,7 @@ def test_no_lightning_is_needed(exported):
     "overrides, message",
     [
         (["--ckpt_path=absent.ckpt"], "absent.ckpt does not exist"),
-        (["--model.generator.head.depth=2"], "checkpoint of another model"),
+        (["--model.head.network.depth=2"], "checkpoint of another model"),
         (["--output_dir={images}"], "is not empty; choose another folder"),
         (["--output_dir={images}", "--force=true"], "also holds"),
     ],
@@ -158,13 +158,15 @@ def test_damaged_and_absent_models_are_named(exported, tmp_path, monkeypatch):
     cases = {
         broken("model.safetensors", weights[:1000]): "is damaged, or not what config.json",
         broken("config.json", b"{"): "is not JSON",
-        broken("config.json", b'{"architectures": ["Bert"]}'): "not one of scalear: it has no generator",
+        broken("config.json", b'{"architectures": ["Bert"]}'): "not one of scalear: it has no model",
+        broken("config.json", b'{"generator": {}}'): "by an older version of scalear: export its run again",
         tmp_path: "holds no config.json",
         "some/folder/that/is/absent": "neither a folder nor",
     }
-    config["generator"]["init_args"]["head"]["init_args"]["depth"] = 3
+    head = config["model"]["init_args"]["head"]
+    head["init_args"]["network"]["init_args"]["depth"] = 3
     cases[broken("config.json", json.dumps(config).encode())] = "is damaged, or not what config.json"
-    config["generator"]["init_args"]["head"]["class_path"] = "scalear.models.later.Head"
+    head["class_path"] = "scalear.models.later.Head"
     cases[broken("config.json", json.dumps(config).encode())] = "scalear.models.later"
     for folder, message in cases.items():
         with pytest.raises(ValueError, match=message):

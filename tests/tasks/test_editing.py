@@ -12,7 +12,6 @@ from scalear.image_model import ImageModel
 from scalear.models.mamba import MambaBlock
 from scalear.models.positions import GridPositions, LevelPositions
 from scalear.models.token_head import TokenHead
-from scalear.models.var_block import VARBlock
 from scalear.pyramid import CodePyramid, ResidualPyramid
 from scalear.scales import ScaleSchedule
 from scalear.tasks.editing import Editor
@@ -53,9 +52,10 @@ def draws(seed=0) -> SeededDraws:
     return SeededDraws([(seed, 0), (seed, 1)])
 
 
+@pytest.mark.parametrize("block", [{}, partial(MambaBlock, d_state=4)], ids=["attention", "mamba"])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_forced_tokens_come_out_unchanged_at_every_scale(smooth):
-    editor = make_editor()
+def test_forced_tokens_come_out_unchanged_at_every_scale(smooth, block):
+    editor = make_editor(block=block)
     latent, mask = editor.tokenizer.encode(make_image()), F.avg_pool2d(hole(), 4)
     schedule = ScaleSchedule.parse("1,3,4x5,8")
     forced = known_codes(editor.model.pyramid, latent, mask, schedule)
@@ -69,9 +69,8 @@ def test_forced_tokens_come_out_unchanged_at_every_scale(smooth):
     assert generated > 20  # of what is not forced; some codes are hit by chance
 
 
-@pytest.mark.parametrize("block", [VARBlock, MambaBlock])
-def test_kept_pixels_stay_put_and_only_the_hole_depends_on_the_seed(block):
-    editor = make_editor(block=partial(VARBlock, num_heads=2) if block is VARBlock else partial(MambaBlock, d_state=4))
+def test_kept_pixels_stay_put_and_only_the_hole_depends_on_the_seed():
+    editor = make_editor()
     edit, other = (editor.inpaint(make_image(), hole(), LABEL, draws(seed)) for seed in (0, 1))
     assert edit.image_BCHW.shape == (2, 1, SIDE, SIDE) and edit.image_BCHW.abs().max() <= 1
     assert not torch.equal(edit.image_BCHW, other.image_BCHW)
