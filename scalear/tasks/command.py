@@ -142,7 +142,7 @@ def edit_file(request: EditRequest, editor: Editor) -> Edit:
     out = Path(request.out)
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out} must end in .png")
-    edit = request.apply(editor, _Given.read(request, editor.tokenizer.image_channels, editor.device))
+    edit = request.apply(editor, _Given.read(request, editor.tokenizer.image_channels, editor.model.device))
     result_BCHW = edit.pasted() if request.pasted() else edit.image_BCHW
     save_png(out, to_uint8(result_BCHW)[0].permute(1, 2, 0).cpu().numpy())
     sheet = out.with_name(f"{out.stem}-sheet.png")

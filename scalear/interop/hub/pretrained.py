@@ -194,10 +194,11 @@ class ScaleARModel(
         token: str | bool | None,
         **parts: Any,
     ) -> "ScaleARModel":
-        if "generator" in parts:
-            raise ValueError(f"{model_id} was exported by an older version of scalear: export its run again")
         if "model" not in parts:
-            raise ValueError(f"{CONFIG} of {model_id} is not one of scalear: it has no model")
+            raise ValueError(
+                f"{CONFIG} of {model_id} is not one of this version of scalear: it has no model. What an older version "
+                "exported must be exported again, from a run of this one"
+            )
         weights: str | Path = Path(model_id) / WEIGHTS
         if not Path(model_id).is_dir():
             fetch = {"cache_dir": cache_dir, "force_download": force_download, "local_files_only": local_files_only}

@@ -3,19 +3,15 @@
 Reads every file of `tests/parity`, or of the folder that SCALEAR_PARITY_DIR names.
 """
 
-import os
-from pathlib import Path
-
 import parity_flowar
 import parity_tokenizers
 import parity_var
 import pytest
 import torch
-from parity_case import FAMILIES, Case
+from parity_case import FAMILIES, FOLDER, Case
 
 from scalear.interop.official.convert import revert_state
 
-FOLDER = Path(os.environ.get("SCALEAR_PARITY_DIR", Path(__file__).parent / "parity"))
 FILES = sorted(FOLDER.glob("*.safetensors"))
 REPLAYS = {
     "models.flowar.FlowAR": parity_flowar.replay_flowar,
@@ -33,9 +29,10 @@ def test_there_are_recordings():
     assert FILES, f"no *.safetensors in {FOLDER}"
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_same_numbers_as_the_official_code(path, capsys):
-    case = Case(path)
+def test_same_numbers_as_the_official_code(path, fast, capsys):
+    case = Case(path, fast)
     assert case.kind in REPLAYS, f"no replay for recordings of {case.kind}"
     REPLAYS[case.kind](case)
     line = case.finish()

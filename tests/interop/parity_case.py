@@ -4,6 +4,7 @@ Tensors are named `state.<official key>`, `in.<name>`, `mid.<name>` and `out.<na
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from scalear.fast import accelerate
 from scalear.interop.official.convert import Conversion, convert_state
 
+FOLDER = Path(os.environ.get("SCALEAR_PARITY_DIR", Path(__file__).parents[1] / "parity"))
 # Official class of a recording -> its modules, by the prefix of their keys, and the family that each converts by.
 FAMILIES = {
     "models.flowar.FlowAR": {"": "flowar"},
@@ -32,6 +35,10 @@ _ARGUMENTS = {"vae": ("vqvae", "vq"), "var": ("var_kwargs",)}
 class Case:
     """One file.
 
+    Args:
+        path: Of the file.
+        fast: Build models with the fast ways of `scalear.fast`.
+
     Attributes:
         name: Of the case.
         kind: The official class, such as `models.var.VAR`.
@@ -40,11 +47,12 @@ class Case:
         inputs: `in.*` by the rest of the name.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fast: bool = False) -> None:
         with safe_open(path, "pt") as file:
             metadata = {key: json.loads(value) for key, value in file.metadata().items()}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         self.name = metadata["case"]
+        self.fast = fast
         self.kind = metadata["upstream"]["class"]
         self.constructor = metadata["constructor"]
         self.extra = metadata["extra"]
@@ -65,6 +73,13 @@ class Case:
             recorded = recorded.get(name, recorded)
         arguments = recorded.get("kwargs", recorded) | recorded.get("override", {})
         return convert_state(self.state(module), FAMILIES[self.kind][module], arguments)
+
+    def build(self, conversion: Conversion) -> nn.Module:
+        """The converted model."""
+        model = conversion.model()
+        if self.fast:
+            accelerate(model)
+        return model
 
     def names(self, prefix: str) -> list[str]:
         """The rest of every recorded name that begins so."""
@@ -107,7 +122,8 @@ class Case:
         wrong = {name: error for name, error in self._errors.items() if not error <= 1.0}
         assert not wrong, "error over tolerance: " + ", ".join(f"{name} {error:.3g}" for name, error in wrong.items())
         worst = max(self._errors.values())
-        return f"{self.name}: {len(self._errors)} of {len(self._recorded)} tensors, worst error/tolerance {worst:.3f}"
+        name = f"{self.name}{' (fast)' if self.fast else ''}"
+        return f"{name}: {len(self._errors)} of {len(self._recorded)} tensors, worst error/tolerance {worst:.3f}"
 
     def _tolerance(self, name: str, theirs: Tensor) -> float:
         if ".grad" in name:

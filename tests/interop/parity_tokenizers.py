@@ -13,7 +13,7 @@ _MARGIN = 0.08  # VAR: a code counts as used from this share of the hits that it
 
 
 def replay_kl16(case: Case) -> None:
-    model = case.convert().model()
+    model = case.build(case.convert())
     image = case.inputs["img"]
     with torch.no_grad(), watching(encoder=model.encoder) as calls:
         case.compare("out.moments", model.moments(image))
@@ -29,7 +29,7 @@ def replay_kl16(case: Case) -> None:
 
 def replay_vq16(case: Case) -> None:
     conversion = case.convert()
-    model, image = conversion.model(), case.inputs["img"]
+    model, image = case.build(conversion), case.inputs["img"]
     with torch.no_grad(), watching(encoder=model.encoder) as calls:
         latent = model.encode(image)
     codes = model.quantizer.codes(latent)
@@ -47,8 +47,7 @@ def replay_vq16(case: Case) -> None:
 
 def _multi_scale(case: Case, model: torch.nn.Module, latent: Tensor) -> None:
     schedule = ScaleSchedule.parse(case.constructor["scales"])
-    pyramid = CodePyramid()
-    pyramid.bind(model)
+    pyramid = CodePyramid(model)
     targets = pyramid.build(latent, schedule).targets
     for k, side in enumerate(case.constructor["scales"]):
         scale = pyramid.latent(targets[: k + 1], schedule)
@@ -74,7 +73,7 @@ def _vq16_training(case: Case, conversion: Conversion, model: torch.nn.Module, i
 
 def replay_var_vqvae(case: Case) -> None:
     conversion = case.convert()
-    model, image = conversion.model(), case.inputs["img"]
+    model, image = case.build(conversion), case.inputs["img"]
     latent = residual_codes(case, model, image, "", "")
     with torch.no_grad():
         for k, f_hat in enumerate(sums(model, latent, model.schedule)):
@@ -104,9 +103,7 @@ def residual_codes(case: Case, model: ConvTokenizer, image: Tensor, mid: str, ou
         latent = model.encode(image)
         case.maybe(f"mid.{mid}encoder_out", lambda: calls["encoder"][0][1])
         case.compare(f"out.{out}f", latent)
-        pyramid = ResidualPyramid()
-        pyramid.bind(model)
-        built = pyramid.build(latent, model.schedule)
+        built = ResidualPyramid(model).build(latent, model.schedule)
         for k, f_hat in enumerate(sums(model, latent, model.schedule)):
             case.compare(f"out.{out}idx.{k}", built.targets[k])
             case.compare(f"out.{out}fhat.{k}", f_hat)
