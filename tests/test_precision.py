@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import yaml
 from cli_fixtures import Experiment, run
 from model_fixtures import make_generator
 
-from scalear.hardware import cpus, precision
+from scalear.hardware import precision
 from scalear.hardware.machine import product_seconds
 from scalear.interop.pretrained import compute_precision
 from scalear.training import run_precision
@@ -146,22 +145,3 @@ def test_processes_that_lightning_starts_inherit_the_choice(monkeypatch):
     for extra, expected in (({"LOCAL_RANK": "1"}, "of the parent"), ({}, "its own")):
         child = subprocess.run([sys.executable, "-c", script], env=os.environ | extra, capture_output=True, text=True)
         assert child.stdout.strip() == expected, child.stderr
-
-
-@pytest.mark.skipif(not Path("/proc/self/cgroup").is_file(), reason="control groups are Linux's")
-@pytest.mark.parametrize("files", [{"cpu.max": "{} 100000"}, {"cpu.cfs_quota_us": "{}", "cpu.cfs_period_us": "100000"}])
-def test_threads_of_a_container_are_respected(files, monkeypatch, tmp_path):
-    def limit(quota: str) -> None:
-        for name, text in files.items():
-            (tmp_path / name).write_text(text.format(quota) + "\n")
-
-    monkeypatch.setattr(cpus, "_CGROUPS", tmp_path)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    limit("max" if "cpu.max" in files else "-1")
-    assert cpus.allowed_cpus() == len(os.sched_getaffinity(0))
-    cpus.respect_container()
-    assert "OMP_NUM_THREADS" not in os.environ  # no limit: PyTorch chooses
-    limit("100000")
-    assert cpus.allowed_cpus() == 1
-    cpus.respect_container()
-    assert os.environ["OMP_NUM_THREADS"] == "1"

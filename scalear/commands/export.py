@@ -1,0 +1,48 @@
+"""`scalear export`: a trained generator out of its run, as a folder to share."""
+
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from scalear.commands.parser import add_checkpoint, add_ignored
+from scalear.commands.run import PartsOnly
+from scalear.interop.export import Format, export_run
+from scalear.training.generator_module import GeneratorModule
+
+
+class ExportCLI(PartsOnly):
+    """`scalear export`: reads the config of a run as `predict` does."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(args, run=False, prog="scalear export")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        add_checkpoint(parser)
+        parser.add_argument("--output_dir", type=str, required=True, help="Folder to make.")
+        parser.add_argument("--format", type=Format, default="scalear", help="Whose from_pretrained will read it.")
+        parser.add_argument("--force", type=bool, default=False, help="Replace a model that is there.")
+        add_ignored(parser, "weights_only", "return_predictions", "verbose")  # of fit.yaml, predict.yaml, test.yaml
+
+    def export(self) -> None:
+        """Write the folder."""
+        config = self.config_init
+        if not isinstance(config.model, GeneratorModule):
+            raise ValueError(
+                f"scalear export takes generators; a {type(config.model).__name__} leaves its own weights file"
+            )
+        class_names = config.data.index.class_names if Path(config.data.data_dir).is_dir() else None
+        if not class_names:
+            print(f"No class names: {config.data.data_dir} has none, or is not here")
+        self._dump_config()
+        places = (config.ckpt_path, config.output_dir)
+        export_run(config.model, self.config_dump, *places, class_names or None, config.format, config.force)
+        print(f"Wrote {config.output_dir}")
+
+
+def run(args: list[str]) -> None:
+    """Carry out `scalear export ...`.
+
+    Args:
+        args: The command line, from the command's name on.
+    """
+    ExportCLI(args[1:]).export()
