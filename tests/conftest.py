@@ -1,10 +1,8 @@
-import functools
 import subprocess
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import NoReturn
 
-import docstring_parser
 import pytest
 import torch
 from cli_fixtures import Experiment, run, write_folders
@@ -14,8 +12,6 @@ from scalear.hardware.cpus import allowed_cpus
 
 # Tiny tensors are faster so; and sums over other numbers of threads differ in the last bit between processes.
 torch.set_num_threads(1)
-# jsonargparse reads the source of the same classes anew for every command line: half of the time that parsing takes.
-docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 
 @pytest.hookimpl(optionalhook=True)

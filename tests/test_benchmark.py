@@ -8,11 +8,11 @@ import torch
 from cli_fixtures import run
 
 from scalear.benchmark import timing
-from scalear.benchmark.command import _changed
 from scalear.benchmark.image_files import ImageFiles
 from scalear.benchmark.time_shares import PARTS, part, shares
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.work import counted_work, official_work
+from scalear.commands.benchmark import changed
 from scalear.data.datamodule import ShardDataModule
 from scalear.hardware.precision import fastest
 
@@ -121,9 +121,9 @@ def test_another_config_takes_the_place_of_the_first(tmp_path):
 
 
 def test_a_config_of_the_other_setting_replaces_those_of_the_first():
-    changed = _changed(["sample", "-c", "a.yaml", "--batch", "2"], ["--batch=3", "--config", "b.yaml", "-c", "c.yaml"])
-    assert changed == ["sample", "--config", "b.yaml", "-c", "c.yaml", "--batch", "2", "--batch=3"]
-    assert _changed(["sample", "-c", "a.yaml"], ["--batch=3"]) == ["sample", "-c", "a.yaml", "--batch=3"]
+    both = changed(["sample", "-c", "a.yaml", "--batch", "2"], ["--batch=3", "--config", "b.yaml", "-c", "c.yaml"])
+    assert both == ["sample", "--config", "b.yaml", "-c", "c.yaml", "--batch", "2", "--batch=3"]
+    assert changed(["sample", "-c", "a.yaml"], ["--batch=3"]) == ["sample", "-c", "a.yaml", "--batch=3"]
 
 
 def test_options_that_end_a_command_end_it_well(experiment, capfd):

@@ -184,11 +184,6 @@ def test_a_damaged_shard_is_named(experiment, capsys, tmp_path):
     _check_message(capsys, [shard.name])
 
 
-def test_help_and_versions_need_no_torch(capsys):
-    assert run("--help") == 0 and run() == 0
-    assert "fit" in capsys.readouterr().out
-
-
 def _check_message(capsys, parts: list[str]) -> None:
     error = capsys.readouterr().err
     message = error[error.index("scalear: error:") :]

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from scalear.cli import ScalearCLI, data_parser
+from scalear.commands.data import data_parser
+from scalear.commands.run import ScalearCLI
 from scalear.flow import FAST8, FlowSolver
 from scalear.training.optim import split_parameters
 

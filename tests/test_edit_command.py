@@ -6,7 +6,7 @@ from cli_fixtures import run
 from code_fixtures import CodeRun, train_flexvar, train_var
 from PIL import Image
 
-from scalear.tasks.command import parse_place, parse_size, read_image
+from scalear.tasks.edit_requests import parse_place, parse_size, read_image
 
 SIDE = 32
 

@@ -132,9 +132,7 @@ def test_half_precision_weights_compute_in_their_own(dtype):
 
 
 def test_parts_that_do_not_fit_are_refused():
-    with pytest.raises(
-        ValueError, match="CodePyramid needs .* VectorQuantizer, but this one has no codebook"
-    ):
+    with pytest.raises(ValueError, match="CodePyramid needs .* VectorQuantizer, but this one has no codebook"):
         ImageModel(LatentsAlone(), CodePyramid, transformer_class(), FlowHead, FlowSolver(), Guidance())
     with pytest.raises(ValueError, match="scales 1,2,4 end at 4 tokens, but the latent has 8"):
         make_model().loss(torch.zeros(1, 4, 8, 8), torch.tensor([0]), seeded(1))

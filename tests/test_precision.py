@@ -1,15 +1,12 @@
 """`auto` is what is faster here, is one choice per run, is recorded, and yields to what is typed."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
 from cli_fixtures import Experiment, run
 from model_fixtures import make_model
 
-from scalear.hardware import cpus, precision
+from scalear.hardware import precision
 from scalear.hardware.machine import product_seconds
 from scalear.image_model import ImageModel
 from scalear.training import run_precision
@@ -121,22 +118,3 @@ def test_without_a_trainer_weights_and_callers_have_the_last_word(gain):
     gain(0.01)
     assert product_dtype(model) == torch.float32
     assert product_dtype(model.to(torch.bfloat16)) == torch.bfloat16
-
-
-@pytest.mark.skipif(not Path("/proc/self/cgroup").is_file(), reason="control groups are Linux's")
-@pytest.mark.parametrize("files", [{"cpu.max": "{} 100000"}, {"cpu.cfs_quota_us": "{}", "cpu.cfs_period_us": "100000"}])
-def test_threads_of_a_container_are_respected(files, monkeypatch, tmp_path):
-    def limit(quota: str) -> None:
-        for name, text in files.items():
-            (tmp_path / name).write_text(text.format(quota) + "\n")
-
-    monkeypatch.setattr(cpus, "_CGROUPS", tmp_path)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    limit("max" if "cpu.max" in files else "-1")
-    assert cpus.allowed_cpus() == len(os.sched_getaffinity(0))
-    cpus.respect_container()
-    assert "OMP_NUM_THREADS" not in os.environ  # no limit: PyTorch chooses
-    limit("100000")
-    assert cpus.allowed_cpus() == 1
-    cpus.respect_container()
-    assert os.environ["OMP_NUM_THREADS"] == "1"

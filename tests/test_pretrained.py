@@ -69,7 +69,9 @@ def test_the_folder_says_what_it_holds(experiment, exported):
     config = json.loads((exported / "config.json").read_text())
     assert config["scales"] == "1,2,4" and config["scalear_version"]
     assert config["class_names"] == [f"class{label}" for label in range(NUM_CLASSES)]
-    assert "weights" not in config["model"]["init_args"]["tokenizer"]["init_args"] and str(experiment.root) not in json.dumps(config)
+    assert "weights" not in config["model"]["init_args"]["tokenizer"]["init_args"] and str(
+        experiment.root
+    ) not in json.dumps(config)
     model = ScaleARModel.from_pretrained(exported)
     by_name = model.generate(["class1"], seeds=[4], output_type="np")
     assert np.array_equal(by_name, model.generate([1], seeds=[4], output_type="np"))

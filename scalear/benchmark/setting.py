@@ -1,66 +1,70 @@
-"""What is asked of `scalear benchmark`: its options, and the job that they and a config name."""
+"""What is measured: a job, how it is run, and the config whose parts do it."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from scalear.benchmark.jobs import EncodeJob, Job, LoadJob, SampleJob, TrainJob
 from scalear.benchmark.subject import Subject
 
-_DESCRIPTION = """\
-Time a job of any config, beside a matrix product in the same precision timed before and after each repeat (the
-yardstick): fraction = work per image / (seconds per image x yardstick). What is not listed below goes to the config, as
-in `scalear fit`: -c FILE, --model.sampling.num_steps 8 ... But for --trainer.precision, which must be typed: otherwise
-the fastest one here is taken, whatever the config says. Models have random weights.
 
-`scalear benchmark solver` compares solvers of a trained flow head and has options of its own: add --help to see them.
-"""
+@dataclass
+class JobOptions:
+    """Time a job of any config, beside a matrix product in the same precision timed before and after each repeat.
+
+    Raises:
+        ValueError: A number is too small, or there is no place for the results.
+    """
+
+    job: Literal["train", "sample", "encode", "load"]
+    """What is timed."""
+    batch: int = 4
+    """Images at a time."""
+    decoder: Literal["in", "out"] = "in"
+    """Of `sample`: go on to pixels, or stop before."""
+    loader: bool = False
+    """Of `train`: read batches from the config's data."""
+    plain: bool = False
+    """Take the plain path: eager, dense masks, PyTorch's AdamW and glibc's allocator as they are; image files."""
+    baseline: bool = False
+    """Compare with the plain path, in turns."""
+    against: str | None = None
+    """Compare with the same and these arguments, or with their `-c FILE` instead, in turns."""
+    warmup: int = 1
+    """Runs before those that count."""
+    repeats: int = 3
+    """Runs that count."""
+    threads: int | None = None
+    """Of PyTorch; by default its own choice."""
+    device: str = "cpu"
+    """Such as cpu or cuda."""
+    json: str | None = None
+    """File for the results."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.repeats) < 1 or self.warmup < 0:
+            raise ValueError(
+                "--batch and --repeats must be at least 1 and --warmup at least 0, "
+                f"got {self.batch}, {self.repeats} and {self.warmup}"
+            )
+        check_json(self.json)
 
 
-def own_parser() -> argparse.ArgumentParser:
-    """Options of `scalear benchmark`; those of the config are parsed elsewhere."""
-    parser = argparse.ArgumentParser(
-        "scalear benchmark",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument(
-        "job", choices=("train", "sample", "encode", "load"), metavar="{train,sample,encode,load,solver}"
-    )
-    parser.add_argument("--batch", type=int, default=4, help="images at a time")
-    parser.add_argument("--decoder", choices=("in", "out"), default="in", help="sample: go on to pixels or stop before")
-    parser.add_argument("--loader", action="store_true", help="train: read batches from the config's data")
-    parser.add_argument(
-        "--plain",
-        action="store_true",
-        help="take the plain path: eager, dense masks, PyTorch's AdamW and glibc's allocator as they are; image files",
-    )
-    parser.add_argument("--baseline", action="store_true", help="compare with the plain path, in turns")
-    parser.add_argument(
-        "--against",
-        metavar="ARGS",
-        help="compare with the same and these arguments, or with their -c FILE instead, in turns",
-    )
-    parser.add_argument("--warmup", type=int, default=1, help="runs before those that count")
-    parser.add_argument("--repeats", type=int, default=3, help="runs that count")
-    parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", metavar="FILE", type=json_file, help="write the results there")
-    return parser
+def check_json(name: str | None) -> None:
+    """Refuse what could not be written once the results are there.
 
-
-def json_file(text: str) -> Path:
-    """Refuse what could not be written once the results are there."""
-    path = Path(text)
+    Raises:
+        ValueError: It is a folder, or in none.
+    """
+    if name is None:
+        return
+    path = Path(name)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder: name a file")
+        raise ValueError(f"--json {name} is a folder: name a file")
     if not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} for {path.name}: make it first")
-    return path
+        raise ValueError(f"--json {name}: there is no folder {path.parent} for {path.name}: make it first")
 
 
 @dataclass
@@ -68,27 +72,14 @@ class Setting:
     """One of the things compared.
 
     Attributes:
-        own: Options of the benchmark.
+        options: Of the benchmark.
         config_args: Those of the config.
         label: What it is called in reports: its config, and what sets it apart from what it is compared with.
     """
 
-    own: argparse.Namespace
+    options: JobOptions
     config_args: list[str]
     label: str
-
-    @classmethod
-    def parse(cls, args: list[str], note: str = "") -> "Setting":
-        """Split the arguments of the benchmark from those of the config; `note` goes into the label."""
-        own, config_args = own_parser().parse_known_args(args)
-        if min(own.batch, own.repeats) < 1 or own.warmup < 0:
-            raise ValueError(
-                "--batch and --repeats must be at least 1 and --warmup at least 0, "
-                f"got {own.batch}, {own.repeats} and {own.warmup}"
-            )
-        note = "plain" if own.plain and not note else note
-        label = config_name(config_args) + (f" ({note})" if note else "")
-        return cls(own, config_args, label)
 
     @property
     def config(self) -> str:
@@ -97,20 +88,20 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.own.device)
+        return torch.device(self.options.device)
 
     def job(self, subject: Subject, batch: int) -> Job:
         """The job that it names."""
-        own = self.own
-        match own.job:
+        options = self.options
+        match options.job:
             case "train":
-                return TrainJob(subject, batch, own.loader, own.plain)
+                return TrainJob(subject, batch, options.loader, options.plain)
             case "sample":
-                return SampleJob(subject, batch, own.decoder == "in")
+                return SampleJob(subject, batch, options.decoder == "in")
             case "encode":
                 return EncodeJob(subject, batch, subject.image_size())
             case "load":
-                return LoadJob(subject, batch, own.plain)
+                return LoadJob(subject, batch, options.plain)
 
 
 def config_name(config_args: list[str]) -> str:

@@ -1,19 +1,18 @@
-"""`scalear benchmark solver -c CONFIG --ckpt_path CKPT`: what fewer evaluations of a trained flow head cost.
+"""What fewer evaluations of a trained flow head cost: solvers and time grids, compared.
 
 Every solver makes the same images from the same noise. Legend: B batch, N images, K scales, F features.
 """
 
-import argparse
 import statistics
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-from scalear.benchmark.setting import config_name, json_file
-from scalear.benchmark.subject import Build, Load, Subject
+from scalear.benchmark.setting import check_json
+from scalear.benchmark.subject import Load, Subject
 from scalear.benchmark.timing import yardstick
 from scalear.draws import SeededDraws
 from scalear.evaluation.evaluate import extract
@@ -21,17 +20,8 @@ from scalear.evaluation.fid import frechet_distance
 from scalear.evaluation.image_set import ShardSet
 from scalear.evaluation.images import to_uint8
 from scalear.evaluation.precision_recall import precision_recall
-from scalear.files import write_json
 from scalear.flow import FAST8, FlowSolver
 from scalear.hardware.machine import describe, stopwatch
-
-_DESCRIPTION = """\
-Sample with several flow solvers from the same noise, and print for each its evaluations per scale, seconds, FID and
-recall (with the extractor of the config's report), the root mean square distance of the first batch's latents to a
-solution in 200 steps, and whether it is on the Pareto front of evaluations against FID or distance. A guided
-evaluation, of both branches in one batch, counts once. What is not listed below goes to the config, as in
-`scalear test`.
-"""
 
 OFFICIAL = FlowSolver("euler", 25, "flowar")
 CANDIDATES = [
@@ -49,6 +39,35 @@ CANDIDATES = [
 ]
 REFERENCE = FlowSolver("ab3", 200)
 _NAMED = {"official": OFFICIAL, "fast8": FAST8}
+
+
+@dataclass(kw_only=True)
+class SolverOptions:
+    """Sample with several flow solvers from the same noise, and compare evaluations, seconds, quality and distance.
+
+    Raises:
+        ValueError: A number is too small, or there is no place for the results.
+    """
+
+    ckpt_path: str | None = None
+    """Checkpoint of the run."""
+    images: int = 1000
+    """Images that each solver makes."""
+    batch: int = 250
+    """Images at a time."""
+    solvers: list[str] | None = None
+    """Each as method:steps:grid, such as ab3:8:late or ab2:4/6/8:uniform."""
+    threads: int | None = None
+    """Of PyTorch; by default its own choice."""
+    device: str = "cpu"
+    """Such as cpu or cuda."""
+    json: str | None = None
+    """File for the results."""
+
+    def __post_init__(self) -> None:
+        if self.images < 4 or self.batch < 1:  # recall looks for third neighbours
+            raise ValueError(f"--images must be at least 4 and --batch 1, got {self.images} and {self.batch}")
+        check_json(self.json)
 
 
 @dataclass(kw_only=True)
@@ -82,43 +101,46 @@ class SolverResult:
     """Measures, of `fid` and `distance`, that nothing with as few evaluations is better in."""
 
 
-def run_solver(args: list[str], build: Build, load: Load) -> None:
-    """Carry out `scalear benchmark solver ...`.
+def compare_solvers(
+    options: SolverOptions, solvers: list[FlowSolver], config: str, subject: Subject, load: Load
+) -> tuple[list[SolverResult], str]:
+    """Make images with each solver, and measure them.
 
     Args:
-        args: The command line after these words.
-        build: Makes the parts of a config from its arguments.
+        options: How many images, of which checkpoint.
+        solvers: What is compared.
+        config: Name of the config.
+        subject: Its parts.
         load: Reads a checkpoint into a module.
+
+    Returns:
+        The results in the order of the solvers, and with what the images were compared.
+
+    Raises:
+        ValueError: It is no flow head, a solver does not fit its scales, or files are missing.
     """
-    own, config_args = _parser().parse_known_args(args)
-    if own.images < 4 or own.batch < 1:  # recall looks for third neighbours
-        raise ValueError(f"--images must be at least 4 and --batch 1, got {own.images} and {own.batch}")
-    if own.threads:
-        torch.set_num_threads(own.threads)
-    solvers = [parse_solver(text) for text in own.solvers] if own.solvers else CANDIDATES
-    subject = build(config_args, torch.device(own.device))
     if subject.model is None or subject.model.generator.head.sampling_type is not FlowSolver:
         raise ValueError("`benchmark solver` compares flow solvers: take the config of a FlowAR generator")
     schedule = subject.model.schedule
     for solver in solvers:
         evaluations(solver, schedule.num_scales)  # refuses what does not fit the scales before the work begins
-    load(subject.module, own.ckpt_path)
+    load(subject.module, options.ckpt_path)
     subject.module.to(subject.device).eval()
 
-    judge = Judge(subject, own.batch)
+    judge = Judge(subject, options.batch)
     print(f"the reference, {name(REFERENCE)} ...", file=sys.stderr)
-    exact_BChw, _ = sample(subject, REFERENCE, min(own.batch, own.images), own.batch)
+    exact_BChw, _ = sample(subject, REFERENCE, min(options.batch, options.images), options.batch)
     results = []
     for solver in solvers:
         print(f"{name(solver)} ...", file=sys.stderr)
         before = yardstick(subject.device, subject.product_dtype)
-        latent_NChw, seconds = sample(subject, solver, own.images, own.batch)
+        latent_NChw, seconds = sample(subject, solver, options.images, options.batch)
         counts = evaluations(solver, schedule.num_scales)
         total = sum(count * length for count, length in zip(counts, schedule.lengths, strict=True))
         results.append(
             SolverResult(
-                config=config_name(config_args),
-                batch=own.batch,
+                config=config,
+                batch=options.batch,
                 threads=torch.get_num_threads(),
                 precision=subject.precision,
                 machine=describe(subject.device),
@@ -127,15 +149,13 @@ def run_solver(args: list[str], build: Build, load: Load) -> None:
                 solver=name(solver),
                 evaluations=counts,
                 evaluations_per_token=total / sum(schedule.lengths),
-                images=own.images,
+                images=options.images,
                 **judge.scores(latent_NChw),
-                distance=(latent_NChw[: own.batch] - exact_BChw).square().mean().sqrt().item(),
+                distance=(latent_NChw[: options.batch] - exact_BChw).square().mean().sqrt().item(),
             )
         )
     mark_pareto(results)
-    print(f"{table(results)}\n\n{own.images:,} images; {judge.what}")
-    if own.json:
-        write_json(own.json, [asdict(result) for result in results])
+    return results, judge.what
 
 
 @torch.inference_mode()
@@ -233,7 +253,7 @@ def mark_pareto(results: list[SolverResult]) -> None:
 
 
 def table(results: list[SolverResult]) -> str:
-    """Markdown."""
+    """Markdoptions."""
     rows = [["solver", "evaluations per scale", "s/image", "FID", "recall", "distance", "Pareto front"]]
     for result in results:
         counts = result.evaluations if len(set(result.evaluations)) > 1 else result.evaluations[:1]
@@ -245,19 +265,3 @@ def table(results: list[SolverResult]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "scalear benchmark solver", description=_DESCRIPTION, allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument("--ckpt_path", help="checkpoint of the run")
-    parser.add_argument("--images", type=int, default=1000, help="images that each solver makes")
-    parser.add_argument("--batch", type=int, default=250, help="images at a time")
-    parser.add_argument(
-        "--solvers", nargs="+", metavar="M:N:G", help="method:steps:grid, as in ab3:8:late or ab2:4/6/8:uniform"
-    )
-    parser.add_argument("--threads", type=int, help="of PyTorch; default: its own choice")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", metavar="FILE", type=json_file, help="write the results there")
-    return parser

@@ -32,7 +32,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(setting, build, other))
-        with nullcontext() if setting.own.plain else passing_settings_on():
+        with nullcontext() if setting.options.plain else passing_settings_on():
             self._process.start()
         other.close()
 
@@ -72,14 +72,14 @@ class _Bench:
     """What a worker process does."""
 
     def __init__(self, setting: Setting, build: Build) -> None:
-        if setting.own.threads:
-            torch.set_num_threads(setting.own.threads)
+        if setting.options.threads:
+            torch.set_num_threads(setting.options.threads)
         self._setting, self._build = setting, build
-        self._subject, self._job = self._make(setting.own.batch, setting.own.plain)
+        self._subject, self._job = self._make(setting.options.batch, setting.options.plain)
 
     def warm_up(self) -> tuple[int, dict[str, Any]]:
         """Runs that are not timed. Images of a run, and how it is carried out."""
-        for _ in range(self._setting.own.warmup):
+        for _ in range(self._setting.options.warmup):
             self._job.run()
         machine = describe(self._setting.device)
         how = {"threads": torch.get_num_threads(), "precision": self._subject.precision, "machine": machine}
@@ -102,16 +102,16 @@ class _Bench:
     def work(self) -> Work:
         """Of an image."""
         setting = self._setting
-        if setting.own.job == "load":
+        if setting.options.job == "load":
             return Work(None, "none")
         # A config that something was typed over is another model or sampler than the one that was counted.
         if len(setting.config_args) == 2:
-            decoded = setting.own.job == "sample" and setting.own.decoder == "in"
-            known = official_work(setting.own.job, setting.config, decoded)
+            decoded = setting.options.job == "sample" and setting.options.decoder == "in"
+            known = official_work(setting.options.job, setting.config, decoded)
             if known is not None:
                 return known
         subject, job = self._make(batch=1, plain=True)
-        if setting.own.job != "train":
+        if setting.options.job != "train":
             # The counter would hang hooks on gradients. Parameters have to seem trainable while they are timed, though:
             # autocast keeps the casts of no others.
             subject.module.requires_grad_(False)

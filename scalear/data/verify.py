@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import webdataset as wds
 from PIL import Image
 from tqdm import tqdm
 
@@ -139,9 +138,11 @@ def _check_shard(task: _Task) -> _Report:
 def _read_shard(
     task: _Task, labels_of: Callable[[dict[str, bytes], DatasetIndex], list[int]], checksum: bool
 ) -> _Report:
+    from webdataset import gopen  # here, for it imports torch, which help and packing would wait for
+
     report = _Report(task.shard, [], Counter())
     try:
-        with contextlib.closing(wds.gopen(task.url)) as stream:
+        with contextlib.closing(gopen(task.url)) as stream:
             reader = HashingReader(stream)
             _read_members(reader, task.index, labels_of, report)
             sha256 = reader.sha256()

@@ -1,16 +1,13 @@
-"""`scalear benchmark JOB -c CONFIG`: seconds, arithmetic and memory of a config's parts, compared in turns."""
+"""Seconds, arithmetic and memory of jobs, compared in turns; and the report of them."""
 
-import shlex
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from scalear.benchmark.setting import Setting, config_places, split_configs
-from scalear.benchmark.solver import run_solver
-from scalear.benchmark.subject import Build, Load
+from scalear.benchmark.setting import Setting
+from scalear.benchmark.subject import Build
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.worker import Worker
-from scalear.files import write_json
 
 
 @dataclass
@@ -33,45 +30,21 @@ class Result:
     spread: float
 
 
-def run_benchmark(args: list[str], build: Build, load: Load) -> None:
-    """Carry out `scalear benchmark ...`.
+def compare(settings: list[Setting], build: Build) -> list[Result]:
+    """Time several jobs in turns, A B A B, so that all of them meet the machine in the same moods.
 
     Args:
-        args: The command line.
-        build: Makes the parts of a config from its arguments.
-        load: Reads a checkpoint into a module.
+        settings: The jobs; the first one says how often they are repeated.
+        build: Makes the parts of a config from its arguments; can be pickled.
+
+    Raises:
+        ValueError: What went wrong in the process of a job.
     """
-    if args[:1] == ["solver"]:
-        return run_solver(args[1:], build, load)
-    first = Setting.parse(args)
-    settings = [first]
-    if first.own.baseline:
-        settings.append(Setting.parse([*args, "--plain"]))
-    if first.own.against is not None:
-        settings.append(Setting.parse(_changed(args, shlex.split(first.own.against)), first.own.against))
-    results = _measure(settings, build)
-    _print(results)
-    if first.own.json:
-        records = [{key: value for key, value in asdict(result).items() if key != "spread"} for result in results]
-        write_json(first.own.json, records)
-
-
-def _changed(args: list[str], more: list[str]) -> list[str]:
-    """Both; if `more` has configs, in the place of those of `args`: what these say would stay under the others."""
-    configs, others = split_configs(more)
-    if not configs:
-        return [*args, *more]
-    first = min(config_places(args), default=len(args))
-    return [*args[:first], *configs, *split_configs(args[first:])[1], *others]
-
-
-def _measure(settings: list[Setting], build: Build) -> list[Result]:
-    """Time several jobs in turns, A B A B, so that all of them meet the machine in the same moods."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(setting, build)) for setting in settings]
         runs = [worker.ask("warm_up") for worker in workers]
         timings = [Timing() for _ in workers]
-        for _ in range(settings[0].own.repeats):
+        for _ in range(settings[0].options.repeats):
             for worker, timing in zip(workers, timings, strict=True):
                 timing.add(*worker.ask("repeat"))
         compared = zip(settings, workers, runs, timings, strict=True)
@@ -82,9 +55,9 @@ def _result(setting: Setting, worker: Worker, images: int, how: dict[str, Any], 
     peak = worker.ask("peak")  # before what is asked next takes memory
     work = worker.ask("work")
     return Result(
-        job=setting.own.job,
+        job=setting.options.job,
         config=setting.label,
-        batch=setting.own.batch,
+        batch=setting.options.batch,
         **how,
         seconds_per_image=timing.median / images,
         work_tflop=work.tflop,
@@ -97,7 +70,8 @@ def _result(setting: Setting, worker: Worker, images: int, how: dict[str, Any], 
     )
 
 
-def _print(results: list[Result]) -> None:
+def print_report(results: list[Result]) -> None:
+    """For people: each result, and how the first compares with the others."""
     for result in results:
         print(f"\n{result.job} {result.config}: batch {result.batch}, {result.precision}, {result.machine}")
         seconds = result.seconds_per_image

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from jsonargparse import auto_cli
 
 from scalear.__main__ import main
 from scalear.benchmark.jobs import TrainJob
-from scalear.cli import build_subject
+from scalear.commands.benchmark import build_subject
+from scalear.commands.parser import add_arguments_file, function_parser
 from scalear.files import write_json
 from scalear.hardware.machine import stopwatch
 from scalear.training.performance import Forecast, minutes
@@ -106,11 +106,6 @@ def _forecast(others: float) -> list[str]:
     return [f"--trainer.callbacks+={name}", *given]
 
 
-def run_demo(args: list[str]) -> None:
-    """Parse the command line of `scalear demo`."""
-    auto_cli(demo, args=args, prog="scalear demo", as_positional=False)
-
-
 def _report(folder: Path, tokenizer_dir: Path, generator_dir: Path, seconds: dict[str, float]) -> None:
     reconstruction = json.loads((tokenizer_dir / "metrics.json").read_text())
     samples = json.loads((generator_dir / "metrics.json").read_text())
@@ -135,3 +130,16 @@ def _report(folder: Path, tokenizer_dir: Path, generator_dir: Path, seconds: dic
     print("\n" + "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows))
     print(f"\n{metrics['num_samples']:,} samples; measured with {metrics['extractor']}")
     print(f"Pictures: {generator_dir / 'grid.png'}. Curves and grids: make tensorboard LOGS={folder}")
+
+
+def run(args: list[str]) -> None:
+    """Carry out `scalear demo ...`.
+
+    Args:
+        args: The command line, from the command's name on.
+    """
+    parser = function_parser(demo, "scalear demo")
+    add_arguments_file(parser)
+    options = parser.parse_args(args[1:])
+    options.pop("config", None)
+    demo(**options)

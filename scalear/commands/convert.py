@@ -1,11 +1,12 @@
 """`scalear convert`: official checkpoints to files of ours, and back."""
 
-from argparse import ArgumentParser
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
 
+from scalear.commands.parser import function_parser
 from scalear.files import atomic_file
 from scalear.interop.class_paths import Part
 from scalear.interop.official.convert import convert_state, revert_state
@@ -13,30 +14,13 @@ from scalear.interop.official.converted import load_conversion, save_conversion
 from scalear.interop.official.families import FAMILIES, family_named, pick
 from scalear.interop.official.reading import read_official
 
-
-def run_convert(args: list[str]) -> None:
-    """Carry out `scalear convert ...`."""
-    parser = ArgumentParser(
-        prog="scalear convert", description=convert.__doc__.split("; ")[0] + ".", exit_on_error=False
-    )
-    parser.add_argument("source", help="official checkpoint (PyTorch or safetensors), with --reverse a file of ours")
-    parser.add_argument("output", help="file to write")
-    parser.add_argument("--family", choices=list(FAMILIES), help="what it is; recognised from keys if not given")
-    parser.add_argument(
-        "--config",
-        help="YAML file for what shapes do not tell: arguments of the official constructor (`num_heads: 16`), or a "
-        "config of ours, whose model the file must then fit",
-    )
-    parser.add_argument("--reverse", action="store_true", help="give the official state dict back, bit by bit")
-    parser.add_argument("--force", action="store_true", help="replace an output file that is there")
-    parser.add_argument("--raw", action="store_true", help="take raw weights where there are averaged ones (EMA), too")
-    print(convert(**vars(parser.parse_args(args))))
+_Family = Literal[*FAMILIES]
 
 
 def convert(
     source: str | Path,
     output: str | Path,
-    family: str | None = None,
+    family: _Family | None = None,
     config: str | Path | None = None,
     reverse: bool = False,
     force: bool = False,
@@ -98,3 +82,13 @@ def _read_config(path: str | Path | None, family: str) -> dict:
 
 def _without_weights(part: Part) -> Part:
     return {**part, "init_args": {key: value for key, value in part["init_args"].items() if key != "weights"}}
+
+
+def run(args: list[str]) -> None:
+    """Carry out `scalear convert ...`.
+
+    Args:
+        args: The command line, from the command's name on.
+    """
+    parser = function_parser(convert, "scalear convert", as_positional=True)
+    print(convert(**parser.parse_args(args[1:])))

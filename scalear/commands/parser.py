@@ -1,0 +1,110 @@
+"""The parser of all commands: options, their types and their help come from signatures and docstrings.
+
+Does not import PyTorch, so that commands which need none start at once.
+"""
+
+import functools
+import re
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of dataclass fields
+# jsonargparse reads the source of a class anew for every option that may hold one: half of the time of parsing.
+docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
+
+
+class AsTyped:
+    """Of a parser: options mean what people who type them mean.
+
+    A `null` stays one, however deep its option lies: jsonargparse hands options down to the classes they belong to as
+    text, in which null has become `None`. A switch (an option that is true or false) may be typed without a value.
+    """
+
+    def parse_args(self, args: Sequence[str], **kwargs: object) -> Namespace:
+        for action in self._actions:
+            if action.option_strings and _type_of(action) is bool:
+                action.metavar = "[{true,false}]"  # for the help
+        return super().parse_args(list(self._spelled_out(args)), **kwargs)
+
+    def _spelled_out(self, args: Sequence[str]) -> Iterator[str]:
+        for arg, following in zip_longest(args, args[1:], fillvalue=""):
+            alone = self._is_switch(arg) and following.lower() not in ("true", "false")
+            yield f"{arg}=true" if alone else re.sub(r"^(--[\w.]+=)None$", r"\1null", arg)
+
+    def _is_switch(self, arg: str) -> bool:
+        return _type_of(self._option_string_actions.get(arg)) is bool
+
+
+class CommandParser(AsTyped, ArgumentParser):
+    """Options of all commands but those that read the config of a run, which LightningCLI does."""
+
+    def __init__(self, *args: Any, exit_on_error: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, exit_on_error=exit_on_error, **kwargs)
+
+    def split(self, args: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Arguments of this parser, and all others, which the parser of a config reads.
+
+        An option that takes a list takes all that follows up to the next option.
+        """
+        own: list[str] = []
+        others: list[str] = []
+        waiting = list(args)
+        while waiting:
+            arg = waiting.pop(0)
+            name, equals, _ = arg.partition("=")
+            action = self._option_string_actions.get(name)
+            if action is None:
+                (others if others or arg.startswith("-") else own).append(arg)
+            elif equals or action.nargs == 0 or self._is_switch(arg) or not waiting:
+                own.append(arg)
+            elif _type_of(action) == list[str] | None:
+                count = next((place for place, value in enumerate(waiting) if value.startswith("-")), len(waiting))
+                own.append(f"{arg}={waiting[:count]}")
+                del waiting[:count]
+            else:
+                own.append(f"{arg}={waiting.pop(0)}")
+        return own, others
+
+
+def _type_of(action: Any) -> Any:
+    return getattr(action, "_typehint", None)
+
+
+def function_parser(function: Callable, prog: str, as_positional: bool = False) -> CommandParser:
+    """A parser of the arguments of a function, described by its docstring.
+
+    Args:
+        function: Its parameters become options.
+        prog: The words before them, such as `scalear convert`.
+        as_positional: Give those that have no default by their order alone.
+    """
+    parser = CommandParser(prog=prog, description=summary(function))
+    parser.add_function_arguments(function, as_positional=as_positional)
+    return parser
+
+
+def summary(described: Any) -> str:
+    """The first paragraph of a docstring."""
+    return described.__doc__.split("\n\n")[0]
+
+
+def add_arguments_file(parser: ArgumentParser) -> None:
+    """`--config`: the options of a command from a file."""
+    parser.add_argument("--config", action="config", help="YAML file with the arguments below.")
+
+
+def add_checkpoint(parser: ArgumentParser) -> None:
+    """`--ckpt_path`: where trained weights are."""
+    what = "Checkpoint of the run; not needed where model.weights names a converted model."
+    parser.add_argument("--ckpt_path", type=str | None, help=what)
+
+
+def add_ignored(parser: ArgumentParser, *names: str) -> None:
+    """Options that configs have and a command has no use for."""
+    for name in names:
+        parser.add_argument(f"--{name}", type=dict | int | bool | None, help=SUPPRESS)

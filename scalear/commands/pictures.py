@@ -1,0 +1,21 @@
+"""`scalear pictures`: what a generator of any scale can do, in two pictures."""
+
+from scalear.commands.parser import CommandParser
+from scalear.commands.trained import add_request, editor_of, request_of
+from scalear.tasks.showcase import PictureRequest, draw_pictures
+
+
+def run(args: list[str]) -> None:
+    """Carry out `scalear pictures ...`.
+
+    Args:
+        args: The command line, from the command's name on.
+    """
+    parser = add_request(CommandParser(prog="scalear pictures", description=PictureRequest.__doc__), PictureRequest)
+    options = parser.instantiate_classes(parser.parse_args(args[1:]))
+    request, report = request_of(PictureRequest, options), getattr(options.model, "report", None)
+    if request.image_dir is None and report is not None:
+        request.image_dir = report.data_dir
+    editor = editor_of(options)
+    with editor.model.autocast(options.precision):
+        draw_pictures(request, editor)

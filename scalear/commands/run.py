@@ -1,0 +1,183 @@
+"""`scalear fit`, `validate`, `test` and `predict`: LightningCLI, with one folder per run."""
+
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
+from scalear.commands.parser import AsTyped
+from scalear.files import write_bytes
+from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint
+from scalear.training.generator.module import GeneratorModule
+from scalear.training.interruption import SaveOnInterrupt
+from scalear.training.performance import Performance
+from scalear.training.run_precision import RecordPrecision, RunTrainer, resolve_precision
+from scalear.training.tokenizer.module import TokenizerModule
+
+_VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
+
+# What Lightning says of things that are as they should be here.
+for _expected in (
+    ".*module.s. in eval mode at the start of training",  # the frozen tokenizer
+    "You are using a custom batch sampler",
+    "predict returned None",
+    "Precision .* is not supported by the model summary",
+    "`isinstance.treespec, LeafSpec.` is deprecated",
+):
+    warnings.filterwarnings("ignore", _expected)
+
+
+class SaveStageConfig(SaveConfigCallback):
+    """Leaves the resolved config and versions of each stage next to what it made, and in TensorBoard.
+
+    The files are fit.yaml, validate.yaml, test.yaml and predict.yaml.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self.already_saved:
+            self._folder = trainer.log_dir  # asked for on all ranks, for rank 0 tells the others
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called on rank 0."""
+        config = self.parser.dump(self.config, skip_none=False)
+        write_bytes(Path(self._folder, f"{trainer.state.fn.value}.yaml"), config.encode())
+        text = "\n".join(_VERSIONS) + "\n\n" + config
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(f"config/{trainer.state.fn.value}", f"```\n{text}\n```")
+
+
+class RunParser(AsTyped, LightningArgumentParser):
+    """Options of `scalear {fit,validate,test,predict}`."""
+
+
+class ScalearCLI(LightningCLI):
+    """LightningCLI with one folder per run, `trainer.default_root_dir`: checkpoints/, events, configs, results.
+
+    What the user typed wins: nothing but weights and training state is read from a checkpoint.
+
+    Args:
+        args: The command line, from the command's name on.
+        run: Carry the command out; False reads a config only, and then no name comes first.
+        prog: The words before the options.
+    """
+
+    def __init__(self, args: list[str], run: bool = True, prog: str = "scalear") -> None:
+        self._command = args[0] if run else None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveStageConfig,
+            save_config_kwargs={"save_to_log_dir": False},  # it is saved by `save_config`, completely or not at all
+            trainer_class=RunTrainer,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                # The datamodule splits its stream over ranks itself, and each epoch has an order of its own.
+                "use_distributed_sampler": False,
+                "reload_dataloaders_every_n_epochs": 1,
+                "default_root_dir": "runs/default",
+                "callbacks": [
+                    Performance(),
+                    RecordPrecision(),
+                    SaveOnInterrupt(),
+                    LearningRateMonitor("step"),
+                    TQDMProgressBar(refresh_rate=10),
+                ],
+            },
+            args=args,
+            run=run,
+            parser_class=RunParser,
+            parser_kwargs={"prog": prog, "exit_on_error": False},
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """The one that is typed, for making the parser of each takes long."""
+        every = LightningCLI.subcommands()
+        return {self._command: every[self._command]} if self._command else {}
+
+    def init_parser(self, **kwargs: object) -> LightningArgumentParser:
+        return super().init_parser(**{**kwargs, "dump_header": _VERSIONS})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Without LightningCLI's warning that `args` are given: they always are."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """`trainer.precision: auto` becomes the one that is taken here, and is recorded like anything typed."""
+        resumed = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
+        trainer = self._get(self.config, "trainer")
+        trainer.precision, why = resolve_precision(trainer.precision, trainer.accelerator, resumed)
+        if why:
+            rank_zero_info(why)
+            self._parser(self.subcommand).dump_header = [*_VERSIONS, why]
+
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") is None:
+            kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
+        if config.get("plugins") is None:
+            kwargs["plugins"] = AtomicCheckpointIO()
+        return super().instantiate_trainer(**kwargs)
+
+    def test(self, **kwargs: object) -> None:
+        """Generators choose what to sample themselves: they are not fed from the dataset."""
+        self._run_on_own_data("test", kwargs)
+
+    def predict(self, **kwargs: object) -> None:
+        """As `test`; and nothing is returned, so that no image stays in memory."""
+        self._run_on_own_data("predict", {**kwargs, "return_predictions": False})
+
+    def after_instantiate_classes(self) -> None:
+        path = self._get(self.config_init, "ckpt_path")
+        if path is not None:
+            check_checkpoint(path, self.model)
+            if isinstance(self.model, GeneratorModule):
+                self.model.weights = None  # the checkpoint holds all of them
+        elif self.subcommand != "fit" and not self._has_weights():
+            raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
+
+    def _has_weights(self) -> bool:
+        """Whether the model reads its weights from a file of its own, so that it needs no checkpoint."""
+        if isinstance(self.model, TokenizerModule):
+            return self.model.tokenizer.has_weights
+        return not isinstance(self.model, GeneratorModule) or self.model.weights is not None
+
+    def _run_on_own_data(self, name: str, kwargs: dict) -> None:
+        if isinstance(self.model, GeneratorModule):
+            kwargs.pop("datamodule", None)
+        getattr(self.trainer, name)(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """LightningCLI would let the checkpoint's hyperparameters override what was typed."""
+
+
+class PartsOnly(ScalearCLI):
+    """Builds model and data of a config, and no trainer."""
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate_classes(self.config)
+
+    def after_instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def run(args: list[str]) -> None:
+    """Carry out `scalear fit ...`, `validate`, `test` or `predict`.
+
+    Args:
+        args: The command line, from the command's name on.
+    """
+    ScalearCLI(args)
