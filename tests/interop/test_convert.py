@@ -190,7 +190,7 @@ def test_bad_files_are_refused_and_nothing_is_written(flowar, kl16, tmp_path, ca
         ("kl16.pth", "looks like kl16", "--family", "flowar"),
         (
             "whole.pth",
-            "another family|no tokenizer|settings_parts no",
+            "another family|no tokenizer|describes no",
             "--config",
             "configs/imagenet256/tokenizer-kl16.yaml",
         ),
