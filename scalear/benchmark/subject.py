@@ -61,7 +61,7 @@ class Subject:
         """(C, h, w) of the latents that the generator learns."""
         generator = self.module.generator
         height, width = generator.schedule.sizes[-1]
-        patch = getattr(generator.pyramid, "patch_size", 1)
+        patch = generator.pyramid.patch_size
         return self.tokenizer.latent_channels, height * patch, width * patch
 
     def batches(self) -> Iterable[Batch]:
