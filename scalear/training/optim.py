@@ -103,10 +103,10 @@ class OptimizerSettings:
         if warmup is None and self.warmup_epochs is not None:
             warmup = round(self.warmup_epochs * _known(run.steps_per_epoch, "the warm-up", "warmup_steps"))
         elif warmup is None:
-            warmup = round(self.warmup_ratio * total) if self.warmup_ratio else 0
+            warmup = round(self.warmup_ratio * (total or 0))
         constant = self.constant_steps
         if constant is None:
-            constant = round(self.constant_ratio * max(0, total - warmup)) if self.constant_ratio else 0
+            constant = round(self.constant_ratio * max(0, (total or 0) - warmup))
         final_lr = self.final_lr_ratio * lr if self.final_lr is None else self.final_lr
         within_warmup = self.total_steps is None and total is not None and total <= warmup + constant
         return replace(
