@@ -95,5 +95,8 @@ fashion-classifier: $(READY) ## train the network that measures FID on Fashion-M
 	$(BIN)/scalear fit -c configs/fashion/classifier.yaml
 	$(BIN)/scalear test -c configs/fashion/classifier.yaml --data.data_dir data/fashion-mnist
 
-imagenet256-%: $(READY) ## train configs/imagenet256/NAME.yaml, as in make imagenet256-flowar-s ARGS="--trainer.num_nodes 4"
-	$(BIN)/scalear fit -c configs/imagenet256/$*.yaml $(ARGS)
+# NAME is a file of configs/imagenet256 (flowar, tokenizer-kl16) or family and variant (flowar-l, flexvar-mamba-d16).
+family = $(firstword $(subst -, ,$*))
+imagenet256-%: $(READY) ## train a config of imagenet256, as in make imagenet256-flowar-l ARGS="--trainer.devices 4"
+	$(BIN)/scalear fit $(if $(wildcard configs/imagenet256/$*.yaml),-c configs/imagenet256/$*.yaml,-c \
+		configs/imagenet256/$(family).yaml -c configs/imagenet256/$(family)/$(patsubst $(family)-%,%,$*).yaml) $(ARGS)

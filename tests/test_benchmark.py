@@ -33,7 +33,7 @@ def benchmark(experiment, tmp_path, *args: str) -> list[dict]:
 def test_memory_is_that_of_a_fresh_process(experiment, tmp_path):
     ballast = torch.ones(2**29)  # 2 GiB of this process
     (result,) = benchmark(experiment, tmp_path, "train", "--batch=3")
-    assert (result["job"], result["config"], result["batch"]) == ("train", "flowar", 3)
+    assert (result["job"], result["config"], result["batch"]) == ("train", "fashion/flowar", 3)
     assert result["fraction"] > 0 and 100e6 < result["peak_rss_bytes"] < ballast.nbytes
     assert result["parts"]["optimizer"] > 0 and result["parts"]["head/mlp"] > 0
 
@@ -77,7 +77,7 @@ def test_tokenizers_and_loaders(experiment, tmp_path, job, part):
 def test_shards_are_compared_with_the_same_images_as_files(experiment, tmp_path, capsys):
     args = ["--batch=2", "--baseline"]
     ours, plain = benchmark(experiment, tmp_path, "load", *args, f"--data.data_dir={experiment.images}")
-    assert (ours["config"], plain["config"]) == ("flowar", "flowar (plain)")
+    assert (ours["config"], plain["config"]) == ("fashion/flowar", "fashion/flowar (plain)")
     assert run("benchmark", "load", *experiment.generator("benchmark"), *args) == 2
     assert "the plain loader reads image files" in capsys.readouterr().err
 
@@ -96,7 +96,7 @@ def test_shards_are_compared_with_the_same_images_as_files(experiment, tmp_path,
 def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys):
     more = "--against=--model.head.network.depth=2 --decoder=out"
     one, plain, two = benchmark(experiment, tmp_path, "sample", "--batch=2", "--baseline", more)
-    assert plain["config"] == "flowar (plain)" and plain["work_tflop"] == one["work_tflop"]
+    assert plain["config"] == "fashion/flowar (plain)" and plain["work_tflop"] == one["work_tflop"]
     assert "plain path" in one["work_source"] and two["work_tflop"] != one["work_tflop"]
     assert two["parts"]["decoder"] == 0 < one["parts"]["decoder"]
     out = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_another_config_takes_the_place_of_the_first(tmp_path):
     other = "--against=-c configs/fashion/var.yaml"
     assert run("benchmark", "sample", "-c", "configs/fashion/flowar.yaml", *settings, other, f"--json={path}") == 0
     flowar, var = json.loads(path.read_text())
-    assert (flowar["config"], var["config"]) == ("flowar", "var (-c configs/fashion/var.yaml)")
+    assert (flowar["config"], var["config"]) == ("fashion/flowar", "fashion/var (-c configs/fashion/var.yaml)")
     assert flowar["parts"]["head/attention"] > 0 and "head/attention" not in var["parts"]
 
 
@@ -147,8 +147,8 @@ def test_a_fraction_is_that_of_the_machine_around_each_repeat():
 def test_work_counts_matrix_products_of_one_image():
     a = torch.randn(10, 20)
     assert counted_work(lambda: a @ a.T, images=5).tflop == pytest.approx(2 * 10 * 20 * 10 / 5 / 1e12)
-    assert official_work("train", "flowar-s", False).source == "official code"
-    assert official_work("train", "flowar-b", False) is None
+    assert official_work("train", "imagenet256/flowar", False).source == "official code"
+    assert official_work("train", "fashion/flowar", False) is None
 
 
 def test_time_in_backward_belongs_to_the_part_that_was_forward():

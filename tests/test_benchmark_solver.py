@@ -28,7 +28,7 @@ def test_solvers_make_the_same_images_from_the_same_noise(experiment, tmp_path, 
     solvers = ["euler:3:uniform", "ab3:200:uniform", "heun:1/2/3:late"]
     assert solver_job(experiment, checkpoint, f"--json={report}", "--solvers", *solvers) == 0
     euler, same, heun = json.loads(report.read_text())
-    assert list(euler)[: len(COMMON)] == COMMON and (euler["job"], euler["config"]) == ("solver", "flowar")
+    assert list(euler)[: len(COMMON)] == COMMON and (euler["job"], euler["config"]) == ("solver", "fashion/flowar")
     assert euler["evaluations"] == [3, 3, 3] and heun["evaluations"] == [2, 4, 6]
     assert heun["evaluations_per_token"] == pytest.approx((2 + 4 * 4 + 16 * 6) / 21)
     assert same["distance"] == 0 < min(euler["distance"], heun["distance"]) and "distance" in same["pareto"]

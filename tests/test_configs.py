@@ -1,68 +1,58 @@
 """Every YAML under configs/, as the command line reads it."""
 
-import functools
 import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from config_fixtures import (
+    CONFIGS,
+    EXPERIMENTS,
+    FAMILIES,
+    GENERAL,
+    ROOT,
+    VARIANTS,
+    Parsed,
+    arguments,
+    name_of,
+    on_meta,
+    parsed,
+)
 
 from scalear.commands.data import data_parser
-from scalear.commands.run import ScalearCLI
 from scalear.flow import FAST8, FlowSolver
 from scalear.training.optim import split_parameters
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))
-OVERLAYS = [path for path in CONFIGS if path.parent == Path("configs")]
-EXPERIMENTS = [path for path in CONFIGS if path not in OVERLAYS]
 FACTS = json.loads((ROOT / "tests/parity/facts.json").read_text())
 _FLOWAR, _VAR, _FLEXVAR = (FACTS[name]["parameters"] for name in ("FlowAR", "VAR", "FlexVAR"))
-# Parameters of the official models, by the name of our config.
+# Parameters of the official models, by the name of our experiment.
 OFFICIAL_PARAMETERS = {
-    "flowar-s": _FLOWAR["flowar_small"]["total"],
-    "flowar-b": FACTS["FlowAR"]["flowar_b_candidates_within_1_percent"][0]["params"],  # inferred: none is official
-    "flowar-l": _FLOWAR["flowar_large"]["total"],
-    "flowar-h": _FLOWAR["flowar_huge"]["total"],
-    **{f"var-{size}": count for size, count in _VAR.items() if size[1:].isdigit()},
-    "var-d36": _VAR["d36_shared_aln"] + (2240 - 680) * 36 * 64,  # at 512 px; the fact is for the tokens of 256 px
-    **{f"flexvar-{size}": count for size, count in _FLEXVAR.items() if size[1:].isdigit()},
-    "tokenizer-kl16": FACTS["mar"]["parameters"]["kl16"],
-    "tokenizer-vq16": _FLEXVAR["vq16_8912x32"],
-    "tokenizer-rvq16": _VAR["vqvae_ch160_V4096_C32"],
+    "imagenet256/flowar-s": _FLOWAR["flowar_small"]["total"],
+    # inferred: none is official
+    "imagenet256/flowar-b": FACTS["FlowAR"]["flowar_b_candidates_within_1_percent"][0]["params"],
+    "imagenet256/flowar-l": _FLOWAR["flowar_large"]["total"],
+    "imagenet256/flowar-h": _FLOWAR["flowar_huge"]["total"],
+    **{f"imagenet256/var-{size}": _VAR[size] for size in ("d12", "d16", "d20", "d24", "d30")},
+    # at 512 px; the fact is for the tokens of 256 px
+    "imagenet512/var-d36": _VAR["d36_shared_aln"] + (2240 - 680) * 36 * 64,
+    **{f"imagenet256/flexvar-{size}": _FLEXVAR[size] for size in ("d16", "d20", "d24")},  # d30 was never released
+    "imagenet512/flexvar-d24": _FLEXVAR["d24"],
+    "imagenet256/tokenizer-kl16": FACTS["mar"]["parameters"]["kl16"],
+    "imagenet256/tokenizer-vq16": _FLEXVAR["vq16_8912x32"],
+    "imagenet256/tokenizer-rvq16": _VAR["vqvae_ch160_V4096_C32"],
 }
-PAPER_SIZES = [path for path in EXPERIMENTS if "imagenet" in path.parent.name and path.stem in OFFICIAL_PARAMETERS]
-
-
-class Parsed(ScalearCLI):
-    """The command line, read and checked but not carried out."""
-
-    def instantiate_classes(self) -> None: ...
-
-    def after_instantiate_classes(self) -> None: ...
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
-
-
-@functools.cache
-def parsed(*args: str) -> Parsed:
-    """Tests share what they read: a config takes half a second."""
-    return Parsed(list(args))
-
-
-@functools.cache
-def model_on_meta(path: str) -> torch.nn.Module:
-    cli = parsed("fit", "-c", path)
-    with torch.device("meta"):
-        return cli.parser.instantiate_classes(cli.config)["fit"].model
+PAGES = [path.relative_to(ROOT) for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]]
+GENERATORS = [name for name, files in EXPERIMENTS.items() if "GeneratorModule" in (ROOT / files[0]).read_text()]
 
 
 def commands(path: Path) -> list[list[str]]:
-    """`scalear ...` in the comments of a file, as argument lists."""
-    comments = "\n".join(re.findall(r"^# ?(.*)$", (ROOT / path).read_text(), re.MULTILINE))
+    """`scalear ...` in the comments of a config or the code blocks of a page, as argument lists."""
+    text = (ROOT / path).read_text()
+    blocks = re.findall(r"^```\n(.*?)^```" if path.suffix == ".md" else r"^# ?(.*?\n)", text, re.MULTILINE | re.DOTALL)
+    comments = "".join(blocks)
     lines = re.sub(r"\\\n *", " ", comments).splitlines()
     found = [re.search(r"(?:-m |srun |^ *)scalear ((?:fit|validate|test|predict|data) -?.*)", line) for line in lines]
     # An explanation may follow a command, some spaces away.
@@ -72,33 +62,38 @@ def commands(path: Path) -> list[list[str]]:
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("SLURM_NNODES", "2")
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
-def test_every_experiment_parses_and_its_model_is_built_on_meta(path):
-    model = model_on_meta(str(path))
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_parses_and_its_model_is_built_on_meta(name):
+    _, model, _ = on_meta(name)
     assert all(parameter.is_meta for parameter in model.parameters())
-    stated = re.search(r"(\d+(?:,\d{3})+) .*parameters, all trainable", (ROOT / path).read_text().splitlines()[0])
+    stated = re.search(
+        r"(\d+(?:,\d{3})+) .*parameters, all trainable", (ROOT / EXPERIMENTS[name][-1]).read_text().splitlines()[0]
+    )
+    assert stated or "imagenet256/tokenizer" in name or "fashion" in name or name == "imagenet512/flexvar-d24"
     if stated:
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         assert trainable == int(stated[1].replace(",", ""))
 
 
-@pytest.mark.parametrize("path", PAPER_SIZES, ids=str)
-def test_paper_sizes_have_the_official_parameters(path):
-    model = model_on_meta(str(path))
+@pytest.mark.parametrize("name", OFFICIAL_PARAMETERS)
+def test_paper_sizes_have_the_official_parameters(name):
+    _, model, _ = on_meta(name)
     part = model.model.generator if hasattr(model, "model") else model.tokenizer
-    assert sum(parameter.numel() for parameter in part.parameters()) == OFFICIAL_PARAMETERS[path.stem]
+    assert sum(parameter.numel() for parameter in part.parameters()) == OFFICIAL_PARAMETERS[name]
 
 
 def test_every_official_size_has_a_config():
-    assert {path.stem for path in PAPER_SIZES} == OFFICIAL_PARAMETERS.keys() - {"flexvar-d30"}  # never released
+    sizes = {f"var-{size}" for size in _VAR} | {f"flexvar-{size}" for size in _FLEXVAR}
+    sizes = {size for size in sizes if re.fullmatch(r".*-d\d+", size)} - {"flexvar-d30"}  # never released
+    assert sizes <= {name.split("/")[1] for name in OFFICIAL_PARAMETERS}
+    assert OFFICIAL_PARAMETERS.keys() <= EXPERIMENTS.keys()
 
 
 @pytest.mark.parametrize("name", ["imagenet512/var-d36", "imagenet256/flexvar-d16"])
 def test_what_is_not_decayed_is_what_the_official_code_exempts(name):
-    generator = model_on_meta(f"configs/{name}.yaml").model.generator
+    generator = on_meta(name)[1].model.generator
     plain = {id(parameter) for parameter in split_parameters([generator])[1]}
     names = {name for name, parameter in generator.named_parameters() if id(parameter) in plain}
     exempt = ("bias", "class_embedding", "positions.", "modulation.table", "log_scale_N")
@@ -106,22 +101,21 @@ def test_what_is_not_decayed_is_what_the_official_code_exempts(name):
 
 
 @pytest.mark.parametrize(
-    "overlay, path",
+    "name, overlay",
     [
-        (overlay, path)
+        (name, overlay)
         for overlay, folder in (("debug", "fashion"), ("slurm", "imagenet256"))
-        for path in EXPERIMENTS
-        if path.parent.name == folder and "GeneratorModule" in (ROOT / path).read_text()
+        for name in GENERATORS
+        if name.startswith(folder) and len(EXPERIMENTS[name]) == 1
     ],
-    ids=str,
 )
-def test_overlays_fit_every_generator_that_they_are_for(path, overlay):
-    Parsed(["fit", "-c", str(path), "-c", f"configs/{overlay}.yaml"])
+def test_general_overlays_fit_the_families_that_they_are_for(name, overlay):
+    Parsed(["fit", *arguments(name), "-c", f"configs/{overlay}.yaml"])
 
 
-@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem.startswith("flowar")], ids=str)
-def test_the_fast_sampler_fits_every_flowar(path):
-    sampling = Parsed(["fit", "-c", str(path), "-c", "configs/fast8.yaml"]).config.fit.model.init_args.sampling
+@pytest.mark.parametrize("name", ["fashion/flowar", "imagenet256/flowar-s", "imagenet256/flowar-h"])
+def test_the_fast_sampler_fits_flowar(name):
+    sampling = Parsed(["fit", *arguments(name), "-c", "configs/fast8.yaml"]).config.fit.model.init_args.sampling
     assert FlowSolver(**sampling.as_dict()) == FAST8
 
 
@@ -140,25 +134,51 @@ def test_null_can_be_typed_at_any_depth():
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_commands_in_comments_can_be_typed(path):
     found = commands(path)
-    assert found, "no config without the command that uses it"
+    assert any(str(path) in args for args in found), "no config without a command that uses it"
     for args in found:
-        args = [arg.replace("$SLURM_NNODES", "2") for arg in args]
         if args[0] == "data":
             data_parser().parse_args(args[1:])
         else:
             parsed(*args)
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
-def test_the_schedule_ends_when_training_does(path):
-    config = yaml.safe_load((ROOT / path).read_text())
-    optimizer = config["model"]["init_args"].get("optimizer")
-    if optimizer and config.get("trainer", {}).get("max_steps"):
-        optimizer = optimizer.get("init_args", optimizer)
-        if optimizer.get("schedule") in ("cosine", "linear"):
-            assert optimizer["total_steps"] == config["trainer"]["max_steps"]
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_commands_of_pages_can_be_typed(path):
+    for args in commands(path):
+        args = [re.sub(r"\$\w+|\$?{.*?}", "2", arg) for arg in args if not arg.startswith("${")]
+        files = [Path(file) for flag, file in pairwise(args) if flag == "-c"]
+        if args[0] != "data" and all(file.parts[0] == "configs" for file in files):  # else the page says what is in it
+            parsed(*args)
+
+
+@pytest.mark.parametrize("path", [*PAGES, Path("Makefile")], ids=str)
+def test_pages_name_configs_that_exist(path):
+    named = re.findall(r"configs/[\w/-]+\.yaml", (ROOT / path).read_text())
+    assert [name for name in named if not (ROOT / name).is_file() and "NAME" not in name] == []
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=str)
+def test_a_variant_is_short_and_holds_only_what_differs(path):
+    lines = [line for line in (ROOT / path).read_text().splitlines() if line.strip() and line.strip()[0] != "#"]
+    assert len(lines) <= 20
+    family, variant = (dict(_entries(yaml.safe_load((ROOT / file).read_text()))) for file in EXPERIMENTS[name_of(path)])
+    assert [name for name, value in variant.items() if family.get(name) == value] == []
+
+
+def _entries(config, name=""):
+    """Leaves of a config by their dotted names; `init_args` may be left out where the class is known."""
+    if not isinstance(config, dict):
+        yield name, config
+        return
+    for key, value in config.items():
+        yield from _entries(value, name if key == "init_args" else f"{name}.{key}")
+
+
+def test_configs_say_only_what_is_needed():
+    lines = [line.strip() for path in CONFIGS for line in (ROOT / path).read_text().splitlines()]
+    assert sum(bool(line) and line[0] != "#" for line in lines) <= 1300
+    assert max(len(line) for path in CONFIGS for line in (ROOT / path).read_text().splitlines()) <= 120
 
 
 def test_every_experiment_has_a_run_folder_of_its_own():
-    folders = [yaml.safe_load((ROOT / path).read_text())["trainer"]["default_root_dir"] for path in EXPERIMENTS]
-    assert len(set(folders)) == len(folders)
+    assert len(EXPERIMENTS) == len(FAMILIES) + len(VARIANTS) == len(CONFIGS) - len(GENERAL)

@@ -14,6 +14,8 @@ from scalear.data.datamodule import ShardDataModule
 from scalear.data.dataset import Augmentation, ShardDataset, ShardLoader
 from scalear.data.plan import TrainBatches, TrainPlan
 from scalear.data.reader import ShardReader
+from scalear.training.optim import RunLength
+from scalear.training.run_length import run_length
 
 NUM_TRAIN = 22
 
@@ -188,6 +190,48 @@ def test_a_config_can_be_built_where_its_data_is_not(tmp_path: Path):
 def test_a_global_batch_larger_than_the_dataset_is_refused(images: Path):
     with pytest.raises(ValueError, match="23 x 1 ranks.*lower data.batch_size"):
         ShardDataModule(str(images), 23).train_dataloader()
+
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "reload_dataloaders_every_n_epochs": 1}
+
+
+def test_a_global_batch_that_the_trainer_does_not_give_is_refused(images: Path, tmp_path: Path):
+    data = ShardDataModule(str(images), 2, global_batch=12)
+    data.trainer = Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=1, accumulate_grad_batches=3)
+    message = r"1 devices x 1 nodes x batch_size 2 x accumulate_grad_batches 3 = 6: set trainer.accumulate_grad_batches"
+    with pytest.raises(ValueError, match=f"{message} to 6, or data.batch_size to 4, or trainer.num_nodes to 2, or"):
+        data.setup("fit")
+    data.setup("test")
+    data.batch_size = 4
+    data.setup("fit")
+    data.batch_size = 5  # x 3 does not divide 12
+    with pytest.raises(ValueError, match=r"= 15: set data.batch_size to 4, or data.global_batch to 15"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize("epochs, accumulated, global_batch", [(3, 1, None), (3, 2, None), (2, 1, 5), (3, 2, 10)])
+def test_how_many_steps_epochs_take_is_known_before(images: Path, tmp_path: Path, epochs, accumulated, global_batch):
+    """Of 22 images in batches of 5."""
+
+    class Counter(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            self.expected = run_length(self.trainer)
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            return self.layer.weight.sum()
+
+    module, settings = Counter(), {"max_epochs": epochs, "accumulate_grad_batches": accumulated}
+    quiet = QUIET | {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(**quiet, **settings, limit_val_batches=0, default_root_dir=tmp_path)
+    trainer.fit(module, datamodule=ShardDataModule(str(images), 5, global_batch=global_batch))
+    assert module.expected == RunLength(5 * accumulated, 22 / (5 * accumulated), trainer.global_step)
+    if global_batch is not None:
+        assert trainer.global_step == round(epochs * 22 / global_batch)
 
 
 def test_latents_of_another_tokenizer_are_refused(images: Path, latents: Path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_configs import ROOT, Parsed
+from config_fixtures import Parsed, arguments
 from tokenizer_fixtures import VQ16
 
 from scalear.draws import SeededDraws
@@ -13,7 +13,7 @@ from scalear.tokenizers.quantizer import VectorQuantizer
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flowar-s", "flexvar-d16", "flexvar-mamba-d16"])
 def test_runs(name):
-    cli = Parsed(["fit", "-c", str(ROOT / f"configs/imagenet256/{name}.yaml")])
+    cli = Parsed(["fit", *arguments(f"imagenet256/{name}")])
     module = cli.parser.instantiate_classes(cli.config)["fit"].model
     model, draws = module.model, SeededDraws([(0, 0)])
     label = torch.tensor([207])

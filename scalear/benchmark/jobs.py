@@ -14,6 +14,7 @@ from scalear.benchmark.time_shares import part
 from scalear.draws import SeededDraws
 from scalear.fast.allocator import return_memory
 from scalear.image_model import ImageModel
+from scalear.training.optim import RunLength
 
 _LOADED_BATCHES = {"images": 64, "latents": 256}  # of a run; many, as a few are there before it begins
 
@@ -50,7 +51,7 @@ class TrainJob(Job):
         self._model = _image_model(subject, "train")
         generator = self._model.generator.train()
         fill_zeros(generator)
-        self._optimizer = subject.module.optimizer.build(generator)["optimizer"]
+        self._optimizer = subject.module.optimizer.build(generator, RunLength(batch, 1.0, 1))["optimizer"]
         if plain:
             for group in self._optimizer.param_groups:
                 group["fused"] = None

@@ -105,9 +105,12 @@ class Setting:
 
 
 def config_name(config_args: list[str]) -> str:
-    """Name of the (last) config file in the arguments of a config."""
+    """Name of the (last) config file in the arguments of a config, with its folder: imagenet256/flowar, flowar/l."""
     places = config_places(config_args)
-    return Path(config_args[places[-1] + 1]).stem if places else "config"
+    if not places:
+        return "config"
+    path = Path(config_args[places[-1] + 1])
+    return f"{path.absolute().parent.name}/{path.stem}"
 
 
 def config_places(args: list[str]) -> list[int]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from torch.utils.flop_counter import FlopCounterMode
 
 # TFLOP per image of the official code, by job, name of the config and whether pixels are decoded. Settings are the
-# config's own: FlowAR-S with 24 Euler steps and guidance 4.3 from t = 0.1 on, FlexVAR with 10 scales.
+# config's own: FlowAR-S with 24 Euler steps and guidance 4.3 from t = 0.1 on, VAR-d16, FlexVAR-d16 with 10 scales.
 _OFFICIAL = {
-    ("train", "flowar-s", False): 0.271,
-    ("sample", "flowar-s", False): 1.45,
-    ("train", "var-d16", False): 0.84,
-    ("sample", "var-d16", True): 0.96,
-    ("sample", "flexvar-d16", True): 0.83,
-    ("sample", "flexvar-d16", False): 0.58,
+    ("train", "imagenet256/flowar", False): 0.271,
+    ("sample", "imagenet256/flowar", False): 1.45,
+    ("train", "imagenet256/var", False): 0.84,
+    ("sample", "imagenet256/var", True): 0.96,
+    ("sample", "imagenet256/flexvar", True): 0.83,
+    ("sample", "imagenet256/flexvar", False): 0.58,
 }
 
 

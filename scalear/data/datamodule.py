@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -25,6 +26,10 @@ class ShardDataModule(LightningDataModule):
     Args:
         data_dir: Folder with `index.json`.
         batch_size: Training samples per rank and step (before gradient accumulation).
+        global_batch: Training samples of an optimizer step. Devices x nodes x `batch_size` x
+            `trainer.accumulate_grad_batches` must give it, and `trainer.max_epochs` means as many optimizer steps as so
+            many epochs have global batches (rounded). None: nothing is checked, and Lightning ends after its epochs, at
+            the end of each of which it steps with what has accumulated.
         eval_batch_size: Most samples per rank in validation, test and prediction. Default: `batch_size`.
         num_workers: Reader processes per rank; 0 reads in the training process. Never changes what is read.
         seed: Of order and augmentation.
@@ -42,6 +47,7 @@ class ShardDataModule(LightningDataModule):
         self,
         data_dir: str,
         batch_size: int,
+        global_batch: int | None = None,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -57,6 +63,7 @@ class ShardDataModule(LightningDataModule):
         super().__init__()
         for argument, value, low in (
             ("batch_size", batch_size, 1),
+            ("global_batch", global_batch or batch_size, 1),
             ("eval_batch_size", eval_batch_size or batch_size, 1),
             ("num_workers", num_workers, 0),
             ("seed", seed, 0),
@@ -68,6 +75,7 @@ class ShardDataModule(LightningDataModule):
             raise ValueError(f"data.max_bad_fraction is {max_bad_fraction}, must be in [0, 1)")
         self.data_dir = data_dir
         self.batch_size = batch_size
+        self.global_batch = global_batch
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -97,6 +105,24 @@ class ShardDataModule(LightningDataModule):
     def predict_splits(self) -> list[str]:
         """Which split each prediction loader (`dataloader_idx`) reads."""
         return list(self.index.splits) if self._predict_splits is None else self._predict_splits
+
+    @property
+    def num_train_samples(self) -> int:
+        """Samples of an epoch."""
+        return self.index.num_samples(self.train_split)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Training samples of an optimizer step, over all ranks and accumulated batches."""
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return self.batch_size * self._world_size * accumulated
+
+    def steps_of_epochs(self, num_epochs: int) -> int:
+        """Optimizer steps that Lightning takes in so many whole epochs."""
+        batch = self.batch_size * self._world_size
+        firsts = [-(-epoch * self.num_train_samples // batch) for epoch in range(num_epochs + 1)]
+        accumulated = self.samples_per_step // batch
+        return sum(-(-(end - first) // accumulated) for first, end in pairwise(firsts))
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Make sure that cached latents were made by the tokenizer at hand; images fit any.
@@ -133,6 +159,11 @@ class ShardDataModule(LightningDataModule):
             )
         if trainer.overfit_batches:
             raise ValueError("trainer.overfit_batches would not repeat batches here; pack a smaller dataset instead")
+        if self.global_batch is not None:
+            self._check_global_batch(self.global_batch)
+            if trainer.max_steps == -1 and trainer.max_epochs != -1:
+                num_steps = round(trainer.max_epochs * self.num_train_samples / self.global_batch)
+                trainer.fit_loop.epoch_loop.max_steps = num_steps
         if not any(isinstance(callback, StreamPosition) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, StreamPosition(self))
             self._begin()
@@ -185,6 +216,26 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is not None:  # an accumulation window begins here, also with batches of another size
             self.num_done -= self.num_done % self.trainer.accumulate_grad_batches
 
+    def _check_global_batch(self, wanted: int) -> None:
+        trainer, actual = self.trainer, self.samples_per_step
+        if actual == wanted:
+            return
+        accumulated, ranks = trainer.accumulate_grad_batches, trainer.world_size
+        remedies = [
+            f"{name} to {value * wanted // actual}"
+            for name, value in (
+                ("trainer.accumulate_grad_batches", accumulated),
+                ("data.batch_size", self.batch_size),
+                ("trainer.num_nodes", trainer.num_nodes),
+            )
+            if value * wanted % actual == 0
+        ]
+        raise ValueError(
+            f"data.global_batch is {wanted}, but {ranks // trainer.num_nodes} devices x {trainer.num_nodes} nodes x "
+            f"batch_size {self.batch_size} x accumulate_grad_batches {accumulated} = {actual}: set "
+            f"{', or '.join([*remedies, f'data.global_batch to {actual}'])}, which makes another recipe of it"
+        )
+
     def _begin(self) -> None:
         self.position = 0  # samples of the stream that are used up
         self.num_done = 0  # batches of the current epoch that are used up
@@ -201,7 +252,7 @@ class ShardDataModule(LightningDataModule):
         """All that decides which sample has which position."""
         checksums = "".join(shard.sha256 for shard in self.index.shards(self.train_split))
         return {
-            "num_samples": self.index.num_samples(self.train_split),
+            "num_samples": self.num_train_samples,
             "checksum": hashlib.sha256(checksums.encode()).hexdigest(),
             "seed": self.seed,
             "shuffle_shards": self.shuffle_shards,

@@ -13,6 +13,7 @@ from scalear.data.batch import Batch
 from scalear.evaluation.classifier import ImageClassifier, load_classifier, save_classifier
 from scalear.training.guarded_module import GuardedModule
 from scalear.training.optim import OptimizerSettings
+from scalear.training.run_length import run_length
 
 
 class ClassifierModule(GuardedModule):
@@ -43,7 +44,7 @@ class ClassifierModule(GuardedModule):
             )
 
     def configure_optimizers(self) -> dict:
-        return self.optimizer_settings.build(self.classifier)
+        return self.build_optimizer(self.optimizer_settings, self.classifier)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = F.cross_entropy(self.classifier(batch.inputs).float(), batch.label)
@@ -80,7 +81,7 @@ class ClassifierModule(GuardedModule):
             "batch_size": data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches,
             "steps": self.trainer.global_step,
             "precision": self.trainer.precision,
-            "optimizer": asdict(self.optimizer_settings),
+            "optimizer": asdict(self.optimizer_settings.resolve(run_length(self.trainer))),
             "versions": {"scalear": scalear.__version__, "torch": torch.__version__},
         }
         save_classifier(self.export_path, self.classifier, record)

@@ -2,11 +2,15 @@
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalear.data.batch import Batch
 from scalear.distributed.gradients import clip_gradient, gradient_norm, not_finite
+from scalear.training.optim import OptimizerSettings
+from scalear.training.run_length import run_length
 
 
 class NonFiniteLossError(ValueError):
@@ -51,6 +55,16 @@ class GuardedModule(LightningModule):
     def clipped_parts(self) -> list[nn.Module]:
         """Parts whose gradients are clipped each on its own; together all that is trained."""
         return [self]
+
+    def build_optimizer(self, settings: OptimizerSettings, modules: nn.Module | list[nn.Module]) -> dict:
+        """For `configure_optimizers`: says in one line, and in TensorBoard, what follows from the run."""
+        run = run_length(self.trainer)
+        line = settings.describe(run)
+        rank_zero_info(line)
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("config/optimizer", line)
+        return settings.build(modules, run)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._window_keys += batch.keys

@@ -114,7 +114,7 @@ class GeneratorModule(GuardedModule):
                 self.report.check(len(self.samples.labels(model.num_classes)), model.image_size(schedule))
 
     def configure_optimizers(self) -> dict:
-        return self.optimizer.build(self.model.generator)
+        return self.build_optimizer(self.optimizer, self.model.generator)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["tokenizer_fingerprint"] = self._fingerprint

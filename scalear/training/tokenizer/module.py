@@ -100,7 +100,7 @@ class TokenizerModule(GuardedModule):
             rank_zero_info(f"training begins from {self.begin_from}; initialised anew: {anew or 'nothing'}")
 
     def configure_optimizers(self) -> dict:
-        return self.optimizer.build([self.tokenizer, self.loss])
+        return self.build_optimizer(self.optimizer, [self.tokenizer, self.loss])
 
     def clipped_parts(self) -> list[nn.Module]:
         """One optimizer, two players with an adversarial loss: neither may shorten the other's gradient."""
