@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from model_fixtures import make_code_model, make_model, make_network, randomise
 from torch import Tensor, nn
 
-from scalear.fast import EVERYWHERE, ON_CPU, accelerate
+from scalear.fast.accelerate import EVERYWHERE, ON_CPU, accelerate
 from scalear.fast.attention import Segment, attend_by_scale, attend_segments
 from scalear.fast.dropout import Drop
 from scalear.fast.mlp import gated_gelu

@@ -17,7 +17,7 @@ from test_parity import FOLDER
 from scalear.__main__ import main
 from scalear.class_paths import settings_part
 from scalear.flow import FlowSolver
-from scalear.guidance import Guidance
+from scalear.image_model import ImageModel
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.family import attention_mask, node
@@ -222,9 +222,13 @@ def test_files_say_what_they_hold(kl16, tmp_path, capsys):
 
 def test_exported_models_leave_as_official_ones(flowar, kl16, tmp_path, capsys):
     generator, tokenizer = convert_state(flowar), convert_state(kl16)
-    model = ScaleARModel(generator.config, tokenizer.config, settings_part(FlowSolver()), settings_part(Guidance()))
-    model.generator.load_state_dict(generator.tensors)
-    model.tokenizer.load_state_dict(tokenizer.tensors)
+    given = generator.config["init_args"]
+    parts = {name: given[name] for name in ("transformer", "head", "label_drop_prob")}
+    parts |= {"tokenizer": tokenizer.config, "pyramid": "scalear.pyramid.LatentPyramid"}
+    parts |= {"sampling": settings_part(FlowSolver()), "guidance": {}}
+    model = ScaleARModel(node(ImageModel, **parts))
+    model.model.generator.load_state_dict(generator.tensors)
+    model.model.tokenizer.load_state_dict(tokenizer.tensors)
     model.save_pretrained(tmp_path / "model")
     for family, expected in (("flowar", flowar), ("kl16", kl16)):
         output = tmp_path / f"{family}.pth"

@@ -14,7 +14,7 @@ from model_fixtures import (
     transformer_inputs,
 )
 
-from scalear.fast import accelerate
+from scalear.fast.accelerate import accelerate
 from scalear.guidance import Guidance
 from scalear.models.blocks import Place
 from scalear.models.mamba import Mamba, MambaBlock
