@@ -116,9 +116,3 @@ def config_name(config_args: list[str]) -> str:
 def config_places(args: list[str]) -> list[int]:
     """Where the flags before config files stand."""
     return [place for place, arg in enumerate(args[:-1]) if arg in ("-c", "--config")]
-
-
-def split_configs(args: list[str]) -> tuple[list[str], list[str]]:
-    """Config files with their flags, and all other arguments."""
-    places = [part for place in config_places(args) for part in (place, place + 1)]
-    return [args[place] for place in places], [arg for place, arg in enumerate(args) if place not in places]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 
 from scalear.benchmark.comparison import compare, print_report
-from scalear.benchmark.setting import JobOptions, Setting, config_name, config_places, split_configs
+from scalear.benchmark.setting import JobOptions, Setting, config_name, config_places
 from scalear.benchmark.solver import CANDIDATES, SolverOptions, compare_solvers, parse_solver, table
 from scalear.benchmark.subject import Subject
 from scalear.commands.parser import CommandParser, summary
@@ -73,11 +73,17 @@ def parse_setting(args: list[str], note: str = "") -> Setting:
 
 def changed(args: list[str], more: list[str]) -> list[str]:
     """Both; if `more` has configs, in the place of those of `args`: what these say would stay under the others."""
-    configs, others = split_configs(more)
+    configs, others = _split_configs(more)
     if not configs:
         return [*args, *more]
     first = min(config_places(args), default=len(args))
-    return [*args[:first], *configs, *split_configs(args[first:])[1], *others]
+    return [*args[:first], *configs, *_split_configs(args[first:])[1], *others]
+
+
+def _split_configs(args: list[str]) -> tuple[list[str], list[str]]:
+    """Config files with their flags, and all other arguments."""
+    places = [part for place in config_places(args) for part in (place, place + 1)]
+    return [args[place] for place in places], [arg for place, arg in enumerate(args) if place not in places]
 
 
 def build_subject(args: list[str], device: torch.device) -> Subject:

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 import yaml
 
+from scalear.class_paths import Part
 from scalear.commands.parser import function_parser
 from scalear.files import atomic_file
-from scalear.interop.class_paths import Part
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.converted import load_conversion, save_conversion
 from scalear.interop.official.families import FAMILIES, family_named, pick

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from scalear.files import write_bytes
+from scalear.tensor_files import write_tensors
 
 
 class ImageClassifier(nn.Module):
@@ -64,8 +63,7 @@ def save_classifier(path: str | Path, classifier: ImageClassifier, record: dict[
         "widths": classifier.widths,
     }
     metadata = {"architecture": json.dumps(architecture), "record": json.dumps(record)}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
-    write_bytes(path, save(weights, metadata))
+    write_tensors(path, classifier.state_dict(), metadata)
 
 
 def load_classifier(path: str | Path) -> ImageClassifier:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import scalear
-from scalear.interop.class_paths import build
+from scalear.class_paths import build
 from scalear.tensor_files import read_tensors, write_tensors
 from scalear.tokenizers.base import Tokenizer
 
@@ -131,13 +131,12 @@ def _differences(tokenizer: Tokenizer, metadata: dict[str, str]) -> dict[str, st
     in_file = {"class_path": metadata["class_path"]} | dict(_flat(json.loads(metadata["init_args"])))
     in_config = {"class_path": _class_path(type(tokenizer))} | dict(_flat(architecture(tokenizer)))
     differing = {name for name in in_file | in_config if in_file.get(name) != in_config.get(name)}
-    # Another class has other arguments, which say nothing more.
-    classes = {name for name in differing if name.endswith("class_path")}
-    inside = tuple(name.removesuffix("class_path") for name in classes)
+    for kind in [name for name in differing if name.endswith("class_path")]:
+        # Another class has other arguments, which say nothing more.
+        differing -= {name for name in differing if name != kind and name.startswith(kind.removesuffix("class_path"))}
     return {
         name: f"{name} is {in_file.get(name)!r} in the file, {in_config.get(name)!r} in the config"
         for name in sorted(differing)
-        if name in classes or not name.startswith(inside)
     }
 
 

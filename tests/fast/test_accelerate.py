@@ -1,282 +1,252 @@
-"""Fast paths against the plain expressions that they stand for, forward and backward."""
+"""Every fast way gives the results and gradients of the plain one that it stands for."""
 
-import gc
-import weakref
-from contextlib import nullcontext
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from model_fixtures import make_transformer
-from scalear.attention import Segment, attend, attend_segments
-from scalear.dropout import Drop, dropout
-from scalear.models.fused import code_losses, draw_drops, gated_gelu, modulated_norm, residual_norm
-from scalear.models.lean import LeanLinear, lean_linear
-from scalear.models.remade import remade
-from scalear.models.split_heads import split_directions, split_heads
-from torch import nn
+from model_fixtures import make_code_model, make_model, make_network, randomise
+from torch import Tensor, nn
 
-from scalear.models import fused
-from scalear.models.blocks import Place
-from scalear.models.layers import attend_by_scale
-from scalear.models.norms import add_and_modulate
-from scalear.models.var_block import VARBlock
+from scalear.fast import EVERYWHERE, ON_CPU, accelerate
+from scalear.fast.attention import Segment, attend_by_scale, attend_segments
+from scalear.fast.dropout import Drop
+from scalear.fast.mlp import gated_gelu
+from scalear.fast.norms import residual_norm
+from scalear.models.attention import Attention, CrossAttention, Rotary, RotaryAttention
+from scalear.models.blocks import AdaLNBlock, FlowARBlock, Place
+from scalear.models.flow_blocks import CrossAttentionBlock
+from scalear.models.layers import GatedMlp
+from scalear.models.mamba import Mamba
+from scalear.models.var_block import VARAttention, VARBlock
 from scalear.scales import ScaleSchedule
+from scalear.tokenizers.conv import AttentionBlock
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
+DIM, NUM_HEADS = 16, 2
+SHORT = ScaleSchedule.parse("1,2,3")
+PLACE = Place(1, 2, SHORT)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(fused, "_CACHED", 60)
-    monkeypatch.setattr("scalear.attention._SCORES", 100)
-    monkeypatch.setattr("scalear.models.fused._SMALL", 0)
+    """So that even small tensors are handled in several."""
+    monkeypatch.setattr("scalear.fast.pieces._CACHED", 60)
+    monkeypatch.setattr("scalear.fast.attention._SCORES", 100)
+    monkeypatch.setattr("scalear.fast.scan._CACHED", 1)
 
 
-def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+@dataclass
+class Case:
+    """A method that has a fast way, and a call of it.
+
+    Attributes:
+        plain: The method.
+        make: Makes the module.
+        shapes: Of the tensors that the call takes.
+        call: Calls the method with these tensors.
+        dtype: Of the comparison; the plain way of some computes in float32.
+    """
+
+    plain: Callable
+    make: Callable[[], nn.Module]
+    shapes: list[tuple[int, ...]]
+    call: Callable = lambda method, *tensors: method(*tensors)
+    dtype: torch.dtype = torch.float64
+
+    def __repr__(self) -> str:
+        return self.plain.__qualname__
+
+    def results(self, module: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        """Of the module's own method: values, and gradients of tensors and weights."""
+        generator = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in self.shapes]
+        out = self.call(getattr(module, self.plain.__name__), *inputs)
+        parts = list(out) if isinstance(out, tuple) else [out]
+        weights = [torch.randn(part.shape, generator=generator).to(part.dtype) for part in parts]
+        total = sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        grads = torch.autograd.grad(total, [*inputs, *parameters], allow_unused=True)
+        return [*parts, *(grad for grad in grads if grad is not None)]
 
 
-def compare(fast, slow, inputs: list[torch.Tensor]) -> None:
-    """Values and gradients agree."""
-    results = []
-    for function in (fast, slow):
-        out = function(*inputs)
-        out = torch.cat([part.flatten() for part in out]) if isinstance(out, tuple) else out
-        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
-        results.append([out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)])
-    atol = TOLERANCE[inputs[0].dtype]
+def rotary_attention(causal: bool = True) -> nn.Module:
+    return RotaryAttention(DIM, NUM_HEADS, Rotary(8, 3), causal, dropout=0.2)
+
+
+def var_attention(normalise: bool = True) -> nn.Module:
+    return VARAttention(DIM, NUM_HEADS, normalise, 0.1)
+
+
+def cross_attention() -> nn.Module:
+    return CrossAttention(DIM, 12, NUM_HEADS, Rotary(8, 3))
+
+
+def over(schedule: ScaleSchedule, width: int = DIM) -> dict:
+    """A call with the tokens of a schedule."""
+    call = partial(_then, schedule)
+    return {"shapes": [(3, schedule.num_tokens, width)], "call": call}
+
+
+def _then(schedule: ScaleSchedule, method: Callable, *tensors: Tensor) -> Tensor:
+    return method(*tensors, schedule)
+
+
+def ada_ln(make: Callable[[], nn.Module], cond_tokens: int = 1, **changes) -> Case:
+    shapes = [(3, SHORT.num_tokens, DIM), (3, cond_tokens, DIM)]
+    return Case(AdaLNBlock.forward, make, shapes, partial(_then, SHORT), **changes)
+
+
+def _keys(*parts: Tensor) -> tuple[Tensor, ...]:
+    """As a product would have made them."""
+    return tuple(part.bfloat16() for part in parts) if torch.is_autocast_enabled("cpu") else parts
+
+
+def cross_block(schedule: ScaleSchedule) -> Case:
+    length, keys = schedule.num_tokens, (3, NUM_HEADS, schedule.num_tokens, 8)
+    shapes = [(3, length, DIM), (3, schedule.num_scales, DIM), (3, length, DIM), keys, keys]
+    return Case(
+        CrossAttentionBlock.forward,
+        lambda: CrossAttentionBlock(DIM, 12, SHORT, NUM_HEADS),
+        shapes,
+        lambda method, x, time, cond, k, v: method(x, time, (cond, _keys(k, v)), schedule),
+    )
+
+
+def mamba() -> nn.Module:
+    return Mamba(DIM, 0, 4, 2, 1.0)
+
+
+def scanned(method: Callable, x: Tensor, step: Tensor, rate: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    return method(x, F.softplus(step), -rate.exp(), *others, *[None] * (3 - len(others)))
+
+
+_SCAN = [(3, 20, 5), (3, 20, 5), (4, 5), (3, 20, 4), (3, 20, 4)]
+_LISTS = "1,2,4", "3", "1,2,4,8,12"  # in one product, alone, both
+_FLOAT32 = {"dtype": torch.float32}
+CASES = [
+    *(
+        Case(Attention.forward, partial(rotary_attention, causal), **over(ScaleSchedule.parse(scales)))
+        for scales in _LISTS
+        for causal in (True, False)
+    ),
+    Case(Attention.forward, var_attention, **over(SHORT), **_FLOAT32),
+    Case(AttentionBlock.forward, lambda: AttentionBlock(32), [(2, 32, 3, 5)]),
+    Case(RotaryAttention.project, rotary_attention, **over(SHORT)),
+    Case(VARAttention.project, var_attention, **over(SHORT), **_FLOAT32),
+    Case(VARAttention.project, partial(var_attention, normalise=False), **over(SHORT)),
+    Case(CrossAttention.keys, cross_attention, **over(SHORT, 12)),
+    Case(
+        CrossAttention.forward,
+        cross_attention,
+        [(3, SHORT.num_tokens, DIM), *[(3, NUM_HEADS, SHORT.num_tokens, 8)] * 2],
+        lambda method, x, k, v: method(x, _keys(k, v), SHORT),
+    ),
+    ada_ln(lambda: FlowARBlock(DIM, PLACE, NUM_HEADS, dropout=0.2)),
+    ada_ln(lambda: FlowARBlock(DIM, PLACE, NUM_HEADS), SHORT.num_tokens),
+    ada_ln(lambda: VARBlock(DIM, PLACE, NUM_HEADS, drop_path=0.5), **_FLOAT32),
+    cross_block(SHORT),
+    cross_block(ScaleSchedule.parse("3")),
+    Case(GatedMlp.forward, lambda: GatedMlp(DIM, dropout=0.2), [(3, 5, DIM)]),
+    Case(nn.Dropout.forward, lambda: nn.Dropout(0.2), [(3, 5)]),
+    Case(Mamba.scan, mamba, _SCAN, scanned),
+    Case(Mamba.scan, mamba, [*_SCAN, (3, 4, 5)], scanned),
+]
+
+
+def test_every_fast_way_is_compared_here():
+    assert {case.plain for case in CASES} == {*ON_CPU, *EVERYWHERE}
+
+
+def plain_and_fast(case: Case, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """The same random module twice, in evaluation mode."""
+    plain = randomise(case.make(), std=0.3).to(dtype).eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    assert case.plain.__name__ in vars(fast) and case.plain.__name__ not in vars(plain)
+    return plain, fast
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_results_and_gradients_are_those_of_the_plain_way(case, small_pieces):
+    tolerance = 1e-11 if case.dtype == torch.float64 else 1e-5
+    results = [case.results(module, case.dtype) for module in plain_and_fast(case, case.dtype)]
+    assert len(results[0]) > len(case.shapes)
     for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=atol, atol=atol)
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * max(1.0, other.abs().max().item()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_modulated_norm(dtype, centred, tokens):
-    norm = F.layer_norm if centred else F.rms_norm
-    compare(
-        lambda x, shift, scale: modulated_norm(x, shift, scale, 1e-6, centred),
-        lambda x, shift, scale: norm(x, (8,), eps=1e-6) * (1 + scale) + shift,
-        tensors((3, 5, 8), (3, tokens, 8), (3, tokens, 8), dtype=dtype),
-    )
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_autocast_rounds_about_as_much_as_the_plain_way(case):
+    plain, fast = plain_and_fast(case, torch.float32)
+    exact = case.results(plain, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = [case.results(module, torch.float32) for module in (plain, fast)]
+    for expected, *results in zip(exact, *rounded, strict=True):
+        errors = [(result.float() - expected).norm() for result in results]
+        assert errors[1] <= 3 * errors[0] + 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("tokens", [1, 5])
-def test_residual_norm(dtype, centred, tokens):
-    norm = F.layer_norm if centred else F.rms_norm
-
-    def plain(x: torch.Tensor, out: torch.Tensor, gate: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor):
-        total = x + gate * out
-        return total, norm(total, (8,), eps=1e-6) * (1 + scale) + shift
-
-    shapes = [(3, 5, 8)] * 2 + [(3, tokens, 8)] * 3
-    compare(lambda *args: residual_norm(*args, 1e-6, centred), plain, tensors(*shapes, dtype=dtype))
+@pytest.mark.parametrize("make", [rotary_attention, var_attention])
+@torch.no_grad()
+def test_scale_by_scale_with_a_cache(make):
+    plain, fast = plain_and_fast(Case(Attention.forward, make, []), torch.float32)
+    x_BLD, results = torch.randn(3, SHORT.num_tokens, DIM), []
+    for module in (plain, fast):
+        cache = module.make_cache(SHORT.num_tokens)
+        parts = enumerate(SHORT.split(x_BLD))
+        results.append(torch.cat([module(x_BlD, SHORT.scale(k), cache) for k, x_BlD in parts], dim=1))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_code_losses(dtype):
-    code_BL = torch.tensor([[0, 6, 2, 2, 5], [3, 3, 0, 1, 4]])
-    compare(
-        lambda logits: code_losses(logits, code_BL),
-        lambda logits: F.cross_entropy(logits.mT, code_BL, reduction="none"),
-        tensors((2, 5, 7), dtype=dtype),
-    )
-
-
-def test_code_losses_of_bfloat16_logits_are_those_of_the_same_numbers():
-    (logits,), code_B = tensors((40, 7), dtype=torch.bfloat16), torch.arange(40) % 7
-    loss_B = code_losses(logits, code_B)
-    expected_B = F.cross_entropy(logits.float(), code_B, reduction="none")
-    assert loss_B.dtype == torch.float32
-    torch.testing.assert_close(loss_B, expected_B, rtol=1e-6, atol=1e-6)
-    (grad,), (expected,) = (torch.autograd.grad(loss.sum(), logits) for loss in (loss_B, expected_B))
-    torch.testing.assert_close(grad, expected, rtol=1e-2, atol=1e-6)
+def test_segments_that_are_masked(small_pieces):
+    bias = torch.zeros(4, 6, dtype=torch.float64).masked_fill(torch.ones(4, 6).triu(3) > 0, float("-inf"))
+    segments = [Segment(slice(0, 4), slice(0, 6), bias), Segment(slice(4, 6), slice(2, 6))]
+    q, k, v = (torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    first = F.scaled_dot_product_attention(q[:, :, :4], k, v, bias)
+    plain = torch.cat([first, F.scaled_dot_product_attention(q[:, :, 4:], k[:, :, 2:], v[:, :, 2:])], dim=2)
+    fast, weight = attend_segments(q, k, v, segments), torch.randn(plain.shape, dtype=torch.float64)
+    torch.testing.assert_close(fast, plain)
+    grads = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (fast, plain)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("wide", ["x", "gate", "none"])
-def test_residual_norm_of_other_dtypes(wide):
-    x, out, *modulation = [part.detach().bfloat16() for part in tensors((3, 5, 8), (3, 5, 8), *[(3, 1, 8)] * 3)]
+def test_residual_sums_have_the_dtype_of_the_plain_ones(wide):
+    norm = nn.LayerNorm(8, eps=1e-6, elementwise_affine=False)
+    x, out, *modulation = (torch.randn(shape).bfloat16() for shape in [(3, 5, 8)] * 2 + [(3, 1, 8)] * 3)
     if wide == "x":
         x = x.float()
     elif wide == "gate":
         modulation[0] = modulation[0].float()
-    total, normed = residual_norm(x, out, *modulation, 1e-6, centred=True)
+    total, normed = residual_norm(norm, x, out, *modulation)
     expected = x + modulation[0] * out
     assert total.dtype == expected.dtype and torch.equal(total, expected)
-    expected = F.layer_norm(expected.float(), (8,), eps=1e-6) * (1 + modulation[2].float()) + modulation[1].float()
+    expected = norm(expected.float()) * (1 + modulation[2].float()) + modulation[1].float()
     torch.testing.assert_close(normed.float(), expected, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_remade_results_are_not_kept_and_change_nothing(autocast):
-    layer, kept, grads = LeanLinear(8, 8), [], []
-    x, out, *modulation = tensors((3, 5, 8), (3, 5, 8), *[(3, 1, 8)] * 3, dtype=torch.float32)
-    for make in (remade, lambda function, *args: nullcontext(function(*args))):
-        kept.append(set())
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept[-1].add(t.data_ptr()) or t, lambda t: t):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                with make(add_and_modulate, nn.LayerNorm(8), x, out, *modulation) as (total, normed):
-                    total = total + layer(normed)
-        assert (normed.data_ptr() in kept[-1]) == (make is not remade)
-        grads.append(torch.autograd.grad(total.square().sum(), [x, out, *modulation, layer.weight]))
-    for one, other in zip(*grads, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_only_the_very_result_is_remade():
-    (x,), weight = tensors((2, 8, 8)), torch.randn(2, 8, 8, dtype=torch.float64, requires_grad=True)
-    grads = []
-    for make in (remade, lambda function, *args: nullcontext(function(*args))):
-        with make(torch.exp, x) as y:
-            out = weight @ y.mT  # same place, same shape
-        grads.append(torch.autograd.grad(out.square().sum(), [x, weight]))
-    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
-
-
-def ones_and_their_memory() -> tuple[torch.Tensor, weakref.ref]:
-    """A tensor, and what is dead as soon as nothing keeps it, autograd included."""
-    array = np.ones(1, dtype=np.float32)
-    return torch.from_numpy(array), weakref.ref(array)
-
-
-def test_what_is_remade_is_freed_without_a_backward_pass():
-    schedule = ScaleSchedule.parse("1,2")
-    block = VARBlock(32, Place(0, 1, schedule), num_heads=2)
-    ones, memory = ones_and_their_memory()
-    out = block(torch.randn(1, 5, 32, requires_grad=True) * ones, torch.randn(1, 1, 32), schedule)
-    del ones
-    assert memory() is not None
-    del out
-    gc.collect()
-    assert memory() is None
-
-
-@pytest.mark.parametrize("checkpoint_blocks", [False, True])
-def test_checkpointed_blocks_keep_nothing_from_inside(checkpoint_blocks):
-    transformer, memories = make_transformer("1,2", checkpoint_blocks=checkpoint_blocks), []
-
-    def use(module: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
-        ones, memory = ones_and_their_memory()
-        memories.append(memory)
-        return out * ones
-
-    for stack in transformer.stacks:
-        for block in stack:
-            block.attention.proj.register_forward_hook(use)
-    out = transformer(torch.randn(2, 4, 4), torch.randn(2, 24), ScaleSchedule.parse("1,2"))
-    gc.collect()
-    assert [memory() is None for memory in memories] == [checkpoint_blocks] * 3
-    out.sum().backward()
-
-
-def test_gated_gelu():
-    compare(gated_gelu, lambda x: F.gelu(x[..., :20]) * x[..., 20:], tensors((3, 5, 40)))
-
-
-@pytest.mark.parametrize("num_turned", [0, 2])
-def test_split_heads(num_turned):
-    turn = torch.polar(torch.ones(5, dtype=torch.float64), torch.arange(5.0).double())[:, None].expand(5, 4)
-
-    def plain(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        parts = x.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        turned = torch.view_as_real(torch.view_as_complex(parts.unflatten(-1, (4, 2)).contiguous()) * turn).flatten(-2)
-        return tuple(turned[i] if i < num_turned else parts[i] for i in range(3))
-
-    compare(lambda x: split_heads(x, 2, 3, torch.view_as_real(turn), num_turned), plain, tensors((3, 5, 48)))
-
-
-def test_split_directions():
-    def plain(x: torch.Tensor, length: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        q, k, v = x.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        return F.normalize(q, dim=-1) * length[:, None, None], F.normalize(k, dim=-1), v
-
-    compare(split_directions, plain, tensors((3, 5, 48), (2,)))
-
-
-@pytest.mark.parametrize("before", [None, F.gelu, gated_gelu])
-def test_lean_linear(before):
-    layer = nn.Linear(10, 4, dtype=torch.float64)
-    (x,) = tensors((3, 5, 20 if before is gated_gelu else 10))
-    compare(
-        lambda x, *_: lean_linear(layer, x, before),
-        lambda x, *_: layer(x if before is None else before(x)),
-        [x, layer.weight, layer.bias],
-    )
-
-
-def test_lean_linear_casts_as_autocast_does():
-    layer, (x,) = nn.Linear(10, 4), tensors((3, 5, 10), dtype=torch.float32)
-    results = []
-    for function in (layer, lambda x: lean_linear(layer, x)):
-        with torch.autocast("cpu", torch.bfloat16):
-            out = function(x)
-        results.append((out, *torch.autograd.grad(out.float().square().sum(), [x, layer.weight, layer.bias])))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
-
-
-def test_lean_linear_keeps_nothing_but_its_arguments():
-    layer, kept = LeanLinear(10, 4), []
-    hidden = torch.randn(3, 20, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        lean_linear(layer, hidden, gated_gelu)
-        with torch.autocast("cpu", torch.bfloat16):
-            layer(hidden[:, :10])
-    assert [(x.shape, x.dtype) for x in kept] == [
-        ((3, 20), torch.float32),
-        ((4, 10), torch.float32),
-        ((3, 10), torch.bfloat16),
-        ((4, 10), torch.float32),
-    ]
-
-
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("scales", ["1,2,4", "3", "1,2,4,8,12"])  # in one product, alone, both
-def test_attention_by_scale(scales, causal):
-    schedule = ScaleSchedule.parse(scales)
-    mask = schedule.block_causal_mask()
-    mask = mask if causal else mask & mask.T
-    compare(
-        lambda q, k, v: attend_by_scale(q, k, v, schedule, causal, scale=0.3),
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask, scale=0.3),
-        tensors(*[(2, 3, schedule.num_tokens, 8)] * 3),
-    )
-
-
-@pytest.mark.parametrize("num_queries, num_keys", [(5, 7), (40, 40), (9, 250)])
-def test_attention(num_queries, num_keys):
-    shapes = [(2, 3, length, 8) for length in (num_queries, num_keys, num_keys)]
-    compare(attend, F.scaled_dot_product_attention, tensors(*shapes))
-
-
-def test_segments_that_are_masked():
-    bias = torch.zeros(4, 6, dtype=torch.float64).masked_fill(torch.ones(4, 6).triu(3) > 0, float("-inf"))
-    segments = [Segment(slice(0, 4), slice(0, 6), bias), Segment(slice(4, 6), slice(2, 6))]
-
-    def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        first = F.scaled_dot_product_attention(q[:, :, :4], k, v, bias)
-        return torch.cat([first, F.scaled_dot_product_attention(q[:, :, 4:], k[:, :, 2:], v[:, :, 2:])], dim=2)
-
-    compare(lambda q, k, v: attend_segments(q, k, v, segments), plain, tensors(*[(2, 3, 6, 8)] * 3))
+def fast_dropout(prob: float) -> nn.Dropout:
+    dropout = nn.Dropout(prob)
+    accelerate(dropout)
+    return dropout
 
 
 def test_dropout_is_what_it_says():
     torch.manual_seed(0)
-    (x,) = tensors((400, 301), dtype=torch.float32)
-    out = dropout(x, 0.1, training=True)
+    x = torch.randn(400, 301, requires_grad=True)
+    out = fast_dropout(0.1)(x)
     (grad,) = torch.autograd.grad(out.sum(), x)
     kept = grad != 0
     torch.testing.assert_close(out, torch.where(kept, x / 0.9, 0.0), rtol=1e-4, atol=0)
     torch.testing.assert_close(grad[kept], torch.full_like(grad[kept], 1 / 0.9), rtol=1e-4, atol=0)
     assert kept.float().mean().item() == pytest.approx(0.9, abs=0.003)
     assert kept.float().mean(0).min() > 0.8 and kept.float().mean(1).min() > 0.8
-    assert dropout(x, 0.1, training=False) is x and dropout(x, 0.0, training=True) is x
+    assert fast_dropout(0.1).eval()(x) is x and fast_dropout(0.0)(x) is x
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -286,19 +256,117 @@ def test_dropped_numbers_are_zero_in_any_dtype(dtype):
     assert torch.equal(drop.clear_(torch.ones(7, 9, dtype=dtype)).float(), drop.clear_(torch.ones(7, 9)))
 
 
-@pytest.mark.parametrize("function", ["gated_gelu", "lean_linear", "attend"])
-def test_backward_drops_what_forward_dropped(function):
-    def run(*inputs: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(3)
-        if function == "attend":
-            return attend(*inputs, dropout=0.3)
-        drops = draw_drops(inputs[0], 0.3)
-        return (
-            gated_gelu(*inputs, drops)
-            if function == "gated_gelu"
-            else lean_linear(layer, *inputs, partial(gated_gelu, drops=drops))
-        )
+def test_activations_and_attention_weights_are_dropped_and_what_is_left_is_scaled():
+    torch.manual_seed(0)
+    hidden = torch.randn(50, 40, 20)
+    out, kept = gated_gelu(hidden, 0.5), gated_gelu(hidden)
+    torch.testing.assert_close(out, torch.where(out != 0, 2 * kept, 0.0))
+    assert (out != 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    q, k, ones = torch.randn(2, 3, 100, 8), torch.randn(2, 3, 100, 8), torch.ones(2, 3, 100, 1)
+    sums = attend_by_scale(q, k, ones, ScaleSchedule.parse("10"), causal=False, dropout=0.5)
+    assert sums.std() > 0.1 and sums.mean().item() == pytest.approx(1.0, abs=0.03)
 
-    layer = nn.Linear(12, 4, dtype=torch.float64)
-    shapes = [(2, 2, 8, 3)] * 3 if function == "attend" else [(2, 3, 24)]  # several pieces, of few numbers
-    torch.autograd.gradcheck(run, tensors(*shapes))
+
+@pytest.mark.parametrize("prob", [0.0, 0.3])
+@pytest.mark.parametrize("what", ["attention", "mlp"])
+def test_what_is_dropped_is_set_where_it_is_in_the_plain_way(what, prob):
+    """On weights and output of attention, on hidden units and output of the MLP: as much noise either way."""
+    make = rotary_attention if what == "attention" else partial(GatedMlp, DIM)
+    x_BLD, rest = torch.randn(200, SHORT.num_tokens, DIM), (SHORT,) if what == "attention" else ()
+    plain = randomise(RotaryAttention(DIM, 2, Rotary(8, 3), True, dropout=prob) if rest else make(prob), std=0.3)
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = plain.eval()(x_BLD, *rest)
+        plain_noise, fast_noise = (module.train()(x_BLD, *rest) - expected for module in (plain, fast))
+    assert (plain_noise.std() > 0.05) == (prob > 0)
+    assert fast_noise.std().item() == pytest.approx(plain_noise.std().item(), rel=0.05, abs=1e-5)
+
+
+@pytest.mark.parametrize("what", ["dropout", "mlp", "attention"])
+def test_backward_drops_what_forward_dropped(what, small_pieces):
+    schedule = ScaleSchedule.parse("1,2")
+
+    def run(*inputs: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        if what == "attention":
+            return attend_by_scale(*inputs, schedule, causal=True, dropout=0.3)
+        return gated_gelu(*inputs, 0.3) if what == "mlp" else fast_dropout(0.3)(*inputs)
+
+    shapes = [(2, 2, 5, 3)] * 3 if what == "attention" else [(2, 3, 24)]  # several pieces, of few numbers
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.dumps(model))}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("cross_attention", [False, True])
+@torch.no_grad()
+def test_copies_are_fast_and_compute_with_their_own_weights(cross_attention, how):
+    network = randomise(make_network(cross_attention=cross_attention))
+    accelerate(network)
+    copied = COPIES[how](network)
+    assert [vars(one).keys() for one in copied.modules()] == [vars(one).keys() for one in network.modules()]
+    x, hidden, noise_level = torch.randn(2, SHORT.num_tokens, 4), torch.randn(2, SHORT.num_tokens, 24), torch.rand(2, 3)
+
+    def run(module: nn.Module) -> Tensor:
+        return module(x, noise_level, module.prepare(hidden, SHORT), SHORT)
+
+    before = run(network)
+    assert torch.equal(run(copied), before)
+    for block in copied.blocks:
+        randomise(block, std=0.5)
+    assert torch.equal(run(network), before) and not torch.allclose(run(copied), before)
+
+
+def test_a_subclass_keeps_its_own_methods():
+    class Own(GatedMlp):
+        def forward(self, x_BLD: Tensor) -> Tensor:
+            return -super().forward(x_BLD)
+
+    own, plain, x_BLD = Own(DIM), GatedMlp(DIM), torch.randn(2, 3, DIM)
+    plain.load_state_dict(own.state_dict())
+    accelerate(own)
+    assert "forward" not in vars(own) and torch.equal(own(x_BLD), -plain(x_BLD))
+
+
+@pytest.mark.parametrize("make", [partial(make_model, cross_attention=True), partial(make_code_model, "var")])
+def test_names_of_weights_stay(make):
+    assert list(make(fast=True).state_dict()) == list(make(fast=False).state_dict())
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Fast ways that nobody may take."""
+    for plain in ON_CPU:
+        monkeypatch.setitem(ON_CPU, plain, lambda *args: pytest.fail("took the fast way"))
+
+
+PARTS = [
+    (lambda: FlowARBlock(DIM, PLACE, NUM_HEADS, dropout=0.2), [(3, SHORT.num_tokens, DIM), (3, 1, DIM)], (SHORT,)),
+    (lambda: VARBlock(DIM, PLACE, NUM_HEADS), [(3, SHORT.num_tokens, DIM), (3, 1, DIM)], (SHORT,)),
+    (lambda: AttentionBlock(32), [(2, 32, 3, 5)], ()),
+]
+
+
+@pytest.mark.parametrize("make, shapes, rest", PARTS)
+def test_graphs_take_the_plain_way(make, shapes, rest, refusing):
+    torch._dynamo.reset()
+    module = randomise(make()).eval()
+    inputs = [torch.randn(shape) for shape in shapes]
+    expected = module(*inputs, *rest)
+    accelerate(module)
+    with pytest.raises(pytest.fail.Exception, match="took the fast way"):
+        module(*inputs, *rest)
+    module.compile(backend="eager")
+    torch.testing.assert_close(module(*inputs, *rest), expected)
+
+
+@pytest.mark.parametrize("make, shapes, rest", PARTS)
+def test_other_devices_take_the_plain_way(make, shapes, rest, refusing):
+    module = make().to("meta")
+    accelerate(module)
+    assert module(*(torch.empty(shape, device="meta") for shape in shapes), *rest).shape == shapes[0]

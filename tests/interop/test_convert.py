@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from test_parity import FOLDER
 
 from scalear.__main__ import main
+from scalear.class_paths import settings_part
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
-from scalear.interop.class_paths import settings_part
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.family import attention_mask, node

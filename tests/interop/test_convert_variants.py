@@ -5,7 +5,7 @@ import torch
 from model_fixtures import randomise
 from torch import nn
 
-from scalear.interop.class_paths import build
+from scalear.class_paths import build
 from scalear.interop.official.convert import Conversion, convert_state, revert_state
 from scalear.interop.official.family import node
 from scalear.models.generator import Generator
@@ -14,7 +14,6 @@ from scalear.models.positions import GridPositions, LevelPositions
 from scalear.models.token_head import TokenHead
 from scalear.models.transformer import ScaleTransformer
 from scalear.models.var_block import VARBlock
-from scalear.pyramid import CodePyramid, ResidualPyramid
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.gaussian import Gaussian
 from scalear.tokenizers.quantizer import VectorQuantizer
@@ -37,7 +36,6 @@ def official(family: str, config: dict) -> dict[str, torch.Tensor]:
 def var(family: str, **block) -> dict:
     transformer = node(
         ScaleTransformer,
-        context_dim=4,
         dim=16,
         depths=[2],
         num_classes=5,
@@ -47,8 +45,7 @@ def var(family: str, **block) -> dict:
         norm=node(ModulatedNorm),
         var_init=True,
     )
-    pyramid = node(ResidualPyramid if family == "var" else CodePyramid)
-    return node(Generator, transformer=transformer, head=node(TokenHead, vocab_size=8, cond_dim=16), pyramid=pyramid)
+    return node(Generator, content={"dim": 4, "num_codes": 8}, transformer=transformer, head=node(TokenHead))
 
 
 @pytest.mark.parametrize("family", ["var", "flexvar"])

@@ -23,7 +23,7 @@ LABEL = torch.tensor([0, 2])
 
 
 def make_tokenizer(make=make_vq, **changes):
-    small = {"num_codes": NUM_CODES, "channel_multipliers": (1,), "patch_size": 4}
+    small = {"num_codes": NUM_CODES, "channel_multipliers": (1,), "feature_channels": 256, "patch_size": 4}
     tokenizer = make(**small | changes).eval().requires_grad_(False)
     torch.nn.init.normal_(tokenizer.quantizer.codebook)
     return tokenizer

@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import scalear
+from scalear.class_paths import Part, build
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
 from scalear.files import atomic_folder
 from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
-from scalear.interop.class_paths import Part, build
 from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
 
