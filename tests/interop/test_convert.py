@@ -27,7 +27,7 @@ from scalear.tokenizers.conv import ConvShape
 from scalear.tokenizers.gaussian import Gaussian
 from scalear.tokenizers.weights import load_tokenizer
 
-KL16_CONFIG = Path(__file__).parent.parent / "configs/imagenet256/tokenizer-kl16.yaml"
+KL16_CONFIG = Path(__file__).parents[2] / "configs/imagenet256/tokenizer-kl16.yaml"
 
 
 class Touch:
@@ -128,7 +128,9 @@ def test_a_config_of_ours_says_what_the_file_must_fit(kl16, tmp_path, capsys):
     for num_res_blocks, expected in ((1, 0), (2, 2)):
         parts = {"shape": shape | {"num_res_blocks": num_res_blocks}, "bottleneck": bottleneck}
         tokenizer = node(ConvTokenizer, **parts, weights="x.safetensors")
-        path.write_text(yaml.safe_dump({"model": {"init_args": {"tokenizer": tokenizer}}}))
+        content = yaml.safe_load(KL16_CONFIG.read_text())
+        content["model"]["init_args"]["tokenizer"] = tokenizer
+        path.write_text(yaml.safe_dump(content))
         code, text = convert(capsys, source, tmp_path / f"{num_res_blocks}.safetensors", "--config", path)
         assert code == expected, text
     assert "encoder.down.0.block.1.norm1.weight" in text
