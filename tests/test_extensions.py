@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_fixtures import CLASSIFIER, ROOT, run
+from cli_fixtures import ROOT, run
 
 from scalear.data.index import DatasetIndex
 from scalear.evaluation.images import load_samples
 from scalear.interop.hub.pretrained import ScaleARModel
-from scalear.scales import ScaleSchedule
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 FILES = {name: f"# {name}{rest}" for name, rest in re.findall(r"^```\w+\n# (\w+\.\w+)(.*?)^```", PAGE, re.M | re.S)}
