@@ -59,3 +59,16 @@ def test_lightning_is_imported_where_it_belongs():
 def test_models_are_plain(path):
     words = r"autograd|saved_tensors|is_cuda|cuda\.|get_device|\bmps\b"
     assert re.findall(words, path.read_text()) == []
+
+
+def test_the_reading_order_of_the_readme_is_one():
+    text = (ROOT / "README.md").read_text().split("Read the code in this order")[1].split("\n## ")[0]
+    order = re.findall(r"\]\(scalear/([\w/]+)\.py\)", text)
+    method = [name for name in order if "/" not in name or name.startswith("models/")]
+    every = {str(path.relative_to(PACKAGE / "models").with_suffix("")) for path in (PACKAGE / "models").glob("*.py")}
+    assert {name.removeprefix("models/") for name in method if "/" in name} >= every - {"__init__", "weights"}
+    for place, name in enumerate(method):
+        read = {f"scalear.{earlier.replace('/', '.')}" for earlier in method[:place]}
+        machinery = tuple(f"scalear.{room}" for room in ("hardware", "fast", "tokenizers"))
+        needed = {module for module in imports(PACKAGE / f"{name}.py") if module.startswith("scalear.")}
+        assert {module for module in needed - read if not module.startswith(machinery)} == set(), name
