@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scalear.draws import Draws
-from scalear.fast import accelerate
+from scalear.fast.accelerate import accelerate
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.hardware.precision import AUTO, Precision, autocast

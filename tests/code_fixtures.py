@@ -8,7 +8,7 @@ import yaml
 from cli_fixtures import CLASSIFIER, NUM_CLASSES, run
 from tokenizer_fixtures import tokenizer_part
 
-from scalear.interop.class_paths import Part, build
+from scalear.class_paths import Part, build
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.residual import ResidualQuantizer

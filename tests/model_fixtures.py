@@ -149,8 +149,7 @@ def transformer_inputs(
 
 def stepwise(transformer: ScaleTransformer, schedule: ScaleSchedule, context: Tensor, cond: Tensor) -> Tensor:
     """What the transformer makes of them scale by scale, with a cache."""
-    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else cond.dtype
-    cache = transformer.make_cache(len(cond), schedule, cond.device, dtype)
+    cache = transformer.make_cache(schedule)
     contexts = [context[:, :0], *context.split(schedule.lengths[1:], dim=1)]
     return torch.cat([transformer.step(part, cond, cache) for part in contexts], dim=1)
 

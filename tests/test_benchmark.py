@@ -100,7 +100,7 @@ def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys):
     assert "plain path" in one["work_source"] and two["work_tflop"] != one["work_tflop"]
     assert two["parts"]["decoder"] == 0 < one["parts"]["decoder"]
     out = capsys.readouterr().out
-    assert "x as fast as flowar (plain)" in out and "(--model.head.network.depth=2 --decoder=out)" in out
+    assert "x as fast as fashion/flowar (plain)" in out and "(--model.head.network.depth=2 --decoder=out)" in out
 
 
 @pytest.mark.parametrize("job", ["train", "solver"])

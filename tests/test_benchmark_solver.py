@@ -100,4 +100,4 @@ def test_real_images_are_read_before_the_work(experiment, capsys):
 def test_only_flow_heads_have_solvers(monkeypatch, capsys, config):
     monkeypatch.chdir(ROOT)
     assert run("benchmark", "solver", "-c", f"configs/fashion/{config}.yaml", "--ckpt_path=x") == 2
-    assert "solvers of a FlowHead: take the config of a FlowAR generator" in capsys.readouterr().err
+    assert "compares flow solvers: take the config of a FlowAR generator" in capsys.readouterr().err

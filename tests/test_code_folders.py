@@ -8,9 +8,9 @@ from code_fixtures import train_flexvar, train_var
 from model_fixtures import NUM_CLASSES, NUM_CODES, randomise
 from tokenizer_fixtures import tokenizer_part
 
+from scalear.class_paths import Part, settings_part
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import load_samples, to_uint8
-from scalear.interop.class_paths import Part, settings_part
 from scalear.interop.hub.diffusers import ScaleARPipeline
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.token_sampling import TokenSampling

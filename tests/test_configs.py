@@ -52,7 +52,7 @@ def commands(path: Path) -> list[list[str]]:
     """`scalear ...` in the comments of a config or the code blocks of a page, as argument lists."""
     text = (ROOT / path).read_text()
     blocks = re.findall(r"^```\n(.*?)^```" if path.suffix == ".md" else r"^# ?(.*?\n)", text, re.MULTILINE | re.DOTALL)
-    comments = "".join(blocks)
+    comments = re.sub(r"\$\w+", "2", re.sub(r"\${.*?}", "", "".join(blocks)))  # variables of a shell script
     lines = re.sub(r"\\\n *", " ", comments).splitlines()
     found = [re.search(r"(?:-m |srun |^ *)scalear ((?:fit|validate|test|predict|data) -?.*)", line) for line in lines]
     # An explanation may follow a command, some spaces away.
@@ -145,7 +145,6 @@ def test_commands_in_comments_can_be_typed(path):
 @pytest.mark.parametrize("path", PAGES, ids=str)
 def test_commands_of_pages_can_be_typed(path):
     for args in commands(path):
-        args = [re.sub(r"\$\w+|\$?{.*?}", "2", arg) for arg in args if not arg.startswith("${")]
         files = [Path(file) for flag, file in pairwise(args) if flag == "-c"]
         if args[0] != "data" and all(file.parts[0] == "configs" for file in files):  # else the page says what is in it
             parsed(*args)

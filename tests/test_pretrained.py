@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from cli_fixtures import NUM_CLASSES, Experiment, run
 
+from scalear.class_paths import build
 from scalear.evaluation.images import load_samples
-from scalear.interop.class_paths import build
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.models.generator import Generator
 from scalear.models.weights import generator_metadata

@@ -1,74 +1,99 @@
-"""The rules of docs/design.md on what imports what, and on models."""
+"""The house keeps its rooms apart: docs/design.md says what may know of what."""
 
 import ast
 import re
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from cli_fixtures import ROOT
 
-PACKAGE = ROOT / "scalear"
-FILES = sorted(PACKAGE.rglob("*.py"))
-_PAGE = (ROOT / "docs/design.md").read_text()
-ROOMS = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\|(.*?)\|", _PAGE.split("## Rooms")[1], re.MULTILINE)[2:]]
-LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms} | {"__main__": len(ROOMS)}
-EXCEPTIONS = {("tokenizers/weights.py", "scalear.interop.class_paths"), ("commands/demo.py", "scalear.__main__")}
-
-
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+ROOT = Path(__file__).parent.parent
+SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.glob("scalear/**/*.py"))}
+DESIGN = (ROOT / "docs/design.md").read_text().split("## Rooms")[1].split("\n## ")[0]
+# Rooms as the page lists them, each line standing on those above.
+ROOMS = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`.*?) \|", DESIGN, re.MULTILINE)]
+LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+METHOD = "scalear/(models/.*|scales|schedules|draws|flow|guidance|token_sampling|pyramid)"
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Every module that a file names in an import, wherever that stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(source: str) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            yield from [f"scalear.{alias.name}" for alias in node.names] if node.module == "scalear" else [node.module]
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
 
 
-def test_every_room_is_described():
-    assert {room(path) for path in FILES} - {"__init__"} == LEVELS.keys()
+@pytest.mark.parametrize(
+    "module, rooms",
+    [
+        ("lightning", "scalear/(data|training|distributed|commands)/"),
+        ("scalear.commands", "scalear/(commands/|__main__)"),
+        ("scalear.fast", "scalear/(fast/|image_model|training/|benchmark/|commands/|__main__)"),
+        ("scalear.training", "scalear/(training|commands|benchmark)/"),
+        ("scalear.benchmark", "scalear/(benchmark|commands)/"),
+    ],
+)
+def test_who_may_import_what(module, rooms):
+    users = {
+        path for path, source in SOURCES.items() for name in imports(source) if f"{name}.".startswith(f"{module}.")
+    }
+    assert users and [path for path in users if not re.match(rooms, path)] == []
 
 
-def test_imports_go_one_way():
-    wrong = []
-    for path in FILES:
-        for module in imports(path):
-            package, _, rest = module.partition(".")
-            there = LEVELS.get(rest.split(".")[0], 0) if package == "scalear" else 0
-            if there > LEVELS.get(room(path), 0) and (str(path.relative_to(PACKAGE)), module) not in EXCEPTIONS:
-                wrong.append(f"{path.relative_to(PACKAGE)} imports {module}, which stands below it")
+def test_the_method_is_plain():
+    """Nothing in it asks for a device or has an algorithm of its own for the backward pass."""
+    for path, source in SOURCES.items():
+        if re.fullmatch(f"{METHOD}.py", path):
+            assert not re.search(r"device\.type|is_cuda|autograd\.Function|saved_tensors_hooks", source), path
+
+
+def test_every_class_has_a_name_of_its_own():
+    names = Counter(
+        node.name for source in SOURCES.values() for node in ast.parse(source).body if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def modules(path: str) -> set[str]:
+    """Modules of scalear that a file imports."""
+    names = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in SOURCES}
+    return (imports(SOURCES[path]) & names) - {"scalear"}
+
+
+def test_the_page_lists_every_room_and_imports_go_one_way():
+    assert {path.split("/")[1].removesuffix(".py") for path in SOURCES} - {"__init__", "__main__"} == LEVELS.keys()
+    wrong = [
+        (path, module)
+        for path in SOURCES
+        if (room := path.split("/")[1].removesuffix(".py")) in LEVELS
+        for module in modules(path) - {"scalear.__main__"}
+        if LEVELS[room_of(module)] > LEVELS[room]
+    ]
     assert wrong == []
 
 
 def test_what_is_imported_exists():
-    named = {module for path in FILES for module in imports(path) if module.startswith("scalear.")}
-    places = {module: PACKAGE.joinpath(*module.split(".")[1:]) for module in named - {"scalear.__version__"}}
-    assert [name for name, at in places.items() if not (at.is_dir() or at.with_suffix(".py").is_file())] == []
-
-
-def test_lightning_is_imported_where_it_belongs():
-    rooms = {room(path) for path in FILES for module in imports(path) if module.split(".")[0] == "lightning"}
-    assert rooms <= {"data", "training", "distributed", "commands"}
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE / "models").rglob("*.py")), ids=lambda path: path.name)
-def test_models_are_plain(path):
-    words = r"autograd|saved_tensors|is_cuda|cuda\.|get_device|\bmps\b"
-    assert re.findall(words, path.read_text()) == []
+    every = {path.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in SOURCES}
+    for path, source in SOURCES.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("scalear"):
+                assert node.module in every or Path(ROOT, *node.module.split(".")).is_dir(), f"{path}: {node.module}"
 
 
 def test_the_reading_order_of_the_readme_is_one():
+    """Each file of the method stands after those that it imports."""
     text = (ROOT / "README.md").read_text().split("Read the code in this order")[1].split("\n## ")[0]
-    order = re.findall(r"\]\(scalear/([\w/]+)\.py\)", text)
-    method = [name for name in order if "/" not in name or name.startswith("models/")]
-    every = {str(path.relative_to(PACKAGE / "models").with_suffix("")) for path in (PACKAGE / "models").glob("*.py")}
-    assert {name.removeprefix("models/") for name in method if "/" in name} >= every - {"__init__", "weights"}
-    for place, name in enumerate(method):
-        read = {f"scalear.{earlier.replace('/', '.')}" for earlier in method[:place]}
-        machinery = tuple(f"scalear.{room}" for room in ("hardware", "fast", "tokenizers"))
-        needed = {module for module in imports(PACKAGE / f"{name}.py") if module.startswith("scalear.")}
-        assert {module for module in needed - read if not module.startswith(machinery)} == set(), name
+    order = [path for path in re.findall(r"\]\((scalear/[\w/]+\.py)\)", text) if re.fullmatch(f"{METHOD}.py", path)]
+    method = {path for path in SOURCES if re.fullmatch(f"{METHOD}.py", path) and SOURCES[path]}
+    assert set(order) == method - {"scalear/models/weights.py"}
+    for place, path in enumerate(order):
+        needed = {f"{module.replace('.', '/')}.py" for module in modules(path)} & method
+        assert needed <= set(order[:place]), path

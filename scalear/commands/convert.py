@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 import yaml
 
+from scalear.class_paths import Part
 from scalear.commands.parser import function_parser
 from scalear.files import atomic_file
-from scalear.interop.class_paths import Part
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.converted import load_conversion, save_conversion
 from scalear.interop.official.families import FAMILIES, family_named, pick
@@ -72,16 +72,26 @@ def _read_config(path: str | Path | None, family: str) -> dict:
         raise ValueError(f"cannot read the config {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold official constructor arguments as `name: value`, or a config of ours")
-    if "model" not in content:
-        return {"arguments": content}
-    part = content["model"].get("init_args", {}).get(family_named(family).part)
-    if part is None:
-        raise ValueError(f"{path} describes no {family_named(family).part}, which a {family} checkpoint is")
-    return {"config": _without_weights(part)}
+    return {"config": _part_of(str(path), family)} if "model" in content else {"arguments": content}
 
 
-def _without_weights(part: Part) -> Part:
-    return {**part, "init_args": {key: value for key, value in part["init_args"].items() if key != "weights"}}
+def _part_of(path: str, family: str) -> Part:
+    """What a config of ours has in the place of a checkpoint of this family."""
+    # Here, for it takes seconds, and few conversions need it.
+    from scalear.commands.run import PartsOnly
+    from scalear.interop.hub.pretrained import generator_part
+
+    wanted = family_named(family).part
+    with torch.device("meta"):
+        cli = PartsOnly(["fit", "-c", path])
+    cli._dump_config()
+    given, module = cli.config_dump["model"]["init_args"], cli.config_init["fit"].model
+    if wanted == "tokenizer" and "tokenizer" in given:
+        part = given["tokenizer"]
+        return {**part, "init_args": {key: value for key, value in part["init_args"].items() if key != "weights"}}
+    if wanted == "generator" and "transformer" in given:
+        return generator_part(given, module.model)
+    raise ValueError(f"{path} describes no {wanted}, which a {family} checkpoint is")
 
 
 def run(args: list[str]) -> None:

@@ -32,7 +32,7 @@ def scan(
     read_BLN: Tensor,
     state_BNE: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`Mamba.scan`; by the kernel, which starts from zeros, there is no last state."""
+    """`Mamba.scan`. mamba-ssm's kernel starts from zeros and tells no last state: it is for training, not for steps."""
     inputs = _wide(x_BLE, step_BLE, rate_NE, write_BLN, read_BLN)
     if state_BNE is None:
         if x_BLE.is_cuda and (kernel := cuda_kernel()) is not None:

@@ -104,20 +104,23 @@ def attend_to_cached(
 
 
 class LayerCache:
-    """Keys and values that one attention layer has seen, in memory allocated once.
+    """Keys and values that one attention layer has seen, in memory allocated once, for the first of them.
 
     Args:
-        shape: (B, N, L, d) for all tokens that will come.
-        device: Of keys and values.
-        dtype: Of keys and values.
+        num_tokens: L, all that will come.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
-        self._keys, self._values = torch.empty((2, *shape), device=device, dtype=dtype)
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
         self._length = 0
 
     def append(self, k_BNld: Tensor, v_BNld: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of one more scale; views of everything stored so far."""
+        if self._keys is None:
+            batch, num_heads, _, head_dim = k_BNld.shape
+            self._keys, self._values = k_BNld.new_empty(2, batch, num_heads, self._num_tokens, head_dim)
         end = self._length + k_BNld.shape[2]
         self._keys[:, :, self._length : end] = k_BNld
         self._values[:, :, self._length : end] = v_BNld
@@ -163,9 +166,9 @@ class Attention(nn.Module, ABC):
             out_BNLd = attend_to_cached(q_BNLd, k_BNLd, v_BNLd, cache, self.scale)
         return self.proj_drop(self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)")))
 
-    def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> LayerCache:
-        """Memory for the keys and values of `num_tokens` tokens of `batch` rows."""
-        return LayerCache((batch, self.num_heads, num_tokens, self.head_dim), device, dtype)
+    def make_cache(self, num_tokens: int) -> LayerCache:
+        """A place for the keys and values of `num_tokens` tokens."""
+        return LayerCache(num_tokens)
 
 
 class RotaryAttention(Attention):

@@ -5,7 +5,6 @@ Legend: B batch, L tokens of the scales at hand, D width.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from scalear.models.attention import Rotary, RotaryAttention
@@ -66,9 +65,9 @@ class AdaLNBlock(nn.Module):
         y_BLD = modulate(self.norm(x_BLD), shift_2, scale_2)
         return x_BLD + gate_2 * self.drop_path(self.mlp(y_BLD))
 
-    def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> object:
-        """Memory for `num_tokens` tokens of `batch` rows."""
-        return self.mixer.make_cache(batch, num_tokens, device, dtype)
+    def make_cache(self, num_tokens: int) -> object:
+        """A place for what the mixer must know of `num_tokens` tokens."""
+        return self.mixer.make_cache(num_tokens)
 
 
 class FlowARBlock(AdaLNBlock):

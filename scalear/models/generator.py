@@ -125,7 +125,7 @@ class Generator(nn.Module):
         if guidance.active:
             labels = torch.cat([label_B, torch.full_like(label_B, self.num_classes)])
         cond = self.transformer.embed(labels)
-        cache = self.transformer.make_cache(len(labels), schedule, cond.device, _compute_dtype(cond))
+        cache = self.transformer.make_cache(schedule)
         scales: list[Tensor] = []
         context = cond.new_zeros(len(labels), 0, self.transformer.context_dim)
         for k in range(schedule.num_scales):
@@ -163,12 +163,6 @@ class Generator(nn.Module):
                 f"label {int(bad[0])} is out of range: the model knows classes 0..{self.num_classes - 1} "
                 f"(and {self.num_classes}, the null class)"
             )
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that matrix products run in here: the autocast dtype where autocast is on."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _put(content: Tensor, known: Tensor, keep_Bl: Tensor) -> Tensor:

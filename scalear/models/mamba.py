@@ -62,12 +62,12 @@ class MambaState:
     """What a Mamba layer knows of the tokens so far.
 
     Attributes:
-        tail_BwE: Input of the convolution at the last tokens.
-        state_BNE: Of the scan, at least float32.
+        tail_BwE: Input of the convolution at the last tokens; None before the first.
+        state_BNE: Of the scan, at least float32; None before the first token.
     """
 
-    tail_BwE: Tensor
-    state_BNE: Tensor
+    tail_BwE: Tensor | None = None
+    state_BNE: Tensor | None = None
 
 
 class Mamba(nn.Module):
@@ -106,20 +106,19 @@ class Mamba(nn.Module):
         step_BLR, write_BLN, read_BLN = self.scan_proj(x_BLE).split(self.splits, dim=-1)
         step_BLE = F.softplus(self.step_proj(step_BLR) + self.step_bias)  # the bias in float32, also under autocast
         inputs = x_BLE, step_BLE, -self.log_rate_NE.exp(), write_BLN, read_BLN
-        y_BLE, state_BNE = self.scan(*inputs, None if cache is None else cache.state_BNE)
-        if cache is not None:
-            cache.state_BNE = state_BNE
+        if cache is None:
+            y_BLE, _ = self.scan(*inputs, None)
+        else:
+            if cache.state_BNE is None:
+                dtype = torch.promote_types(x_BLE.dtype, torch.float32)
+                cache.state_BNE = x_BLE.new_zeros(len(x_BLE), *self.log_rate_NE.shape, dtype=dtype)
+            y_BLE, cache.state_BNE = self.scan(*inputs, cache.state_BNE)
         y_BLE = torch.addcmul(y_BLE, x_BLE, self.skip) * F.silu(gate_BLE)
         return self.proj(y_BLE.to(gate_BLE.dtype)).index_select(1, back_L)
 
-    def make_cache(self, batch: int, num_tokens: int, device: torch.device, dtype: torch.dtype) -> MambaState:
-        """Memory for `batch` rows, however many tokens there will be."""
-        num_states, inner = self.log_rate_NE.shape
-        wide = torch.promote_types(dtype, torch.float32)
-        return MambaState(
-            tail_BwE=torch.zeros(batch, _CONV_WIDTH - 1, inner, device=device, dtype=dtype),
-            state_BNE=torch.zeros(batch, num_states, inner, device=device, dtype=wide),
-        )
+    def make_cache(self, num_tokens: int) -> MambaState:
+        """A place for what is known of the tokens so far, however many there will be."""
+        return MambaState()
 
     @torch.compiler.disable  # it would unroll every token
     def scan(
@@ -161,10 +160,11 @@ class Mamba(nn.Module):
     def _convolve(self, x_BLE: Tensor, cache: MambaState | None) -> Tensor:
         """Mix each channel with itself at the tokens before."""
         length = x_BLE.shape[1]
-        if cache is None:
+        if cache is None or cache.tail_BwE is None:
             x_BLE = F.pad(x_BLE, (0, 0, _CONV_WIDTH - 1, 0))
         else:
             x_BLE = torch.cat([cache.tail_BwE, x_BLE], dim=1)
+        if cache is not None:
             cache.tail_BwE = x_BLE[:, length:].clone()
         out_BLE = self.conv_bias
         for first, weight_E in enumerate(self.conv_WE):

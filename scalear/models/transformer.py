@@ -122,10 +122,10 @@ class ScaleTransformer(nn.Module):
         cache.next_scale += 1
         return hidden_BlD
 
-    def make_cache(self, batch: int, schedule: ScaleSchedule, device: torch.device, dtype: torch.dtype) -> Cache:
-        """Memory for `batch` rows and all scales of a schedule."""
+    def make_cache(self, schedule: ScaleSchedule) -> Cache:
+        """A place for all scales of a schedule."""
         blocks = (block for stack in self.stacks for block in stack)
-        return Cache(schedule, [block.make_cache(batch, schedule.num_tokens, device, dtype) for block in blocks])
+        return Cache(schedule, [block.make_cache(schedule.num_tokens) for block in blocks])
 
     def _run(
         self, x_BLD: Tensor, cond_BD: Tensor, schedule: ScaleSchedule, first: int, last: int, cache: Cache | None

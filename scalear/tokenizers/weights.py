@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import scalear
-from scalear.interop.class_paths import build
+from scalear.class_paths import build
 from scalear.tensor_files import read_tensors, write_tensors
 from scalear.tokenizers.base import Tokenizer
 

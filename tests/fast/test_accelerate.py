@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from model_fixtures import make_code_model, make_model, make_network, randomise
 from torch import Tensor, nn
 
-from scalear.fast import EVERYWHERE, ON_CPU, accelerate
+from scalear.fast.accelerate import EVERYWHERE, ON_CPU, accelerate
 from scalear.fast.attention import Segment, attend_by_scale, attend_segments
 from scalear.fast.dropout import Drop
 from scalear.fast.mlp import gated_gelu
@@ -196,7 +196,7 @@ def test_scale_by_scale_with_a_cache(make):
     plain, fast = plain_and_fast(Case(Attention.forward, make, []), torch.float32)
     x_BLD, results = torch.randn(3, SHORT.num_tokens, DIM), []
     for module in (plain, fast):
-        cache = module.make_cache(3, SHORT.num_tokens, x_BLD.device, x_BLD.dtype)
+        cache = module.make_cache(SHORT.num_tokens)
         parts = enumerate(SHORT.split(x_BLD))
         results.append(torch.cat([module(x_BlD, SHORT.scale(k), cache) for k, x_BlD in parts], dim=1))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)

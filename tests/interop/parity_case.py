@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from scalear.fast import accelerate
+from scalear.fast.accelerate import accelerate
 from scalear.interop.official.convert import Conversion, convert_state
 
 FOLDER = Path(os.environ.get("SCALEAR_PARITY_DIR", Path(__file__).parents[1] / "parity"))

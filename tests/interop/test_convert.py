@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from test_parity import FOLDER
 
 from scalear.__main__ import main
+from scalear.class_paths import settings_part
 from scalear.flow import FlowSolver
-from scalear.guidance import Guidance
-from scalear.interop.class_paths import settings_part
+from scalear.image_model import ImageModel
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.family import attention_mask, node
@@ -27,7 +27,7 @@ from scalear.tokenizers.conv import ConvShape
 from scalear.tokenizers.gaussian import Gaussian
 from scalear.tokenizers.weights import load_tokenizer
 
-KL16_CONFIG = Path(__file__).parent.parent / "configs/imagenet256/tokenizer-kl16.yaml"
+KL16_CONFIG = Path(__file__).parents[2] / "configs/imagenet256/tokenizer-kl16.yaml"
 
 
 class Touch:
@@ -128,7 +128,9 @@ def test_a_config_of_ours_says_what_the_file_must_fit(kl16, tmp_path, capsys):
     for num_res_blocks, expected in ((1, 0), (2, 2)):
         parts = {"shape": shape | {"num_res_blocks": num_res_blocks}, "bottleneck": bottleneck}
         tokenizer = node(ConvTokenizer, **parts, weights="x.safetensors")
-        path.write_text(yaml.safe_dump({"model": {"init_args": {"tokenizer": tokenizer}}}))
+        content = yaml.safe_load(KL16_CONFIG.read_text())
+        content["model"]["init_args"]["tokenizer"] = tokenizer
+        path.write_text(yaml.safe_dump(content))
         code, text = convert(capsys, source, tmp_path / f"{num_res_blocks}.safetensors", "--config", path)
         assert code == expected, text
     assert "encoder.down.0.block.1.norm1.weight" in text
@@ -222,9 +224,13 @@ def test_files_say_what_they_hold(kl16, tmp_path, capsys):
 
 def test_exported_models_leave_as_official_ones(flowar, kl16, tmp_path, capsys):
     generator, tokenizer = convert_state(flowar), convert_state(kl16)
-    model = ScaleARModel(generator.config, tokenizer.config, settings_part(FlowSolver()), settings_part(Guidance()))
-    model.generator.load_state_dict(generator.tensors)
-    model.tokenizer.load_state_dict(tokenizer.tensors)
+    given = generator.config["init_args"]
+    parts = {name: given[name] for name in ("transformer", "head", "label_drop_prob")}
+    parts |= {"tokenizer": tokenizer.config, "pyramid": "scalear.pyramid.LatentPyramid"}
+    parts |= {"sampling": settings_part(FlowSolver()), "guidance": {}}
+    model = ScaleARModel(node(ImageModel, **parts))
+    model.model.generator.load_state_dict(generator.tensors)
+    model.model.tokenizer.load_state_dict(tokenizer.tensors)
     model.save_pretrained(tmp_path / "model")
     for family, expected in (("flowar", flowar), ("kl16", kl16)):
         output = tmp_path / f"{family}.pth"

@@ -5,7 +5,7 @@ import torch
 from model_fixtures import randomise
 from torch import nn
 
-from scalear.interop.class_paths import build
+from scalear.class_paths import build
 from scalear.interop.official.convert import Conversion, convert_state, revert_state
 from scalear.interop.official.family import node
 from scalear.models.generator import Generator

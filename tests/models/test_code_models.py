@@ -20,7 +20,7 @@ from model_fixtures import (
 )
 
 from scalear.draws import RecordedDraws, SeededDraws
-from scalear.fast import accelerate
+from scalear.fast.accelerate import accelerate
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel

@@ -14,7 +14,7 @@ from model_fixtures import (
     transformer_inputs,
 )
 
-from scalear.fast import accelerate
+from scalear.fast.accelerate import accelerate
 from scalear.guidance import Guidance
 from scalear.models.blocks import Place
 from scalear.models.mamba import Mamba, MambaBlock
@@ -122,7 +122,12 @@ def test_one_layer_sees_what_is_before_on_its_path():
 def test_the_cache_does_not_grow_with_tokens():
     transformer = make_transformer()
     for scales in SCHEDULES:
-        states = transformer.make_cache(2, ScaleSchedule.parse(scales), CPU, torch.bfloat16).layers
+        schedule = ScaleSchedule.parse(scales)
+        cache = transformer.make_cache(schedule)
+        with torch.autocast("cpu", torch.bfloat16):
+            for length in (0, *schedule.lengths[1:]):
+                transformer.step(torch.randn(2, length, 4), torch.randn(2, 24), cache)
+        states = cache.layers
         assert len(states) == NUM_PATHS and {part.shape for part in vars(states[0]).values()} == {
             (2, 3, 48),
             (2, 4, 48),

@@ -9,7 +9,7 @@ import torch
 from model_fixtures import make_transformer, randomise, stepwise, transformer_inputs
 from torch import nn
 
-from scalear.fast import accelerate
+from scalear.fast.accelerate import accelerate
 from scalear.models.attention import Rotary, RotaryAttention
 from scalear.models.blocks import AdaLNBlock
 from scalear.models.layers import GatedMlp, zero_linear

@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_fixtures import make_network, randomise
 
-from scalear.fast import accelerate
+from scalear.fast.accelerate import accelerate
 from scalear.scales import ScaleSchedule
 
 

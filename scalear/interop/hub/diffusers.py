@@ -16,10 +16,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor, nn
 
+from scalear.class_paths import Part, build, build_class, build_settings, settings_part
 from scalear.draws import SeededDraws
 from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
-from scalear.interop.class_paths import Part, build, build_class, build_settings, settings_part
 from scalear.interop.hub.pretrained import ScaleARModel, label_indices
 from scalear.scales import ScaleSchedule
 

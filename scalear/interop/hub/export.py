@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import torch
 
+from scalear.class_paths import settings_part
 from scalear.files import atomic_folder
 from scalear.image_model import ImageModel
-from scalear.interop.class_paths import settings_part
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.scales import ScaleSchedule
 

@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import scalear
+from scalear.class_paths import Part, build
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
 from scalear.files import atomic_folder
 from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
-from scalear.interop.class_paths import Part, build
 from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
 
@@ -78,9 +78,7 @@ class ScaleARModel(
     @property
     def generator_part(self) -> Part:
         """The generator alone, as a part that needs no tokenizer to be built."""
-        given = self.config["model"]["init_args"]
-        kept = {name: given[name] for name in ("transformer", "head", "label_drop_prob") if name in given}
-        return {"class_path": _GENERATOR, "init_args": {"content": asdict(self.model.pyramid.content), **kept}}
+        return generator_part(self.config["model"]["init_args"], self.model)
 
     @property
     def tokenizer_part(self) -> Part:
@@ -209,6 +207,17 @@ class ScaleARModel(
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ValueError(f"{weights} is damaged, or not what {CONFIG} beside it describes: {error}") from error
         return model
+
+
+def generator_part(given: Part, model: ImageModel) -> Part:
+    """The generator of a model alone, as a part that needs no tokenizer to be built.
+
+    Args:
+        given: What the model was built from, as in a config.
+        model: Says what its pyramid holds.
+    """
+    kept = {name: given[name] for name in ("transformer", "head", "label_drop_prob") if name in given}
+    return {"class_path": _GENERATOR, "init_args": {"content": asdict(model.pyramid.content), **kept}}
 
 
 def label_indices(labels: Sequence[int | str], class_names: list[str] | None) -> Tensor:

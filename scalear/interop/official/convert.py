@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from scalear.interop.class_paths import Part, build
+from scalear.class_paths import Part, build
 from scalear.interop.official.families import family_named, recognise
 from scalear.interop.official.family import Arguments, Family
 from scalear.interop.official.tables import to_official, to_ours

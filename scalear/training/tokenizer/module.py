@@ -10,7 +10,7 @@ from scalear.data.batch import Batch
 from scalear.draws import TRAINING, SeededDraws
 from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import make_grid, to_uint8
-from scalear.fast import accelerate
+from scalear.fast.accelerate import accelerate
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.bottleneck import TrainingRequest
