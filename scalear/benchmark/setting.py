@@ -27,7 +27,7 @@ class JobOptions:
     loader: bool = False
     """Of `train`: read batches from the config's data."""
     plain: bool = False
-    """Take the plain path: eager, dense masks, PyTorch's AdamW and glibc's allocator as they are; image files."""
+    """Take the plain path: `model.fast` false, PyTorch's AdamW and glibc's allocator as they are; image files."""
     baseline: bool = False
     """Compare with the plain path, in turns."""
     against: str | None = None

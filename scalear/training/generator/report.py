@@ -1,5 +1,6 @@
 """Numbers of a generator: samples against real images, on the console, in TensorBoard and in metrics.json."""
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -50,11 +51,15 @@ class SampleReport:
     def measure(self, samples: ImageSet, module: LightningModule) -> None:
         """Evaluate samples and report. Runs on one rank."""
         reference, floor = self._real(len(samples))
-        scores = evaluate_samples(samples, reference, floor, self.extractor, device=module.device)
+        scores = self.score(samples, reference, floor, module.device)
         rank_zero_info("\n" + summary(scores, samples, reference, floor, self.extractor))
         protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
         write_metrics(module.trainer, scores | protocol)
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
+
+    def score(self, samples: ImageSet, reference: ImageSet, floor: ImageSet, device: torch.device) -> dict[str, float]:
+        """Numbers by name, as `evaluate_samples` gives them; further ones by a subclass."""
+        return evaluate_samples(samples, reference, floor, self.extractor, device=device)
 
     def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
         """Images to compare samples with, and those that give the floor."""
