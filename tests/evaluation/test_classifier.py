@@ -12,7 +12,7 @@ from scalear.evaluation.image_set import ArraySet, ShardSet
 from scalear.evaluation.precision_recall import precision_recall
 from scalear.evaluation.variety import class_variety
 
-EMBEDDED = Path(__file__).parents[1] / "data" / "fashion-mnist"
+EMBEDDED = Path(__file__).parents[2] / "data" / "fashion-mnist"
 
 
 @pytest.fixture(scope="module")

@@ -13,5 +13,5 @@ TESTS = Path(__file__).parent
 def test_all_families_do_without_float64_on_their_device():
     # In a process of its own: torch knows one device of this kind, and would take it for the accelerator of all tests.
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "on_mpslike.py"]
-    result = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=TESTS.parents[1], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

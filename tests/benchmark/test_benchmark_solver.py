@@ -13,7 +13,7 @@ from scalear.draws import SeededDraws
 from scalear.flow import FAST8, FlowSolver
 from scalear.guidance import Guidance
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMMON = ["job", "config", "batch", "threads", "precision", "machine", "seconds_per_image", "work_tflop"]
 COMMON += ["work_source", "yardstick_tflops", "fraction", "peak_rss_bytes", "parts"]
 

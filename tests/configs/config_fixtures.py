@@ -8,7 +8,7 @@ import yaml
 
 from scalear.commands.run import ScalearCLI
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))
 GENERAL = [path for path in CONFIGS if path.parent == Path("configs")]  # overlays of more than one family
 VARIANTS = [path for path in CONFIGS if path.parent.with_suffix(".yaml") in CONFIGS]  # overlays of the file so named

@@ -12,7 +12,7 @@ from scalear.data.index import DatasetIndex, LatentInfo
 from scalear.data.shards import ShardFile
 from scalear.data.verify import stats, verify
 
-EMBEDDED = Path(__file__).parents[1] / "data" / "fashion-mnist"
+EMBEDDED = Path(__file__).parents[2] / "data" / "fashion-mnist"
 MOMENTS = (4, 2, 2)
 
 

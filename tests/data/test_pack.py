@@ -225,7 +225,7 @@ def test_bad_fashion_mnist_is_refused(tmp_path):
 
 @needs_fashion
 def test_embedded_set_is_what_its_command_makes(tmp_path):
-    embedded = Path(__file__).parents[1] / "data" / "fashion-mnist"
+    embedded = Path(__file__).parents[2] / "data" / "fashion-mnist"
     listing = FashionMNIST().listing(seed=0)
     for split, count in (("train", 12_000), ("val", 2_000)):
         assert len(listing.splits[split]) == count
