@@ -216,14 +216,14 @@ def _half_cosine(progress: float) -> float:
 def split_parameters(modules: Iterable[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters with and without weight decay.
 
-    Decayed: weights of rank >= 2 that are neither an `nn.Embedding` nor marked `parameter.no_weight_decay = True`
-    where they were made (position tables, learned scales).
+    Decayed: weights of rank >= 2 that are not marked `parameter.no_weight_decay = True` where they were made (position
+    tables, learned scales). Class embeddings are decayed, as in the official code of all three families.
     """
     decayed, plain = [], []
     for module in (child for parent in modules for child in parent.modules()):
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            exempt = isinstance(module, nn.Embedding) or getattr(parameter, "no_weight_decay", False)
+            exempt = getattr(parameter, "no_weight_decay", False)
             (plain if exempt or parameter.ndim < 2 else decayed).append(parameter)
     return decayed, plain

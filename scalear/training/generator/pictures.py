@@ -3,6 +3,8 @@
 Legend: B batch, C image channels, H W pixels, h w the latent.
 """
 
+from contextlib import nullcontext
+
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from scalear.data.batch import Batch
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, to_uint8
+from scalear.training.ema import EMA
 from scalear.training.generator.module import GeneratorModule
 
 
@@ -40,7 +43,10 @@ class SampleGrid(Callback):
             # Without classes there is the null class alone, whose label is 0.
             columns = min(self.max_classes, max(1, pl_module.model.num_classes))
             labels = torch.arange(columns).repeat(self.num_per_class)
-            self._write(trainer, "samples/fixed_seeds", sampled_images(pl_module, labels), columns)
+            averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+            with averages[0].in_use(pl_module) if averages else nullcontext():  # as validation and test do
+                images = sampled_images(pl_module, labels)
+            self._write(trainer, "samples/fixed_seeds", images, columns)
 
     @staticmethod
     def _write(trainer, tag: str, images: torch.Tensor, columns: int) -> None:
