@@ -38,8 +38,16 @@ def resolve_precision(precision: Any, accelerator: Any, resumed: str | Path | No
         resumed: Checkpoint of the run that goes on, if one does.
 
     Raises:
-        ValueError: The run that goes on was trained in bfloat16, which is only emulated here.
+        ValueError: The run that goes on was trained in bfloat16, which is only emulated here. Or weights would be kept
+            in another precision than float32.
     """
+    if str(precision).endswith("-true") and precision != "32-true":
+        mixed = {"bf16-true": "bf16-mixed", "16-true": "16-mixed"}.get(precision, "32-true")
+        why = "are below what such weights can resolve" if mixed != "32-true" else "gain nothing from it"
+        raise ValueError(
+            f"trainer.precision {precision} keeps the weights in that precision, and AdamW's small steps and the "
+            f"average of weights {why}; images, noise and statistics are float32, too: take --trainer.precision {mixed}"
+        )
     device = _device(accelerator)
     if precision != AUTO:
         warn_of_emulation(precision, device)
