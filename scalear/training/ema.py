@@ -47,6 +47,11 @@ class EMA(WeightAveraging):
         if self._has_average:
             super().on_validation_epoch_end(trainer, pl_module)
 
+    def on_fit_end(self, trainer, pl_module) -> None:
+        # A run that goes on from its last step has no training whose end could swap.
+        if self._has_average and not self._swapped:
+            self._swap_models(pl_module)
+
     def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped and self._average_model is not None:

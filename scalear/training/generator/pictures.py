@@ -1,4 +1,4 @@
-"""What a generator's training shows in TensorBoard.
+"""What a generator's training shows in TensorBoard, or another logger that takes pictures.
 
 Legend: B batch, C image channels, H W pixels, h w the latent.
 """
@@ -14,6 +14,7 @@ from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.training.ema import EMA
 from scalear.training.generator.module import GeneratorModule
+from scalear.training.loggers import log_image
 
 
 class SampleGrid(Callback):
@@ -34,7 +35,7 @@ class SampleGrid(Callback):
         self._step = 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not trainer.is_global_zero or trainer.logger is None or trainer.global_step == self._step:
+        if not trainer.is_global_zero or not trainer.loggers or trainer.global_step == self._step:
             return  # the same step again while gradients accumulate
         self._step = trainer.global_step
         if trainer.global_step == 1:
@@ -51,7 +52,7 @@ class SampleGrid(Callback):
     @staticmethod
     def _write(trainer, tag: str, images: torch.Tensor, columns: int) -> None:
         grid = make_grid(to_uint8(images), columns, scale=2)
-        trainer.logger.experiment.add_image(tag, grid, trainer.global_step, dataformats="HWC")
+        log_image(trainer.loggers, tag, grid, trainer.global_step)
 
 
 @torch.no_grad()
