@@ -88,6 +88,8 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     Halves by box filter while both sides stay at least `size`, resizes the shorter side to `size` bicubically and cuts
     out the central square. An image that has the right size already comes back unchanged.
     """
+    if image.size == (size, size):
+        return image
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
