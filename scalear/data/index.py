@@ -146,10 +146,15 @@ class DatasetIndex:
         if content.get("raw") is not None:
             content["raw"] = RawInfo(**content["raw"])
         index = cls(**content)
-        index._check()
+        index.check()
         return index
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse an index that contradicts itself.
+
+        Raises:
+            ValueError: It does; says where.
+        """
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind is {self.kind!r}, must be one of {get_args(Kind)}")
         if (self.kind == "latents") != (self.latents is not None):

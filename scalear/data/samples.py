@@ -13,7 +13,8 @@ from scalear.data.index import DatasetIndex
 Members = Mapping[str, bytes | memoryview]
 """Content of a sample's files by extension, in small letters."""
 
-_WORDNET_ID = re.compile(r"(?<![a-z0-9])n\d{8}(?!\d)")
+WORDNET_ID = re.compile(r"(?<![a-z0-9])n\d{8}(?!\d)")
+"""What ImageNet calls a class."""
 
 
 class SampleReader:
@@ -60,7 +61,8 @@ class SampleReader:
             label = int(bytes(members["cls"]))
         else:
             value = label_value(self._raw.label, key, members)
-            if (label := self._labels.get(value, -1) if isinstance(value, str) else value) == -1:
+            label = self._labels.get(value) if isinstance(value, str) else value
+            if label is None:
                 raise ValueError(f"its {self._raw.label} is {value!r}, which is no class of the index")
         if not 0 <= label < self._num_classes:
             raise ValueError(f"label {label} is out of range [0, {self._num_classes - 1}]")
@@ -95,20 +97,17 @@ def label_value(place: str, key: str, members: Members) -> int | str | None:
         place: As in `RawInfo.label`.
         key: Of the sample.
         members: Of the sample.
-
-    Raises:
-        ValueError: The member cannot be read.
     """
     if place == "key":
         return class_in_key(key)
     member, *fields = place.split(".")
-    if member not in members:
-        return None
-    value = bytes(members[member]).decode().strip()
-    if fields:
-        value = json.loads(value)
+    try:
+        value = bytes(members[member]).decode().strip()
+        value = json.loads(value) if fields else value
         for field in fields:
-            value = value.get(field) if isinstance(value, dict) else None
+            value = value[field]
+    except (ValueError, LookupError, TypeError):
+        return None
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value):
         value = int(value)
     return value if type(value) in (int, str) and value != "" else None
@@ -117,6 +116,6 @@ def label_value(place: str, key: str, members: Members) -> int | str | None:
 def class_in_key(key: str) -> str | None:
     """The class that a sample's name tells: a WordNet ID, its folder, or what stands before its number."""
     folder, _, name = key.rpartition("/")
-    if found := _WORDNET_ID.findall(name):
+    if found := WORDNET_ID.findall(name):
         return found[-1]
     return folder.rpartition("/")[2] or re.sub(r"[_-]?\d*$", "", name) or None

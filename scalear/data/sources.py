@@ -18,10 +18,15 @@ import numpy as np
 from PIL import Image
 
 from scalear.data.imaging import open_image
+from scalear.data.index import DatasetIndex, Shard
+from scalear.data.plan import TrainPlan
+from scalear.data.reader import ImageShard, open_shard
 
 _log = logging.getLogger(__name__)
 
-_SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+_MIXED_SHARDS = 64  # are open at a time when shards are packed again
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+"""What folders and files of a split are called, in small letters, and how we call it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class ImageFolder(ImageSource):
     def _split_folders(self, paths: list[str]) -> dict[str, str]:
         """Folder of each split, if the root has splits where classes would be."""
         folders = sorted({path.partition("/")[0] for path in paths if "/" in path})
-        splits = {split: folder for folder in folders if (split := _SPLITS.get(folder.lower()))}
+        splits = {split: folder for folder in folders if (split := SPLITS.get(folder.lower()))}
         if "train" not in splits or len(splits) == 1 < len(folders):
             return {}
         if self.val_root is not None or ("val" in splits and self.val_fraction):
@@ -159,6 +164,74 @@ class ImageFolder(ImageSource):
             key = f"{number:08d}-{plain_name(base.rpartition('.')[0])}"
             entries.append(Entry(key, labels.get(folder), os.path.join(root, path)))
         return entries
+
+
+class Shards(ImageSource):
+    """Tar shards with an index, of this package or of other tools (see `scalear data index`).
+
+    Shards are mixed in groups, so that few are open at a time.
+
+    Args:
+        root: Folder of the shards and their index.json.
+        val_fraction: Part of every class that becomes the validation split, if the index has none, in [0, 1).
+        max_pixels: Most pixels of an image, against files that are made to fill the memory. Default: 179 million.
+    """
+
+    image_channels = 3
+
+    def __init__(self, root: str, val_fraction: float = 0.0, max_pixels: int | None = None) -> None:
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction is {val_fraction}, must be in [0, 1)")
+        self.root = root
+        self.val_fraction = val_fraction
+        self.max_pixels = max_pixels
+
+    def listing(self, seed: int) -> Listing:
+        index = DatasetIndex.load(self.root)
+        if index.kind != "images":
+            raise ValueError(f"{self.root} holds {index.kind}, only images can be packed")
+        splits = {split: self._entries(index, shards, seed) for split, shards in index.splits.items()}
+        if self.val_fraction:
+            if set(splits) != {"train"}:
+                raise ValueError(f"{self.root} holds the splits {sorted(splits)}: leave out val_fraction")
+            splits = split_by_class(splits["train"], self.val_fraction)
+        return Listing(index.class_names, splits)
+
+    def image(self, entry: "ShardEntry") -> Image.Image:
+        _, _, content = _open_shard(self.root, entry.shard).encoded(entry.number)
+        return open_image(content, self.max_pixels)
+
+    def _entries(self, index: DatasetIndex, shards: Sequence[Shard], seed: int) -> list[Entry]:
+        entries = []
+        for shard in shards:
+            opened = open_shard(self.root, index, shard)
+            for number in range(len(opened)):
+                name, _, _ = opened.encoded(number)
+                key = f"{len(entries):08d}-{plain_name(name)}"  # numbered, because shards may share keys
+                label = opened.label(number) if index.num_classes else None
+                entries.append(ShardEntry(key, label, f"{self.root}/{shard.name}: {name}", shard.name, number))
+        plan = TrainPlan([shard.num_samples for shard in shards], seed, _MIXED_SHARDS)
+        return [entries[place] for place in plan.order(0).tolist()]
+
+
+@dataclass(frozen=True)
+class ShardEntry(Entry):
+    """An image in a shard.
+
+    Attributes:
+        shard: Name of the shard.
+        number: Place of the sample in it.
+    """
+
+    shard: str
+    number: int
+
+
+@functools.lru_cache(maxsize=_MIXED_SHARDS)  # in each process
+def _open_shard(root: str, name: str) -> ImageShard:
+    index = DatasetIndex.load(root)
+    (shard,) = (shard for shards in index.splits.values() for shard in shards if shard.name == name)
+    return open_shard(root, index, shard)
 
 
 class FashionMNIST(ImageSource):
