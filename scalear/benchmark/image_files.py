@@ -8,13 +8,19 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
-from webdataset import gopen
+from torchvision.transforms import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    RandomCrop,
+    RandomHorizontalFlip,
+    Resize,
+    ToTensor,
+)
 
 from scalear.data.datamodule import ShardDataModule
-from scalear.data.imaging import IMAGE_EXTENSIONS
-from scalear.data.index import shard_url
-from scalear.data.shards import read_samples
+from scalear.data.reader import open_shard
 
 _MAX_FILES = 10_000
 
@@ -36,16 +42,14 @@ class ImageFiles:
             raise ValueError(f"the plain loader reads image files, but {data.data_dir} holds {data.index.kind}")
         self._data = data
         self._folder = tempfile.TemporaryDirectory()
-        samples = itertools.chain.from_iterable(
-            read_samples(gopen(shard_url(data.data_dir, shard))) for shard in data.index.shards(data.train_split)
-        )
-        for number, (_, members) in enumerate(itertools.islice(samples, _MAX_FILES)):
-            extension = next((extension for extension in members if extension in IMAGE_EXTENSIONS), None)
-            if extension is None:
-                raise ValueError(f"sample {number} of {data.data_dir} has no image: check it with scalear data verify")
-            path = Path(self._folder.name, members.get("cls", b"0").decode(), f"{number}.{extension}")
+        index = data.index
+        shards = (open_shard(data.data_dir, index, shard) for shard in index.shards(data.train_split))
+        samples = ((shard, number) for shard in shards for number in range(len(shard)))
+        for count, (shard, number) in enumerate(itertools.islice(samples, _MAX_FILES)):
+            _, extension, content = shard.encoded(number)
+            path = Path(self._folder.name, str(shard.label(number)), f"{count}.{extension}")
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(members[extension])
+            path.write_bytes(content)
 
     def loader(self) -> DataLoader:
         """Shuffled batches of (image_BCHW in [-1, 1], folder_B), augmented and read by as many workers as `data` has.
@@ -59,6 +63,9 @@ class ImageFiles:
             steps.insert(0, RandomHorizontalFlip())
         if data.random_crop is not None:
             steps.insert(0, RandomCrop(data.random_crop))
+        if data.index.raw is not None:
+            size = data.index.image_size
+            steps[:0] = [Resize(size, InterpolationMode.BICUBIC), CenterCrop(size)]
         open_image = partial(_open, mode={1: "L", 3: "RGB"}[channels])
         files = ImageFolder(self._folder.name, Compose(steps), loader=open_image)
         if len(files) < data.batch_size:

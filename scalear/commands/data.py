@@ -1,15 +1,16 @@
-"""`scalear data`: pack, verify and describe datasets of tar shards."""
+"""`scalear data`: pack, index, verify and describe datasets of tar shards."""
 
 from scalear.commands.parser import CommandParser, add_arguments_file, summary
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
+from scalear.data.existing import index
 from scalear.data.pack import pack
 from scalear.data.verify import stats, verify
 
-_FUNCTIONS = {function.__name__: function for function in (pack, verify, stats)}
+_FUNCTIONS = {function.__name__: function for function in (pack, index, verify, stats)}
 
 
 def data_parser() -> CommandParser:
-    """`scalear data {pack,verify,stats}`: the functions' signatures and docstrings as options and help."""
+    """`scalear data {pack,index,verify,stats}`: the functions' signatures and docstrings as options and help."""
     parser = CommandParser(prog="scalear data", description="Make, check and describe datasets of tar shards.")
     commands = parser.add_subcommands()
     for name, function in _FUNCTIONS.items():

@@ -1,14 +1,56 @@
 """Any picture to a square 8-bit one, and to bytes."""
 
+import contextlib
 import io
+import math
+import struct
+import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 ImageFormat = Literal["png", "jpg", "webp"]
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's mode of an image with so many channels."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of EXIF orientations, so that the picture is upright
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-_MODES = {1: "L", 3: "RGB"}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LARGE_PIXELS = 1 << 24  # of a resized image of which only the centre is wanted
+
+
+def open_image(content: bytes | memoryview, max_pixels: int | None = None) -> Image.Image:
+    """Decode an image file, in whatever mode it is.
+
+    What lies beside the pixels decides nothing: where text, profile or EXIF are too large for Pillow or broken, the
+    file is read without them.
+
+    Args:
+        content: Of the file.
+        max_pixels: Most pixels to decode. Default: Pillow's limit, 179 million.
+
+    Raises:
+        ValueError: There are more pixels.
+        Exception: Whatever Pillow raises on broken bytes.
+    """
+    try:
+        return _decode(content, max_pixels)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} If the file is to be trusted, pack it with a greater --source.max_pixels") from error
+    except Exception:
+        with contextlib.suppress(Exception):  # if that is not the reason, the first failure is the news
+            return _decode(_without_metadata(bytes(content)), max_pixels)
+        raise
 
 
 def standardise(image: Image.Image, channels: int) -> Image.Image:
@@ -24,7 +66,7 @@ def standardise(image: Image.Image, channels: int) -> Image.Image:
     Raises:
         ValueError: The value range of a 32-bit image is unknown.
     """
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     elif image.mode == "LAB":
@@ -35,7 +77,7 @@ def standardise(image: Image.Image, channels: int) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     elif image.mode == "P":  # by way of RGB: the entries of a palette are colours, also when grey is wanted
         image = image.convert("RGB")
-    image = image.convert(_MODES[channels])
+    image = image.convert(MODES[channels])
     image.info.clear()  # profiles and EXIF would otherwise be written into the encoded file
     return image
 
@@ -46,10 +88,15 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     Halves by box filter while both sides stay at least `size`, resizes the shorter side to `size` bicubically and cuts
     out the central square. An image that has the right size already comes back unchanged.
     """
+    if image.size == (size, size):
+        return image
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > _LARGE_PIXELS:
+        return _resized_centre(image, width, height, size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
@@ -64,6 +111,72 @@ def encode(image: Image.Image, format: ImageFormat, quality: int) -> bytes:
     with io.BytesIO() as stream:
         image.save(stream, **options)
         return stream.getvalue()
+
+
+def _decode(content: bytes | memoryview, max_pixels: int | None) -> Image.Image:
+    with _pixel_limit(max_pixels), Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return image
+
+
+@contextlib.contextmanager
+def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
+    """Lets Pillow refuse what has more pixels. Its limit is one for the whole process, and holds half of the number."""
+    if max_pixels is None:
+        yield
+        return
+    usual = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = max_pixels / 2
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+
+
+def _without_metadata(content: bytes) -> bytes:
+    """The same picture without text, profile and (in AVIF) EXIF, which Pillow reads, and may refuse, while it decodes.
+
+    Other formats come back as they are: there broken metadata fails only where it is asked for.
+    """
+    if content[4:8] == b"ftyp":
+        return content.replace(b"Exif", b"free")  # the type of an item: one of unknown type is passed over
+    if not content.startswith(_PNG_SIGNATURE):
+        return content
+    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while start + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, start)
+        chunk = content[start : start + 12 + length]
+        # A capital letter: without this chunk there is no picture. tRNS is transparency.
+        if chunk[4:5].isupper() or chunk[4:8] in (b"tRNS", b"eXIf"):
+            kept.append(chunk)
+        start += len(chunk)
+    return b"".join(kept)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # EXIF can be broken in many ways; it then says nothing about the picture
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _resized_centre(image: Image.Image, width: int, height: int, size: int) -> Image.Image:
+    """The central square of `image` resized to (width, height), of which a long strip would not fit into memory."""
+    box, region = [], []
+    for length, resized in ((image.width, width), (image.height, height)):
+        first = (resized - size) // 2
+        start, stop = first * length / resized, (first + size) * length / resized
+        margin = 4 * max(1.0, length / resized)  # twice as far as a bicubic kernel reaches
+        low, high = max(0, math.floor(start - margin)), min(length, math.ceil(stop + margin))
+        region.append((low, high))
+        box.append((start - low, stop - low))
+    (left, right), (top, bottom) = region
+    strip = image.crop((left, top, right, bottom))  # first, because Pillow keeps a box in single precision
+    (x_0, x_1), (y_0, y_1) = box
+    return strip.resize((size, size), Image.Resampling.BICUBIC, box=(x_0, y_0, x_1, y_1))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -52,6 +52,18 @@ class LatentInfo:
 
 
 @dataclass(frozen=True)
+class RawInfo:
+    """How to read shards that other tools wrote: images of any size and mode, which readers crop as packing does.
+
+    Attributes:
+        label: Where the label is: "cls" (a member), "json.FIELD" (of the member json), or "key" (the class is part of
+            the sample's name). Numbers are labels, other texts are names of classes. None: there are no classes.
+    """
+
+    label: str | None
+
+
+@dataclass(frozen=True)
 class DatasetIndex:
     """Content of `index.json`.
 
@@ -63,6 +75,7 @@ class DatasetIndex:
         class_names: Name of each label; empty if the dataset is unlabelled.
         splits: Shards of each split ("train", "val" ...), in order.
         latents: Set if and only if `kind` is "latents".
+        raw: Set if other tools wrote the shards; `image_size` is then what readers make of the images.
     """
 
     name: str
@@ -72,6 +85,7 @@ class DatasetIndex:
     class_names: list[str] = field(default_factory=list)
     splits: dict[str, list[Shard]] = field(default_factory=dict)
     latents: LatentInfo | None = None
+    raw: RawInfo | None = None
 
     @property
     def num_classes(self) -> int:
@@ -105,7 +119,8 @@ class DatasetIndex:
         except OSError as error:
             raise ValueError(
                 f"cannot read {path}: {error.strerror}. A dataset without {INDEX_NAME} was never finished: "
-                "run `scalear data pack` (images) or `scalear predict` with a tokenizer (latents) again"
+                "run `scalear data pack` (images) or `scalear predict` with a tokenizer (latents) again, or "
+                "`scalear data index` if other tools wrote the shards"
             ) from error
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); write the dataset again") from error
@@ -128,15 +143,24 @@ class DatasetIndex:
         if content.get("latents") is not None:
             latents = LatentInfo(**content["latents"])
             content["latents"] = dataclasses.replace(latents, moments_shape=tuple(latents.moments_shape))
+        if content.get("raw") is not None:
+            content["raw"] = RawInfo(**content["raw"])
         index = cls(**content)
-        index._check()
+        index.check()
         return index
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Refuse an index that contradicts itself.
+
+        Raises:
+            ValueError: It does; says where.
+        """
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind is {self.kind!r}, must be one of {get_args(Kind)}")
         if (self.kind == "latents") != (self.latents is not None):
             raise ValueError(f"kind is {self.kind!r} but latents is {self.latents}")
+        if self.raw is not None and (self.raw.label is None) != (not self.class_names):
+            raise ValueError(f"raw.label is {self.raw.label!r} with {len(self.class_names)} class names")
         if type(self.image_size) is not int or self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size!r}, must be a positive integer")
         if self.image_channels not in (1, 3):
@@ -144,6 +168,8 @@ class DatasetIndex:
         if not isinstance(self.class_names, list) or not all(isinstance(name, str) for name in self.class_names):
             raise ValueError(f"class_names is {self.class_names!r}, must be a list of names")
         names: set[str] = set()
+        if self.raw is not None and self.kind != "images":
+            raise ValueError("raw is set, but latents are never raw")
         for shard in (shard for shards in self.splits.values() for shard in shards):
             if type(shard.num_samples) is not int or shard.num_samples < 1:
                 raise ValueError(f"shard {shard.name!r} has num_samples {shard.num_samples!r}, must be positive")

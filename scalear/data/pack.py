@@ -79,6 +79,7 @@ def pack(
         raise ValueError(f"{directory} holds a finished dataset; delete it or choose another output_dir")
 
     listing = source.listing(seed)
+    print_classes(listing.class_names)
     recipe = _Recipe(image_size, channels, image_format, quality)
     num_images = sum(map(len, listing.splits.values()))
     max_bad = int(max_bad_fraction * num_images)
@@ -105,6 +106,13 @@ def pack(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{directory} is unfinished; run the same command again to continue") from None
     return index
+
+
+def print_classes(class_names: Sequence[str]) -> None:
+    """Say which label means which class, while it can still be changed."""
+    print("label -> class" if class_names else "no classes")
+    for label, name in enumerate(class_names):
+        print(f"{label:5} -> {name}")
 
 
 @dataclass(frozen=True)
@@ -183,10 +191,10 @@ def _write_shard(task: _ShardTask) -> _Packed:
             try:
                 image = standardise(task.source.image(entry), recipe.image_channels)
                 image = center_crop(image, recipe.image_size)
+                members = {recipe.image_format: encode(image, recipe.image_format, recipe.quality)}
             except Exception as error:  # decoders raise nearly anything on broken bytes
                 bad.append(f"{entry.location} ({type(error).__name__}: {error})")
                 continue
-            members = {recipe.image_format: encode(image, recipe.image_format, recipe.quality)}
             if entry.label is not None:
                 members["cls"] = str(entry.label).encode()
             shard.write(entry.key, members)

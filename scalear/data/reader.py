@@ -1,25 +1,24 @@
 """Random access to the samples of tar shards: each shard is opened once and then indexed, not streamed."""
 
 import bisect
+import contextlib
 import gzip
 import hashlib
 import io
 import itertools
 import json
-import mmap
 import tarfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from webdataset import gopen
-from webdataset.tariterators import base_plus_ext
 
-from scalear.data.imaging import IMAGE_EXTENSIONS
 from scalear.data.index import DatasetIndex, LatentInfo, Shard, shard_url
+from scalear.data.samples import SampleReader, encoded_image, has_image
+from scalear.data.shards import Content, is_compressed, read_samples, shard_content
 from scalear.files import write_bytes
 
 
@@ -48,15 +47,15 @@ class ImageShard:
     """Images of a shard, in the order of their first members.
 
     Args:
-        members: Files of each sample by extension.
+        samples: Files of each sample by extension. Those of other tools may lack an image, and do not count then.
         index: What the samples must look like.
+        name: Of the shard, for error messages.
     """
 
-    def __init__(self, members: dict[str, dict[str, memoryview]], index: DatasetIndex) -> None:
-        self._samples = list(members.items())
-        self._size = (index.image_size, index.image_size)
-        self._mode = {1: "L", 3: "RGB"}[index.image_channels]
-        self._num_classes = index.num_classes
+    def __init__(self, samples: dict[str, dict[str, memoryview]], index: DatasetIndex, name: str) -> None:
+        self._name = name
+        self._samples = [item for item in samples.items() if index.raw is None or has_image(item[1])]
+        self._reader = SampleReader(index)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -67,23 +66,37 @@ class ImageShard:
         Raises:
             BrokenSampleError: It has no image, no valid label, or cannot be decoded.
         """
+        with self._named(number) as (key, members):
+            return ImageSample(self._reader.image(members), self._reader.label(key, members), key)
+
+    def label(self, number: int) -> int:
+        """The label of a sample, -1 if there are no classes; decodes no image.
+
+        Raises:
+            BrokenSampleError: It has no valid one.
+        """
+        with self._named(number) as (key, members):
+            return self._reader.label(key, members)
+
+    def encoded(self, number: int) -> tuple[str, str, memoryview]:
+        """Key of a sample, and extension and content of its image file.
+
+        Raises:
+            BrokenSampleError: It has no image.
+        """
+        with self._named(number) as (key, members):
+            return key, *encoded_image(members)
+
+    @contextlib.contextmanager
+    def _named(self, number: int) -> Iterator[tuple[str, dict[str, memoryview]]]:
         key, members = self._samples[number]
         try:
-            content = next(members[extension] for extension in members if extension.lower() in IMAGE_EXTENSIONS)
-            with Image.open(io.BytesIO(content)) as image:
-                if image.size != self._size:
-                    raise ValueError(f"size {image.size}, the index says {self._size}")
-                pixels = np.asarray(image.convert(self._mode))
-            label = int(bytes(members["cls"])) if self._num_classes else -1
-        except StopIteration:
-            raise BrokenSampleError(f"sample {key!r} has no image, only {sorted(members)}") from None
-        except KeyError:
-            raise BrokenSampleError(f"sample {key!r} has no label (.cls), but the dataset has classes") from None
+            yield key, members
+        except ValueError as error:
+            raise BrokenSampleError(f"shard {self._name}: sample {key!r} {error}") from error
         except Exception as error:  # decoders raise nearly anything on broken bytes
-            raise BrokenSampleError(f"sample {key!r} cannot be read: {type(error).__name__}: {error}") from error
-        if self._num_classes and not 0 <= label < self._num_classes:
-            raise BrokenSampleError(f"sample {key!r} has label {label}, the dataset has {self._num_classes} classes")
-        return ImageSample(pixels.reshape(*pixels.shape[:2], -1), label, key)
+            reason = f"{type(error).__name__}: {error}"
+            raise BrokenSampleError(f"shard {self._name}: sample {key!r} cannot be read: {reason}") from error
 
 
 class LatentShard:
@@ -163,10 +176,7 @@ class ShardReader:
         """
         number = bisect.bisect_right(self._ends, sample)
         shard = self._shards[number]
-        try:
-            return self._shard(number)[sample - self._ends[number] + shard.num_samples]
-        except BrokenSampleError as error:
-            raise BrokenSampleError(f"shard {shard.name}: {error}") from error
+        return self._shard(number)[sample - self._ends[number] + shard.num_samples]
 
     def _shard(self, number: int) -> ImageShard | LatentShard:
         if number in self._open:
@@ -187,8 +197,10 @@ def open_shard(
         ValueError: It is missing, truncated, corrupt or not what the index says; names it.
     """
     try:
-        members = _members(_content(shard_url(directory, shard), shard, cache_dir))
-        opened = ImageShard(members, index) if index.latents is None else LatentShard(members, index.latents)
+        samples = read_samples(_content(shard_url(directory, shard), shard, cache_dir))
+        opened = (
+            ImageShard(samples, index, shard.name) if index.latents is None else LatentShard(samples, index.latents)
+        )
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise ValueError(
             f"cannot read shard {shard.name} of {directory}: {error}. Restore the file; "
@@ -202,47 +214,22 @@ def open_shard(
     return opened
 
 
-def _content(url: str, shard: Shard, cache_dir: str | None) -> mmap.mmap | bytes:
-    """Bytes of the uncompressed tar: mapped from a local file, or in memory."""
-    if "://" not in url and url.endswith(".tar"):
-        return _map(url)
+def _content(url: str, shard: Shard, cache_dir: str | None) -> Content:
+    """Of the uncompressed tar. Compressed and remote ones are compared with their checksum, for they are read whole."""
     cached = None if cache_dir is None else Path(cache_dir) / f"{shard.sha256}.tar"
     if cached is not None and cached.exists():
-        return _map(cached)
-    with gopen(url) as stream:
-        content = stream.read()
+        return shard_content(str(cached))
+    content = shard_content(url)
+    if not is_compressed(content) and "://" not in url:
+        return content
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise ValueError("its SHA-256 is not the one in the index")
-    if content.startswith(b"\x1f\x8b"):
+    if is_compressed(content):
         content = gzip.decompress(content)
     if cached is None:
         return content
     write_bytes(cached, content)  # several workers may fetch it at once
-    return _map(cached)
-
-
-def _map(path: str | Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _members(content: mmap.mmap | bytes) -> dict[str, dict[str, memoryview]]:
-    """Files of a tar by sample key and extension, as webdataset groups them."""
-    members: dict[str, dict[str, memoryview]] = {}
-    view = memoryview(content)
-    stream = io.BytesIO(content) if isinstance(content, bytes) else content
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-        for info in tar:
-            if not info.isfile():
-                continue
-            key, extension = base_plus_ext(info.name)
-            end = info.offset_data + info.size
-            if key is None or extension in members.setdefault(key, {}):
-                raise ValueError(f"member {info.name!r} comes twice or has no extension")
-            if end > len(content):
-                raise ValueError(f"it ends within member {info.name!r}")
-            members[key][extension] = view[info.offset_data : end]
-    return members
+    return shard_content(str(cached))
 
 
 def _array(content: memoryview, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -4,6 +4,8 @@ import contextlib
 import gzip
 import hashlib
 import io
+import mmap
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,53 +80,68 @@ class _HashingWriter:
         self._stream.flush()
 
 
-class HashingReader:
-    """A stream that remembers length and SHA-256 of all that was read from it."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.num_bytes = 0
-        self._stream = stream
-        self._digest = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        content = self._stream.read(size)
-        self._digest.update(content)
-        self.num_bytes += len(content)
-        return content
-
-    def sha256(self) -> str:
-        """Checksum of the whole stream; reads what is left of it."""
-        while self.read(1 << 20):
-            pass
-        return self._digest.hexdigest()
+Content = mmap.mmap | bytes
+"""Of a shard: mapped from a local file, or in memory."""
 
 
-def read_samples(stream: BinaryIO | HashingReader) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members (extension to content) of each sample or block in a tar stream, compressed or not.
+def shard_content(url: str) -> Content:
+    """A shard as it is stored.
 
     Raises:
-        ValueError: A member comes twice, or has no extension.
-        Exception: Whatever tarfile and gzip raise on broken bytes.
+        OSError: It cannot be read.
     """
-    current, members = None, {}
-    with tarfile.open(fileobj=stream, mode="r|*") as tar:
+    if "://" not in url:
+        with open(url, "rb") as file:
+            empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
+            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    from webdataset import gopen  # here, because it imports torch, which help and packing would wait for
+
+    with gopen(url) as stream:
+        return stream.read()
+
+
+def is_compressed(content: Content) -> bool:
+    """Whether the tar must be unpacked before it can be read."""
+    return content[:2] == b"\x1f\x8b"
+
+
+def read_members(content: Content) -> Iterator[tuple[str, str, memoryview]]:
+    """Key, extension and content of each member of an uncompressed tar that belongs to a sample.
+
+    As WebDataset has it, the key is the path up to the first dot of the file's name; extensions are in small letters.
+    Hidden files and those without an extension belong to no sample.
+
+    Raises:
+        ValueError: The tar ends within a member.
+        tarfile.TarError: It is broken otherwise.
+    """
+    view = memoryview(content)
+    stream = io.BytesIO(content) if isinstance(content, bytes) else content
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
         for info in tar:
-            if not info.isfile():
+            folder, slash, name = info.name.removeprefix("./").rpartition("/")
+            stem, dot, extension = name.partition(".")
+            if not info.isfile() or not stem or not dot:
                 continue
-            folder, _, base = info.name.rpartition("/")
-            stem, dot, extension = base.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            if not dot:
-                raise ValueError(f"member {info.name!r} has no extension")
-            if key != current:
-                if current is not None:
-                    yield current, members
-                current, members = key, {}
-            if extension in members:
-                raise ValueError(f"member {info.name!r} comes twice")
-            members[extension] = tar.extractfile(info).read()
-    if current is not None:
-        yield current, members
+            end = info.offset_data + info.size
+            if end > len(content):
+                raise ValueError(f"it ends within member {info.name!r}")
+            yield folder + slash + stem, extension.lower(), view[info.offset_data : end]
+
+
+def read_samples(content: Content) -> dict[str, dict[str, memoryview]]:
+    """Files of a tar by sample key and extension, in the order of the first members; others may lie anywhere.
+
+    Raises:
+        ValueError: A member comes twice, or the tar is broken.
+        tarfile.TarError: It is broken otherwise.
+    """
+    samples: dict[str, dict[str, memoryview]] = {}
+    for key, extension, member in read_members(gzip.decompress(content) if is_compressed(content) else content):
+        if extension in samples.setdefault(key, {}):
+            raise ValueError(f"sample {key!r} has two members {extension!r}")
+        samples[key][extension] = member
+    return samples
 
 
 def file_sha256(path: Path) -> str:

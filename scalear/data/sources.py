@@ -17,7 +17,16 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from scalear.data.imaging import open_image
+from scalear.data.index import DatasetIndex, Shard
+from scalear.data.plan import TrainPlan
+from scalear.data.reader import ImageShard, open_shard
+
 _log = logging.getLogger(__name__)
+
+_MIXED_SHARDS = 64  # are open at a time when shards are packed again
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+"""What folders and files of a split are called, in small letters, and how we call it."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +74,28 @@ class ImageSource(ABC):
 class ImageFolder(ImageSource):
     """A tree of images: one folder per class, at any depth (ImageNet layout), or flat and unlabelled.
 
-    The name of a class is the path of its folder relative to the root, such as "n01440764" or "animals/dog".
-    Images directly in the root, and no class folders, make an unlabelled dataset. Files that Pillow cannot open by
-    their extension are left out, hidden ones too.
+    The name of a class is the path of its folder relative to the root, such as "n01440764" or "animals/dog"; labels
+    count the classes in the order of their names, numbers by their value. Images directly in the root, and no class
+    folders, make an unlabelled dataset. Files that Pillow cannot open by their extension are left out, hidden ones too.
 
     Args:
-        root: Folder of the training images.
+        root: Folder of the training images; or a folder of nothing but `train` and `val` (`valid`, `validation`,
+            `dev`) or `test`, which become these splits.
         val_root: Folder of the validation images, with the same classes.
         val_fraction: Part of every class that becomes the validation split instead, in [0, 1).
         labelled: False if the folders below the root are not classes.
+        max_pixels: Most pixels of an image, against files that are made to fill the memory. Default: 179 million.
     """
 
     image_channels = 3
 
     def __init__(
-        self, root: str, val_root: str | None = None, val_fraction: float = 0.0, labelled: bool = True
+        self,
+        root: str,
+        val_root: str | None = None,
+        val_fraction: float = 0.0,
+        labelled: bool = True,
+        max_pixels: int | None = None,
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}, must be in [0, 1)")
@@ -89,41 +105,133 @@ class ImageFolder(ImageSource):
         self.val_root = val_root
         self.val_fraction = val_fraction
         self.labelled = labelled
+        self.max_pixels = max_pixels
 
     def listing(self, seed: int) -> Listing:
-        paths = _find_images(self.root)
-        folders = sorted({path.rpartition("/")[0] for path in paths}) if self.labelled else [""]
-        if len(folders) > 1 and folders[0] == "":
-            loose = next(path for path in paths if "/" not in path)
-            raise ValueError(
-                f"{self.root} holds both class folders and loose images such as {loose}; "
-                "move those into a folder, or pack without classes (labelled: false)"
-            )
-        class_names = [] if folders == [""] else folders
-        splits = {"train": _shuffled(self._entries(self.root, paths, class_names), seed)}
-        if self.val_root is not None:
-            val_entries = self._entries(self.val_root, _find_images(self.val_root), class_names)
-            splits["val"] = _shuffled(val_entries, seed)
-        elif self.val_fraction:
-            splits = _split_by_class(splits["train"], self.val_fraction)
+        roots = {"train": self.root} if self.val_root is None else {"train": self.root, "val": self.val_root}
+        paths = {split: _find_images(root) for split, root in roots.items()}
+        if inner := self._split_folders(paths["train"]):
+            roots = {split: os.path.join(self.root, folder) for split, folder in inner.items()}
+            paths = {split: _find_images(root) for split, root in roots.items()}
+        class_names = self._class_names(roots["train"], paths["train"])
+        splits = {
+            split: _shuffled(self._entries(roots[split], paths[split], class_names, roots["train"]), seed)
+            for split in roots
+        }
+        if self.val_fraction:
+            splits |= split_by_class(splits["train"], self.val_fraction)
         return Listing(class_names, splits)
 
     def image(self, entry: Entry) -> Image.Image:
-        with Image.open(entry.location) as image:
-            image.load()
-            return image
+        return open_image(Path(entry.location).read_bytes(), self.max_pixels)
 
-    def _entries(self, root: str, paths: list[str], class_names: list[str]) -> list[Entry]:
+    def _split_folders(self, paths: list[str]) -> dict[str, str]:
+        """Folder of each split, if the root has splits where classes would be."""
+        folders = sorted({path.partition("/")[0] for path in paths if "/" in path})
+        splits = {split: folder for folder in folders if (split := SPLITS.get(folder.lower()))}
+        if "train" not in splits or len(splits) == 1 < len(folders):
+            return {}
+        if self.val_root is not None or ("val" in splits and self.val_fraction):
+            raise ValueError(f"{self.root} holds the splits {sorted(splits)}: leave out val_root and val_fraction")
+        if len(splits) < len(folders) or any("/" not in path for path in paths):
+            raise ValueError(
+                f"{self.root} holds the splits {sorted(splits.values())} beside other images or folders: pack "
+                f"{self.root}/{splits['train']} as source.root with a source.val_root, or move the others away"
+            )
+        return {split: splits[split] for split in ("train", "val", "test") if split in splits}
+
+    def _class_names(self, root: str, paths: list[str]) -> list[str]:
+        folders = {path.rpartition("/")[0] for path in paths} if self.labelled else {""}
+        if len(folders) > 1 and "" in folders:
+            loose = next(path for path in paths if "/" not in path)
+            raise ValueError(
+                f"{root} holds both class folders and loose images such as {loose}; "
+                "move those into a folder, or pack without classes (labelled: false)"
+            )
+        return [] if folders == {""} else in_class_order(folders)
+
+    def _entries(self, root: str, paths: list[str], class_names: list[str], train_root: str) -> list[Entry]:
         labels = {name: label for label, name in enumerate(class_names)}
         entries = []
         for number, path in enumerate(paths):
             folder, _, base = path.rpartition("/")
             if labels and folder not in labels:
-                raise ValueError(f"{root}/{path}: {self.root} has no class {folder!r}; the splits must share classes")
+                raise ValueError(
+                    f"{root}/{path}: {train_root} has no class {folder!r}; the splits must share "
+                    "classes; sort its images into their folders, or move it away"
+                )
             # Numbered, because names that differ only in folder or extension must not meet in one shard.
-            name = re.sub(r"[^A-Za-z0-9_-]+", "_", base.rpartition(".")[0])[:60]
-            entries.append(Entry(f"{number:08d}-{name}", labels.get(folder), os.path.join(root, path)))
+            key = f"{number:08d}-{plain_name(base.rpartition('.')[0])}"
+            entries.append(Entry(key, labels.get(folder), os.path.join(root, path)))
         return entries
+
+
+class Shards(ImageSource):
+    """Tar shards with an index, of this package or of other tools (see `scalear data index`).
+
+    Shards are mixed in groups, so that few are open at a time.
+
+    Args:
+        root: Folder of the shards and their index.json.
+        val_fraction: Part of every class that becomes the validation split, if the index has none, in [0, 1).
+        max_pixels: Most pixels of an image, against files that are made to fill the memory. Default: 179 million.
+    """
+
+    image_channels = 3
+
+    def __init__(self, root: str, val_fraction: float = 0.0, max_pixels: int | None = None) -> None:
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction is {val_fraction}, must be in [0, 1)")
+        self.root = root
+        self.val_fraction = val_fraction
+        self.max_pixels = max_pixels
+
+    def listing(self, seed: int) -> Listing:
+        index = DatasetIndex.load(self.root)
+        if index.kind != "images":
+            raise ValueError(f"{self.root} holds {index.kind}, only images can be packed")
+        splits = {split: self._entries(index, shards, seed) for split, shards in index.splits.items()}
+        if self.val_fraction:
+            if set(splits) != {"train"}:
+                raise ValueError(f"{self.root} holds the splits {sorted(splits)}: leave out val_fraction")
+            splits = split_by_class(splits["train"], self.val_fraction)
+        return Listing(index.class_names, splits)
+
+    def image(self, entry: "ShardEntry") -> Image.Image:
+        _, _, content = _open_shard(self.root, entry.shard).encoded(entry.number)
+        return open_image(content, self.max_pixels)
+
+    def _entries(self, index: DatasetIndex, shards: Sequence[Shard], seed: int) -> list[Entry]:
+        entries = []
+        for shard in shards:
+            opened = open_shard(self.root, index, shard)
+            for number in range(len(opened)):
+                name, _, _ = opened.encoded(number)
+                key = f"{len(entries):08d}-{plain_name(name)}"  # numbered, because shards may share keys
+                label = opened.label(number) if index.num_classes else None
+                entries.append(ShardEntry(key, label, f"{self.root}/{shard.name}: {name}", shard.name, number))
+        plan = TrainPlan([shard.num_samples for shard in shards], seed, _MIXED_SHARDS)
+        return [entries[place] for place in plan.order(0).tolist()]
+
+
+@dataclass(frozen=True)
+class ShardEntry(Entry):
+    """An image in a shard.
+
+    Attributes:
+        shard: Name of the shard.
+        number: Place of the sample in it.
+    """
+
+    shard: str
+    number: int
+
+
+@functools.lru_cache(maxsize=_MIXED_SHARDS)  # in each process
+def _open_shard(root: str, name: str) -> ImageShard:
+    index = DatasetIndex.load(root)
+    (shard,) = (shard for shards in index.splits.values() for shard in shards if shard.name == name)
+    return open_shard(root, index, shard)
 
 
 class FashionMNIST(ImageSource):
@@ -257,7 +365,22 @@ def _shuffled(entries: Iterable[Entry], seed: int) -> list[Entry]:
     return sorted(entries, key=rank)
 
 
-def _split_by_class(entries: Sequence[Entry], val_fraction: float) -> dict[str, list[Entry]]:
+def in_class_order(names: Iterable[str]) -> list[str]:
+    """Class names in the order of their labels: sorted, but numbers, also as parts of a path, by their value."""
+
+    def rank(name: str) -> list[tuple[bool, int, str]]:
+        parts = [(part, part.isascii() and part.isdecimal()) for part in name.split("/")]
+        return [(not numeric, int(part) if numeric else 0, part) for part, numeric in parts]
+
+    return sorted(names, key=rank)
+
+
+def plain_name(name: str) -> str:
+    """What of a name may be part of a key."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60]
+
+
+def split_by_class(entries: Sequence[Entry], val_fraction: float) -> dict[str, list[Entry]]:
     """The first `val_fraction` of each class, in the order given, goes to the validation split."""
     of_class = defaultdict(list)
     for entry in entries:

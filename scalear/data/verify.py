@@ -1,6 +1,8 @@
 """`scalear data verify` and `scalear data stats`: what is in a dataset, and whether all of it is sound."""
 
 import contextlib
+import gzip
+import hashlib
 import io
 import json
 from collections import Counter
@@ -10,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from scalear.data.imaging import IMAGE_EXTENSIONS
 from scalear.data.index import DatasetIndex, Shard, shard_url
 from scalear.data.parallel import check_stop, run_parallel
-from scalear.data.shards import HashingReader, read_samples
+from scalear.data.samples import Members, SampleReader, has_image
+from scalear.data.shards import Content, is_compressed, read_members, shard_content
 from scalear.hardware.cpus import allowed_cpus
 
 
@@ -64,7 +65,8 @@ def stats(data_dir: str, num_workers: int | None = None) -> None:
     unreadable = [f"{name} ({report.problems[0]})" for name, report in reports.items() if report.problems]
     if unreadable:
         raise ValueError(f"cannot read {', '.join(unreadable)}; `scalear data verify {data_dir}` tells more")
-    print(f"{index.name}: {index.kind}, {index.image_size}x{index.image_size}x{index.image_channels}")
+    made = "" if index.raw is None else ", cropped when read"
+    print(f"{index.name}: {index.kind}, {index.image_size}x{index.image_size}x{index.image_channels}{made}")
     if index.latents is not None:
         shape = "x".join(map(str, index.latents.moments_shape))
         print(f"moments {shape} {index.latents.dtype} of {index.latents.tokenizer} {index.latents.fingerprint[:12]}")
@@ -127,59 +129,62 @@ def _unlisted_shards(directory: Path, index: DatasetIndex) -> list[str]:
 
 def _count_shard(task: _Task) -> _Report:
     """Labels and bytes only; decodes no image."""
-    return _read_shard(task, _image_label if task.index.kind == "images" else _block_labels, checksum=False)
+    return _read_shard(task, thorough=False)
 
 
 def _check_shard(task: _Task) -> _Report:
     """Everything."""
-    return _read_shard(task, _checked_image if task.index.kind == "images" else _checked_block, checksum=True)
+    return _read_shard(task, thorough=True)
 
 
-def _read_shard(
-    task: _Task, labels_of: Callable[[dict[str, bytes], DatasetIndex], list[int]], checksum: bool
-) -> _Report:
-    from webdataset import gopen  # here, for it imports torch, which help and packing would wait for
-
+def _read_shard(task: _Task, thorough: bool) -> _Report:
     report = _Report(task.shard, [], Counter())
+    labels_of = _LatentLabels(task.index, thorough) if task.index.latents else _ImageLabels(task.index, thorough)
     try:
-        with contextlib.closing(gopen(task.url)) as stream:
-            reader = HashingReader(stream)
-            _read_members(reader, task.index, labels_of, report)
-            sha256 = reader.sha256()
-            report.num_bytes = reader.num_bytes
+        content = shard_content(task.url)
     except OSError as error:
         report.problems.append(f"cannot be read: {_describe(error)}")
         return report
+    report.num_bytes = len(content)
+    _read_members(content, task.index, labels_of, report)
     if not report.problems and report.num_samples != task.shard.num_samples:
         report.problems.append(f"holds {report.num_samples} samples, the index says {task.shard.num_samples}")
-    if checksum and sha256 != task.shard.sha256:
+    if thorough and (sha256 := hashlib.sha256(content).hexdigest()) != task.shard.sha256:
         report.problems.insert(0, f"SHA-256 is {sha256}, the index says {task.shard.sha256}")
     return report
 
 
 def _read_members(
-    reader: HashingReader,
-    index: DatasetIndex,
-    labels_of: Callable[[dict[str, bytes], DatasetIndex], list[int]],
-    report: _Report,
+    content: Content, index: DatasetIndex, labels_of: Callable[[str, dict[str, memoryview]], list[int]], report: _Report
 ) -> None:
+    samples: dict[str, dict[str, memoryview]] = {}
     sizes: dict[str, int] = {}  # samples behind each key: 1, or those of a block of latents
+    twice, broken = set(), None
     try:
-        for key, members in read_samples(reader):
+        for key, extension, member in read_members(gzip.decompress(content) if is_compressed(content) else content):
             check_stop()
-            if key in sizes:
-                report.problems.append(f"sample {key}: its key comes twice")
-            try:
-                labels = labels_of(members, index)
-            except Exception as error:  # decoders raise nearly anything on broken bytes
-                report.problems.append(f"sample {key}: {_describe(error)}")
-                labels = []
-            sizes[key] = len(labels)
-            report.labels.update(labels)
+            if extension in samples.setdefault(key, {}):
+                twice.add(key)
+            samples[key][extension] = member
     except CancelledError:
         raise
-    except Exception as error:  # so do tarfile and gzip
-        report.problems.append(f"broken after {len(sizes)} whole samples: {_describe(error)}")
+    except Exception as error:  # tarfile and gzip raise nearly anything on broken bytes
+        broken = _describe(error)
+    for key, members in samples.items():
+        check_stop()
+        if index.raw is not None and not has_image(members):
+            continue
+        try:
+            if key in twice:
+                raise ValueError("its key comes twice")
+            labels = labels_of(key, members)
+        except Exception as error:  # so do decoders
+            report.problems.append(f"sample {key}: {_describe(error)}")
+            labels = []
+        sizes[key] = len(labels)
+        report.labels.update(labels)
+    if broken is not None:
+        report.problems.append(f"broken after {len(sizes)} whole samples: {broken}")
     if index.latents is not None:
         small = [key for key in list(sizes)[:-1] if 0 < sizes[key] != index.latents.block_size]
         report.problems += [f"block {key}: has {sizes[key]} samples, but only the last may be small" for key in small]
@@ -189,34 +194,32 @@ def _describe(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
-def _image_label(members: dict[str, bytes], index: DatasetIndex) -> list[int]:
-    if not index.class_names:
-        return [-1]
-    if "cls" not in members:
-        raise ValueError("has no label (.cls), though the dataset has classes")
-    return [int(members["cls"])]
+class _ImageLabels:
+    """The label of an image sample; decodes the image if it must be `thorough`."""
+
+    def __init__(self, index: DatasetIndex, thorough: bool) -> None:
+        self._reader = SampleReader(index)
+        self._thorough = thorough
+
+    def __call__(self, key: str, members: Members) -> list[int]:
+        label = self._reader.label(key, members)
+        if self._thorough:
+            self._reader.image(members)
+        return [label]
 
 
-def _checked_image(members: dict[str, bytes], index: DatasetIndex) -> list[int]:
-    labels = _image_label(members, index)
-    _check_labels(labels, index)
-    contents = [content for extension, content in members.items() if extension.lower() in IMAGE_EXTENSIONS]
-    if len(contents) != 1:
-        raise ValueError(f"has {len(contents)} images among its members {sorted(members)}, must be 1")
-    with Image.open(io.BytesIO(contents[0])) as image:
-        image.load()
-        found = (*image.size, len(image.getbands()))
-    expected = (index.image_size, index.image_size, index.image_channels)
-    if found != expected:
-        raise ValueError(f"width, height and channels are {found}, the index says {expected}")
-    return labels
+class _LatentLabels:
+    """The labels of a block of latents; looks at all of it if it must be `thorough`."""
+
+    def __init__(self, index: DatasetIndex, thorough: bool) -> None:
+        self._index = index
+        self._thorough = thorough
+
+    def __call__(self, key: str, members: Members) -> list[int]:
+        return _checked_block(members, self._index) if self._thorough else _load_array(members, "labels.npy").tolist()
 
 
-def _block_labels(members: dict[str, bytes], index: DatasetIndex) -> list[int]:
-    return _load_array(members, "labels.npy").tolist()
-
-
-def _checked_block(members: dict[str, bytes], index: DatasetIndex) -> list[int]:
+def _checked_block(members: Members, index: DatasetIndex) -> list[int]:
     labels = _load_array(members, "labels.npy")
     if labels.dtype != np.int64 or labels.ndim != 1 or not 1 <= len(labels) <= index.latents.block_size:
         raise ValueError(f"labels are {labels.dtype} {labels.shape}, must be int64 (1 to {index.latents.block_size},)")
@@ -228,13 +231,13 @@ def _checked_block(members: dict[str, bytes], index: DatasetIndex) -> list[int]:
             raise ValueError(f"{name} is {moments.dtype} {moments.shape}, must be {index.latents.dtype} {expected}")
         if not np.isfinite(moments).all():
             raise ValueError(f"{name} has values that are not finite")
-    keys = json.loads(members["keys.json"]) if "keys.json" in members else None
+    keys = json.loads(bytes(members["keys.json"])) if "keys.json" in members else None
     if not isinstance(keys, list) or len(keys) != len(labels):
         raise ValueError(f"keys.json must be a list of {len(labels)} names")
     return labels.tolist()
 
 
-def _load_array(members: dict[str, bytes], name: str) -> np.ndarray:
+def _load_array(members: Members, name: str) -> np.ndarray:
     if name not in members:
         raise ValueError(f"has no {name} among its members {sorted(members)}")
     return np.load(io.BytesIO(members[name]), allow_pickle=False)

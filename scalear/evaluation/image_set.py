@@ -1,6 +1,5 @@
 """Sets of 8-bit images with their classes, generated or real, that are read in blocks: they need not fit in memory."""
 
-import io
 import itertools
 import math
 import zipfile
@@ -12,13 +11,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import webdataset
 from numpy.typing import NDArray
-from PIL import Image
 
-from scalear.data.imaging import IMAGE_EXTENSIONS
-from scalear.data.index import DatasetIndex, shard_url
-from scalear.data.shards import read_samples
+from scalear.data.index import DatasetIndex
+from scalear.data.reader import ImageShard, open_shard
 from scalear.evaluation.images import check_sample_file
 
 
@@ -151,36 +147,19 @@ class ShardSet(ImageSet):
 
     def blocks(self, size: int) -> Iterator[Block]:
         # The spare images are needed only where a class is too small for its share: then the shards are read again.
-        chosen = itertools.chain(self._encoded(spare=False), self._encoded(spare=True))
+        chosen = itertools.chain(self._chosen(spare=False), self._chosen(spare=True))
         chosen = itertools.islice(chosen, self._count)
         while batch := list(itertools.islice(chosen, size)):
-            images = [_decode(members, self._index.image_channels) for members, _ in batch]
-            yield Block(np.stack(images), np.array([label for _, label in batch]))
+            samples = [shard[number] for shard, number in batch]
+            yield Block(np.stack([sample.image for sample in samples]), np.array([sample.label for sample in samples]))
 
-    def _encoded(self, spare: bool) -> Iterator[tuple[dict[str, bytes], int]]:
-        """Members and label of the images within their class's share, or of those beyond it."""
+    def _chosen(self, spare: bool) -> Iterator[tuple[ImageShard, int]]:
+        """Shard and place of the images within their class's share, or of those beyond it."""
         seen = Counter()
-        for members in self._samples():
-            label = int(members["cls"]) if self._index.num_classes else -1
-            seen[label] += 1
-            if (seen[label] > self._share) == spare:
-                yield members, label
-
-    def _samples(self) -> Iterator[dict[str, bytes]]:
         for shard in self._index.shards(self._split):
-            url = shard_url(self._data_dir, shard)
-            try:
-                with webdataset.gopen(url) as stream:
-                    for _, members in read_samples(stream):
-                        yield members
-            except Exception as error:
-                raise ValueError(
-                    f"cannot read shard {url}: {error}; see `scalear data verify {self._data_dir}`"
-                ) from error
-
-
-def _decode(members: dict[str, bytes], channels: int) -> NDArray[np.uint8]:
-    content = next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
-    with Image.open(io.BytesIO(content)) as image:
-        pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], channels)
+            opened = open_shard(self._data_dir, self._index, shard)
+            for number in range(len(opened)):
+                label = opened.label(number)
+                seen[label] += 1
+                if (seen[label] > self._share) == spare:
+                    yield opened, number

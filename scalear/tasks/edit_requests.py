@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from scalear.data.imaging import standardise
+from scalear.data.imaging import open_image, standardise
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, save_png, to_uint8
 from scalear.scales import ScaleSchedule
@@ -160,11 +159,10 @@ def read_image(path: str, channels: int) -> Tensor:
         ValueError: There is no such image.
     """
     try:
-        with Image.open(path) as image:
-            array = np.atleast_3d(np.asarray(standardise(image, channels)))
+        array = np.atleast_3d(np.asarray(standardise(open_image(Path(path).read_bytes()), channels)))
     except FileNotFoundError:
         raise ValueError(f"there is no image {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ValueError(f"{path} cannot be read as an image: {error}") from None
     return torch.from_numpy(array.copy()).permute(2, 0, 1)[None] / 127.5 - 1
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from scalear.data.index import DatasetIndex
 from scalear.data.pack import pack
-from scalear.data.shards import read_samples
+from scalear.data.shards import read_samples, shard_content
 
 
 def noise(size, channels=3, seed=0):
@@ -26,8 +26,7 @@ def make_tree(root, classes=("cat", "dog"), count=6, size=(20, 24)):
 
 def samples(directory, split="train"):
     for shard in DatasetIndex.load(directory).shards(split):
-        with open(Path(directory) / shard.name, "rb") as stream:
-            yield from read_samples(stream)
+        yield from read_samples(shard_content(str(Path(directory, shard.name)))).items()
 
 
 def decode(members):

@@ -18,7 +18,7 @@ def make_trainer(**settings) -> Trainer:
 
 
 def test_every_class_can_have_a_number_of_its_own():
-    assert SampleRequest(num_per_class={2: 3, 0: 1}).labels(4).tolist() == [2, 2, 2, 0]
+    assert SampleRequest(num_per_class={2: 3, 0: 1}).labels(4).tolist() == [2, 0, 2, 2]
     assert SampleRequest(num_per_class={4: 2}).labels(4).tolist() == [4, 4]  # the null class
     assert SampleRequest(num_per_class=1, classes=[3, 1]).labels(4).tolist() == [3, 1]
     with pytest.raises(ValueError, match="label 5 is out of range"):
@@ -28,6 +28,18 @@ def test_every_class_can_have_a_number_of_its_own():
     for counts in (0, {}, {1: 0}):
         with pytest.raises(ValueError, match="num_per_class and batch_size must be at least 1"):
             SampleRequest(num_per_class=counts)
+
+
+def test_every_part_of_a_sample_set_has_all_classes_alike():
+    labels = SampleRequest(num_per_class=50).labels(1000)
+    assert labels.bincount().tolist() == [50] * 1000
+    for split in labels.split(5000):
+        assert split.bincount().tolist() == [5] * 1000
+    for length in (1, 999, 1000, 12_345):
+        counts = labels[:length].bincount(minlength=1000)
+        assert counts.max() - counts.min() <= 1
+    assert SampleRequest(num_per_class=2, classes=[7, 3]).labels(10).tolist() == [7, 3, 7, 3]
+    assert SampleRequest(num_per_class=3).labels(0).tolist() == [0, 0, 0]
 
 
 def test_images_land_at_their_places_in_any_order(tmp_path):

@@ -20,7 +20,11 @@ from scalear.scales import ScaleSchedule
 
 @dataclass
 class SampleRequest:
-    """Labels of the images to sample; image i of the list uses the random numbers of (seed, i), always."""
+    """Labels of the images to sample; image i of the list uses the random numbers of (seed, i), always.
+
+    The list goes in rounds: one image of each class, then another of each that has more to come. So every part of it
+    has all classes alike, as ADM's Inception Score needs, which is taken over splits of 5,000 images.
+    """
 
     num_per_class: int | dict[int, int] = 10
     """Images of each class: one number for all, or the number of each class, as in {3: 10, 7: 5}, and no others."""
@@ -79,7 +83,8 @@ class SampleRequest:
             if not isinstance(counts, dict):
                 every_class = range(num_classes) if num_classes else [0]  # without classes, the null class
                 counts = dict.fromkeys(every_class if self.classes is None else self.classes, counts)
-            labels = [label for label, count in counts.items() for _ in range(count)]
+            rounds = range(max(counts.values(), default=0))
+            labels = [label for number in rounds for label, count in counts.items() if number < count]
         bad = [label for label in labels if not 0 <= label <= num_classes]
         if bad or not labels:
             named = f"label {bad[0]} is out of range" if bad else "no labels to sample"
