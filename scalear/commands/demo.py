@@ -118,7 +118,7 @@ def _begin(folder: Path, settings: dict) -> dict[str, float]:
         differing = [name for name, value in settings.items() if record["settings"].get(name) != value]
         if not differing:
             return record["seconds"]
-        why = f"holds an earlier demo, whose {' and '.join(differing)} differ"
+        why = f"holds an earlier demo, which differs in {' and '.join(differing)}"
     elif folder.exists() and any(folder.iterdir()):
         why = f"holds something else than a demo, or one without {_RECORD}"
     else:

@@ -128,7 +128,10 @@ class ScalearCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         with configuration_errors():
-            super().instantiate_classes()
+            try:
+                super().instantiate_classes()
+            except TypeError as error:  # of an argument: nothing but constructors has run
+                raise ValueError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         config = self._get(self.config_init, "trainer").as_dict()

@@ -167,7 +167,7 @@ class Generator(nn.Module):
 
 def _put(content: Tensor, known: Tensor, keep_Bl: Tensor, k: int, schedule: ScaleSchedule) -> Tensor:
     """Content of scale k with what is known in its place."""
-    if content.ndim > known.ndim:  # weights of codes, whereas what is known are codes
+    if content.is_floating_point() > known.is_floating_point():  # weights of codes, whereas what is known are codes
         known = nn.functional.one_hot(known, content.shape[-1]).to(content.dtype)
     if known.shape != content.shape or keep_Bl.shape != content.shape[:2]:  # not broadcast: that would hide a mistake
         height, width = schedule.sizes[k]

@@ -45,6 +45,10 @@ class RunTrainer(Trainer):
         val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("accumulate_grad_batches", 1) < 1:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches must be at least 1, got {kwargs['accumulate_grad_batches']}"
+            )
         super().__init__(
             precision=precision,
             limit_train_batches=limit_train_batches,

@@ -250,3 +250,16 @@ def test_one_batch_is_one_batch(experiment: Experiment, tmp_path):
     typed = [*experiment.generator(tmp_path), "--trainer.max_steps=-1", "--trainer.max_epochs=1"]
     assert run("fit", *typed, "--trainer.limit_train_batches=1") == 0
     assert step_of(tmp_path / "checkpoints/last.ckpt") == 1
+
+
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be at least 1, got 0"),
+        (["--trainer.devices=abc", "--trainer.accelerator=cpu"], "should be an int > 0"),
+        (["--trainer.logger=5"], "trainer.logger: Expected"),
+    ],
+)
+def test_typeerrors_of_settings_end_in_one_message(experiment: Experiment, tmp_path, typed, message, capsys):
+    assert run("fit", *experiment.generator(tmp_path), *typed) == 2
+    assert message in capsys.readouterr().err
