@@ -146,7 +146,8 @@ def test_fixed_scales_cannot_be_edited_or_changed(images, files, tmp_path, capsy
     assert run("predict", "-c", var.folder / "config.yaml", checkpoint, "--model.samples.scales=1,2,8") == 2
     error = capsys.readouterr().err
     assert "learned positions for scales 1,2,4,8 and cannot do 1,2,8" in error and "DataLoader" not in error
-    assert run("fit", "-c", var.folder / "config.yaml", "--model.transformer.scales=[1,3,8]") == 2
+    elsewhere = f"--trainer.default_root_dir={tmp_path / 'elsewhere'}"  # its own folder holds a run
+    assert run("fit", "-c", var.folder / "config.yaml", elsewhere, "--model.transformer.scales=[1,3,8]") == 2
     assert "scales are 1,3,8, those of the tokenizer's residual codes 1,2,4,8" in capsys.readouterr().err
 
 
