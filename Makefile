@@ -40,17 +40,14 @@ data: $(READY) ## check the embedded Fashion-MNIST shards
 	$(BIN)/scalear data verify data/fashion-mnist
 	$(BIN)/scalear data stats data/fashion-mnist
 
-demo: $(READY) ## tokenizer, latents, FlowAR, samples and numbers from nothing, into runs/demo
-	rm -rf runs/demo
+demo: $(READY) ## tokenizer, latents, FlowAR, samples and numbers from nothing, into runs/demo; goes on where it was stopped
 	$(BIN)/scalear demo
 
 demo-flexvar: $(READY) ## the same for FlexVAR, into runs/demo-flexvar, with pictures of other sizes and of edits
-	rm -rf runs/demo-flexvar
 	$(BIN)/scalear demo --tokenizer configs/fashion/vq.yaml --generator configs/fashion/flexvar.yaml \
 		--output_dir runs/demo-flexvar --generator_name flexvar --pictures true
 
 demo-var: $(READY) ## the same for VAR, into runs/demo-var
-	rm -rf runs/demo-var
 	$(BIN)/scalear demo --tokenizer configs/fashion/rvq.yaml --generator configs/fashion/var.yaml \
 		--output_dir runs/demo-var --generator_name var
 
@@ -77,26 +74,26 @@ format: $(READY) ## mend style and format
 tensorboard: $(READY) ## watch the runs under LOGS (default: runs)
 	$(BIN)/tensorboard --logdir $(LOGS) --samples_per_plugin images=100
 
-clean: ## remove runs and caches; the virtual environment stays
-	rm -rf runs .pytest_cache .ruff_cache build *.egg-info
+clean: ## remove caches; runs and the virtual environment stay
+	rm -rf .pytest_cache .ruff_cache build *.egg-info
 
 fashion-kl: $(READY) ## train the Fashion-MNIST tokenizer and cache its latents
-	$(BIN)/scalear fit -c configs/fashion/kl.yaml
+	$(BIN)/scalear fit -c configs/fashion/kl.yaml --ckpt_path last
 	$(BIN)/scalear test -c configs/fashion/kl.yaml --ckpt_path runs/fashion/kl/checkpoints/last.ckpt
 	$(BIN)/scalear predict -c configs/fashion/kl.yaml --ckpt_path runs/fashion/kl/checkpoints/last.ckpt
 
 fashion-flowar: $(READY) ## train FlowAR on those latents, sample and measure
-	$(BIN)/scalear fit -c configs/fashion/flowar.yaml
+	$(BIN)/scalear fit -c configs/fashion/flowar.yaml --ckpt_path last
 	$(BIN)/scalear test -c configs/fashion/flowar.yaml --ckpt_path runs/fashion/flowar/checkpoints/last.ckpt
 
 fashion-classifier: $(READY) ## train the network that measures FID on Fashion-MNIST
 	$(BIN)/scalear data pack --source FashionMNIST --source.num_train 45000 --source.num_val 1000 \
 		--source.skip 14000 --output_dir data/fashion-mnist-rest --image_size 32 --compress true
-	$(BIN)/scalear fit -c configs/fashion/classifier.yaml
+	$(BIN)/scalear fit -c configs/fashion/classifier.yaml --ckpt_path last
 	$(BIN)/scalear test -c configs/fashion/classifier.yaml --data.data_dir data/fashion-mnist
 
 # NAME is a file of configs/imagenet256 (flowar, tokenizer-kl16) or family and variant (flowar-l, flexvar-mamba-d16).
 family = $(firstword $(subst -, ,$*))
 imagenet256-%: $(READY) ## train a config of imagenet256, as in make imagenet256-flowar-l ARGS="--trainer.devices 4"
-	$(BIN)/scalear fit $(if $(wildcard configs/imagenet256/$*.yaml),-c configs/imagenet256/$*.yaml,-c \
+	$(BIN)/scalear fit --ckpt_path last $(if $(wildcard configs/imagenet256/$*.yaml),-c configs/imagenet256/$*.yaml,-c \
 		configs/imagenet256/$(family).yaml -c configs/imagenet256/$(family)/$(patsubst $(family)-%,%,$*).yaml) $(ARGS)

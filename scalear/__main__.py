@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import shlex
 import sys
 from importlib import import_module
+from importlib.metadata import version
 
 from scalear.commands.messages import message_of
 from scalear.fast.allocator import keep_memory
@@ -28,7 +30,7 @@ _COMMANDS = {
 }
 
 _HELP = f"""\
-usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options)
+usage: scalear COMMAND [options]      (scalear COMMAND --help lists the options; scalear --version)
 
 {"".join(f"  {name:<11}{what}{chr(10)}" for name, (_, what) in _COMMANDS.items())}
 Any option of a config can be typed instead, as in --trainer.max_steps 1000; --print_config shows them all.
@@ -46,6 +48,9 @@ def main(args: list[str] | None = None) -> int:
     args = args if given else sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"scalear {version('scalear')}")
         return 0
     if not given and sys.orig_argv[-len(args) :] == args:  # a script may have set sys.argv, and would lose it
         keep_memory()
@@ -66,6 +71,11 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> None:
+    command = next((arg for arg in args if arg in _COMMANDS), None)
+    if args[0].startswith("-") and command:
+        others = list(args)
+        others.remove(command)
+        raise ValueError(f"the command comes first: scalear {command} {shlex.join(others)}")
     if args[0] not in _COMMANDS:
         raise ValueError(f"there is no command {args[0]!r}; see scalear --help")
     module, _ = _COMMANDS[args[0]]

@@ -128,6 +128,7 @@ _METHODS = {
     "ab2": partial(adams_bashforth, order=2),
     "ab3": partial(adams_bashforth, order=3),
 }
+_JUST_BEFORE = 1e-6  # more than guidance allows for the rounding of times, far less than a step
 _GRIDS = {"uniform": uniform_times, "flowar": flowar_times}
 
 
@@ -173,14 +174,15 @@ class FlowSolver:
     def solve(self, velocity: Velocity, x_0: Tensor, times: list[float], jump: float = 0.0) -> Tensor:
         """x_0 at times[0] to x at times[-1]; the state is float64, as in the official code, where the device has it.
 
-        The velocity may be discontinuous at `jump`: from the first time there or after it, Adams-Bashforth starts
-        anew and forgets what it saw before.
+        The velocity may be discontinuous at `jump`. No step looks across: from the first time there or after it,
+        Adams-Bashforth starts anew and forgets what it saw before, and Heun's step that ends there takes the velocity
+        of just before.
         """
         first = next(index for index, t in enumerate(times) if t >= min(jump, times[-1]) - 1e-9)  # as Guidance
         x = x_0.to(widest_float(x_0.device))
-        for piece in (times[: first + 1], times[first:]):
-            x = _METHODS[self.method](velocity, x, piece)
-        return x.to(x_0.dtype)
+        before = times[first] - _JUST_BEFORE if jump <= times[-1] else times[-1]
+        x = _METHODS[self.method](lambda x, t: velocity(x, min(t, before)), x, times[: first + 1])
+        return _METHODS[self.method](velocity, x, times[first:]).to(x_0.dtype)
 
 
 FAST8 = FlowSolver("ab3", 8, "late")

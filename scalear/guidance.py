@@ -5,7 +5,7 @@ from typing import Literal
 
 from scalear.scales import ScaleSchedule
 
-_FLEXVAR_SIDE, _FLEXVAR_STEPS = 16, 9
+_FLEXVAR_STEPS = 9
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,11 @@ class Guidance:
     """Full weight w; 1.0 is off."""
     ramp: Literal["linear", "constant", "flexvar"] = "linear"
     """`linear` (FlowAR, VAR): 1 + (w - 1) k / (K - 1); `constant`: w at every scale; `flexvar`: the official FlexVAR
-    code's, 1 + (w - 1) k / min(K - 1, 9) up to side 16, beyond w with more than ten scales, and w above side 16."""
+    code's, 1 + (w - 1) k / min(K - 1, 9) up to `flexvar_side`, beyond w with more than ten scales, and w above it."""
     start_time: float = 0.1
     """Flow steps at t < start_time (close to noise) are not guided. The official "guidance 0.9" is 0.1 here."""
+    flexvar_side: int = 16
+    """Side above which `ramp: flexvar` is constant, the code's `max_pn`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
@@ -41,7 +43,7 @@ class Guidance:
         if self.ramp == "constant" or last == 0:
             return self.weight
         if self.ramp == "flexvar":
-            if max(schedule.sizes[k]) > _FLEXVAR_SIDE:
+            if max(schedule.sizes[k]) > self.flexvar_side:
                 return self.weight
             last = min(last, _FLEXVAR_STEPS)
         return 1.0 + (self.weight - 1.0) * k / last

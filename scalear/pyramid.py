@@ -189,20 +189,16 @@ class CodePyramid(Pyramid):
         Raises:
             ValueError: The schedule ends above the latent's size, or unasked below it.
         """
-        self._require_room(schedule, size)
-        if not self.below:
-            schedule.require_final(size)
-
-    def _require_room(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
         largest = schedule.sizes[-1]
         if largest[0] > size[0] or largest[1] > size[1]:
             raise ValueError(
                 f"scales {schedule} end at {schedule.names[-1]} tokens, but the latent has only {size[0]}x{size[1]}: "
                 "take larger images or shorter scales"
             )
+        if not self.below:
+            schedule.require_final(size)
 
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
-        self._require_room(schedule, tuple(latent.shape[-2:]))
         targets = [self.quantizer.codes(_area(latent.float(), size)) for size in schedule.sizes]
         contexts = [_no_tokens(latent)]
         contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]

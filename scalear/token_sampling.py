@@ -14,7 +14,21 @@ from scalear.draws import Draws
 from scalear.hardware.float64 import in_float64
 from scalear.scales import ScaleSchedule
 
-_FLEXVAR_SAMPLED = {1, 2, 3, 4, 5, 6, 8, 10, 13, 16}  # sides that the official code does not decode greedily
+_FLEXVAR_SAMPLED = {
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    13,
+    16,
+    23,
+    24,
+    32,
+}  # sides that the official code does not decode greedily
 _CHUNK = 2**22  # logits that are sorted at a time
 
 
@@ -30,7 +44,9 @@ class TokenSampling:
     """Then keep the most likely codes that have this share of the probability; 1 keeps all."""
     greedy: int | Literal["flexvar"] | None = None
     """Take the most likely code at scales with a side above this number; `flexvar` does so where the official code
-    does, at all sides but 1, 2, 3, 4, 5, 6, 8, 10, 13 and 16; None nowhere."""
+    does, above `flexvar_side` and at all sides but 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24 and 32; None nowhere."""
+    flexvar_side: int = 16
+    """Side above which `greedy: flexvar` is greedy, the code's `max_pn`."""
     more_smooth: bool = False
     """Feed on averages of code vectors instead of single ones, sharper at finer scales (VAR): for looks, not FID."""
 
@@ -45,7 +61,7 @@ class TokenSampling:
     def greedy_at(self, size: tuple[int, int]) -> bool:
         """Whether a scale is decoded greedily."""
         if self.greedy == "flexvar":
-            return max(size) not in _FLEXVAR_SAMPLED
+            return max(size) > self.flexvar_side or max(size) not in _FLEXVAR_SAMPLED
         return self.greedy is not None and max(size) > self.greedy
 
     def sample(self, logits_BlV: Tensor, k: int, schedule: ScaleSchedule, draws: Draws) -> Tensor:

@@ -72,12 +72,14 @@ def test_flexvar_contexts_are_the_vectors_of_the_coarser_scale_resized():
     torch.testing.assert_close(built.contexts[2], fine.flatten(2).mT)
 
 
-def test_a_flexvar_list_may_end_below_the_latent_but_not_above():
+def test_a_flexvar_list_may_end_elsewhere_but_is_not_trained_on_unasked():
     latent, pyramid, built = flexvar("1,4,8")
     shorter = pyramid.build(latent, ScaleSchedule.parse("1,4,6"))
     assert torch.equal(shorter.targets[1], built.targets[1]) and shorter.targets[2].shape == (3, 36)
+    above = pyramid.build(latent, ScaleSchedule.parse("1,16"))  # as the official code does it: cells are repeated
+    assert torch.equal(above.targets[1].view(3, 16, 16)[:, ::2, ::2].flatten(1), built.targets[2])
     with pytest.raises(ValueError, match="1,9 end at 9 tokens, but the latent has only 8x8"):
-        pyramid.build(latent, ScaleSchedule.parse("1,9"))
+        pyramid.check(ScaleSchedule.parse("1,9"), (8, 8))
     with pytest.raises(ValueError, match="1,4,6 end at 6 tokens, but the latent has 8"):
         pyramid.check(ScaleSchedule.parse("1,4,6"), (8, 8))
     with pytest.raises(ValueError, match="the latent has only 2x4"):

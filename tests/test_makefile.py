@@ -90,3 +90,10 @@ def test_another_build_than_the_one_that_is_there_needs_a_new_venv(checkout, ver
 def test_builds_have_names(checkout):
     done = make(checkout, "setup", "TORCH=gpu")
     assert done.returncode and "TORCH is cpu or pypi, not gpu" in done.stderr
+
+
+def test_no_target_deletes_what_runs_left(checkout):
+    """`clean` removes caches."""
+    text = (checkout / "Makefile").read_text()
+    removed = re.findall(r"^\t(?:@|-)?rm (.*)", text, re.MULTILINE)
+    assert removed == ["-rf .pytest_cache .ruff_cache build *.egg-info"]

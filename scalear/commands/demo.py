@@ -14,6 +14,7 @@ from scalear.__main__ import main
 from scalear.benchmark.jobs import TrainJob
 from scalear.commands.benchmark import build_subject
 from scalear.commands.parser import add_arguments_file, function_parser
+from scalear.data.index import INDEX_NAME
 from scalear.files import write_json
 from scalear.hardware.machine import stopwatch
 from scalear.training.performance import Forecast, minutes
@@ -30,6 +31,8 @@ def demo(
 ) -> None:
     """Train a tokenizer and a generator on the embedded data, sample and measure.
 
+    A demo that was stopped goes on where it was; one that is finished is reported again.
+
     Args:
         tokenizer: Config of the tokenizer.
         generator: Config of the generator.
@@ -41,12 +44,13 @@ def demo(
 
     Raises:
         RuntimeError: A stage failed; its message stands above.
-        ValueError: `output_dir` holds an earlier demo.
+        ValueError: `output_dir` holds a demo with other settings, or something else.
     """
     folder = Path(output_dir)
     tokenizer_dir, generator_dir = folder / "tokenizer", folder / generator_name
-    if tokenizer_dir.exists() or generator_dir.exists():
-        raise ValueError(f"{folder} holds an earlier demo; delete it (make clean) or choose another --output_dir")
+    settings = {"tokenizer": yaml.safe_load(Path(tokenizer).read_text())}
+    settings |= {"generator": yaml.safe_load(Path(generator).read_text()), "generator_name": generator_name}
+    seconds = _begin(folder, settings | {"pictures": pictures, "seed": seed, "fast": fast})
     weights, latents = tokenizer_dir / "tokenizer.safetensors", tokenizer_dir / "latents"
     seeds = [f"--{name}={seed}" for name in ("seed_everything", "model.seed", "data.seed")]
     in_tokenizer = ["-c", tokenizer, f"--trainer.default_root_dir={tokenizer_dir}", *seeds]
@@ -59,32 +63,68 @@ def demo(
     last = "checkpoints/last.ckpt"
     training_generator = f"train {generator_name}"
     stages = {
-        "train tokenizer": ["fit", *in_tokenizer, *shorten],
+        "train tokenizer": ["fit", *in_tokenizer, *shorten, "--ckpt_path=last"],
         "test tokenizer": ["test", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"],
         "cache latents": ["predict", *in_tokenizer, f"--ckpt_path={tokenizer_dir / last}"],
-        training_generator: ["fit", *in_generator, *shorten],
+        training_generator: ["fit", *in_generator, *shorten, "--ckpt_path=last"],
         "sample and measure": ["test", *in_generator, *few, f"--ckpt_path={generator_dir / last}"],
     }
     if pictures:
-        drawn = [f"--output_dir={folder}", f"--ckpt_path={generator_dir / last}"]
+        drawn = [f"--output_dir={folder}", f"--ckpt_path={generator_dir / last}", "--force=true"]
         stages["draw pictures"] = ["pictures", "-c", generator, f"--model.tokenizer.weights={weights}", *drawn]
-    expected = _generator_seconds(generator, in_generator)
+    if (latents / INDEX_NAME).exists():  # which is written last, before the stage could be recorded
+        seconds.setdefault("cache latents", 0.0)
+    if stages.keys() - seconds.keys():
+        _carry_out(folder, stages, seconds, generator_name, _generator_seconds(generator, in_generator))
+    else:
+        print(f"{folder} holds this demo, finished: choose another --output_dir to make it anew")
+    _report(folder, tokenizer_dir, generator_dir, seconds)
+
+
+def _carry_out(
+    folder: Path, stages: dict[str, list[str]], seconds: dict[str, float], generator_name: str, expected: float
+) -> None:
+    """All stages that have no seconds yet; each gets them when it is done."""
     print(
         f"{len(stages)} stages into {folder}: {', '.join(stages)}. Training {generator_name} will take about "
         f"{minutes(expected)} on this machine; what the whole will take is told when the tokenizer trains.",
         flush=True,
     )
-    seconds = {}
     for number, (stage, args) in enumerate(stages.items(), start=1):
+        if stage in seconds:
+            print(f"[{number}/{len(stages)}] {stage}: done already", flush=True)
+            continue
         print(f"\n[{number}/{len(stages)}] {stage}: scalear {' '.join(args)}", flush=True)
         start = time.perf_counter()
         if args[0] == "fit":
-            others = sum(seconds.values()) + _REST * expected + (0 if stage == training_generator else expected)
+            others = sum(seconds.values()) + _REST * expected + (0 if stage == f"train {generator_name}" else expected)
             args = [*args, *_forecast(others)]
         if main(args):
             raise RuntimeError(f"the demo stopped at stage {number}, {stage}")
         seconds[stage] = round(time.perf_counter() - start, 1)
-    _report(folder, tokenizer_dir, generator_dir, seconds)
+        record = json.loads((folder / _RECORD).read_text())
+        write_json(folder / _RECORD, record | {"seconds": seconds})
+
+
+_RECORD = "demo.json"  # settings, and the seconds of the stages that are done
+
+
+def _begin(folder: Path, settings: dict) -> dict[str, float]:
+    """Claim a folder for a demo, or find out what of it is done: the seconds of each stage."""
+    settings = json.loads(json.dumps(settings))  # as they will be read
+    path = folder / _RECORD
+    if path.exists():
+        record = json.loads(path.read_text())
+        differing = [name for name, value in settings.items() if record["settings"].get(name) != value]
+        if not differing:
+            return record["seconds"]
+        why = f"holds an earlier demo, which differs in {' and '.join(differing)}"
+    elif folder.exists() and any(folder.iterdir()):
+        why = f"holds something else than a demo, or one without {_RECORD}"
+    else:
+        write_json(path, {"settings": settings, "seconds": {}})
+        return {}
+    raise ValueError(f"{folder} {why}: choose another --output_dir, or move it away")
 
 
 _REST = 0.2  # of the time that training the generator takes: sampling, measuring, caching latents

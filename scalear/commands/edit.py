@@ -1,6 +1,6 @@
 """`scalear edit`: in-paint, out-paint, refine or extend an image."""
 
-from scalear.commands.parser import CommandParser
+from scalear.commands.parser import CommandParser, add_ignored
 from scalear.commands.trained import add_request, editor_of, request_of
 from scalear.tasks.edit_requests import EDITS, edit_file
 
@@ -15,6 +15,7 @@ def run(args: list[str]) -> None:
     edits = parser.add_subcommands()
     for name, request_type in EDITS.items():
         command = add_request(CommandParser(description=request_type.__doc__), request_type)
+        add_ignored(command, "force")
         edits.add_subcommand(name, command, help=request_type.__doc__)
     config = parser.instantiate_classes(parser.parse_args(args[1:]))
     options = config[config.subcommand]

@@ -10,6 +10,7 @@ from scalear.files import check_free
 from scalear.interop.hub.export import Format, export_model
 from scalear.training.checkpoints import load_weights
 from scalear.training.generator.module import GeneratorModule
+from scalear.training.named_checkpoints import named_checkpoint
 
 
 class ExportCLI(PartsOnly):
@@ -35,7 +36,7 @@ class ExportCLI(PartsOnly):
             print(f"No class names: {config.data.data_dir} has none, or is not here")
         self._dump_config()
         check_free(config.output_dir, config.force)
-        load_weights(module, config.ckpt_path)
+        load_weights(module, named_checkpoint(config.ckpt_path, self.config.trainer, "export"))
         export_model(
             module.model,
             self.config_dump["model"]["init_args"],

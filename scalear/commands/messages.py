@@ -26,7 +26,7 @@ def _meant(text: str) -> str:
     """Of the alternatives that jsonargparse tried for a part, each with its error, the error of the one meant."""
     key = ""
     while listed := re.search(r"^( *)Errors:\n((?:\1 .*\n?|\n)+)", text, re.MULTILINE):
-        key = (re.findall(r'Parser key "(\w+)":', text[: listed.start()]) or [key])[-1]
+        key = (re.findall(r'Parser key "([\w.]+)":', text[: listed.start()]) or [key])[-1]
         indent, errors = listed.groups()
         alternatives = [error.strip() for error in re.split(rf"^{indent}  - ", errors, flags=re.MULTILINE) if error]
         own = [error for error in alternatives if "Errors:" in error or not any(words in error for words in _OF_OTHERS)]

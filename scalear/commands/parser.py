@@ -4,10 +4,12 @@ Does not import PyTorch, so that commands which need none start at once.
 """
 
 import functools
+import os
 import re
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import docstring_parser
@@ -23,13 +25,22 @@ class AsTyped:
 
     A `null` stays one, however deep its option lies: jsonargparse hands options down to the classes they belong to as
     text, in which null has become `None`. A switch (an option that is true or false) may be typed without a value.
+    What is typed wins over the files of `-c`, also before and between them. `~` begins a path in the home folder,
+    typed or in YAML.
     """
 
     def parse_args(self, args: Sequence[str], **kwargs: object) -> Namespace:
         for action in self._actions:
             if action.option_strings and _type_of(action) is bool:
                 action.metavar = "[{true,false}]"  # for the help
-        return super().parse_args(list(self._spelled_out(args)), **kwargs)
+        return _at_home(super().parse_args(list(self._spelled_out(files_first(args))), **kwargs))
+
+    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
+        """As jsonargparse, but what the classes of other packages say of a setting is said to its user."""
+        try:
+            return super().instantiate_classes(*args, **kwargs)
+        except (TypeError, ImportError) as error:
+            raise ValueError(str(error)) from error
 
     def _spelled_out(self, args: Sequence[str]) -> Iterator[str]:
         for arg, following in zip_longest(args, args[1:], fillvalue=""):
@@ -71,6 +82,35 @@ class CommandParser(AsTyped, ArgumentParser):
         return own, others
 
 
+def files_first(args: Sequence[str]) -> list[str]:
+    """The arguments with config files before all other options: jsonargparse lets each win over what stands before."""
+    files, others = [], []
+    waiting = list(args)
+    while waiting:
+        arg = waiting.pop(0)
+        is_file = bool(re.match(r"(-c|--config)(=|$)", arg))
+        (files if is_file else others).append(arg)
+        if is_file and "=" not in arg and waiting:
+            files.append(waiting.pop(0))
+    files = [re.sub(r"^(--config=|-c=|)(~.*)", lambda found: found[1] + os.path.expanduser(found[2]), f) for f in files]
+    first = next((place for place, arg in enumerate(others) if arg.startswith("-")), len(others))
+    return [*others[:first], *files, *others[first:]]
+
+
+def _at_home(value: Any) -> Any:
+    """The same settings; texts that begin as a path in a home folder does are that path."""
+    if isinstance(value, Namespace):
+        for name, entry in vars(value).items():
+            setattr(value, name, _at_home(entry))
+    elif isinstance(value, dict):
+        return {name: _at_home(entry) for name, entry in value.items()}
+    elif isinstance(value, list):
+        return [_at_home(entry) for entry in value]
+    elif isinstance(value, str | Path) and re.match(r"~[\w.-]*(/|$)", str(value)):
+        return type(value)(os.path.expanduser(value))
+    return value
+
+
 def _type_of(action: Any) -> Any:
     return getattr(action, "_typehint", None)
 
@@ -100,7 +140,7 @@ def add_arguments_file(parser: ArgumentParser) -> None:
 
 def add_checkpoint(parser: ArgumentParser) -> None:
     """`--ckpt_path`: where trained weights are."""
-    what = "Checkpoint of the run; not needed where model.weights names a converted model."
+    what = "Checkpoint of the run, or last, or best; not needed where model.weights names a converted model."
     parser.add_argument("--ckpt_path", type=str | None, help=what)
 
 

@@ -4,20 +4,24 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
 from scalear.commands.parser import AsTyped
+from scalear.commands.run_trainer import configuration_errors, trainer_arguments
 from scalear.files import write_bytes
-from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint
+from scalear.hardware.precision import AUTO
+from scalear.training.checkpoints import check_checkpoint
+from scalear.training.classifier_module import ClassifierModule
 from scalear.training.generator.module import GeneratorModule
-from scalear.training.interruption import SaveOnInterrupt
-from scalear.training.performance import Performance
-from scalear.training.run_precision import RecordPrecision, RunTrainer, resolve_precision
+from scalear.training.loggers import log_config
+from scalear.training.named_checkpoints import named_checkpoint
+from scalear.training.run_folder import check_new_run, check_results, record_line
+from scalear.training.run_precision import RunTrainer, resolve_precision
+from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
 
 _VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
@@ -34,24 +38,22 @@ for _expected in (
 
 
 class SaveStageConfig(SaveConfigCallback):
-    """Leaves the resolved config and versions of each stage next to what it made, and in TensorBoard.
+    """Leaves the resolved config and versions of each stage next to what it made, and with all loggers.
 
     The files are fit.yaml, validate.yaml, test.yaml and predict.yaml.
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not self.already_saved:
-            self._folder = trainer.log_dir  # asked for on all ranks, for rank 0 tells the others
-        super().setup(trainer, pl_module, stage)
-
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called on rank 0."""
-        config = self.parser.dump(self.config, skip_none=False)
-        write_bytes(Path(self._folder, f"{trainer.state.fn.value}.yaml"), config.encode())
-        text = "\n".join(_VERSIONS) + "\n\n" + config
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text(f"config/{trainer.state.fn.value}", f"```\n{text}\n```")
+        # Who reads this file as a config has not asked to replace anything.
+        config = self.config.clone()
+        config.force = False
+        weights = self.config.get("ckpt_path") or self.config.model.init_args.get("weights")
+        self.parser.dump_header = [*self.parser.dump_header, record_line(weights)]
+        config = self.parser.dump(config, skip_none=False)
+        stage = trainer.state.fn.value
+        write_bytes(Path(trainer.default_root_dir, f"{stage}.yaml"), config.encode())
+        log_config(trainer.loggers, stage, yaml.safe_load(config), "\n".join(_VERSIONS) + "\n\n" + config)
 
 
 class RunParser(AsTyped, LightningArgumentParser):
@@ -86,13 +88,6 @@ class ScalearCLI(LightningCLI):
                 "use_distributed_sampler": False,
                 "reload_dataloaders_every_n_epochs": 1,
                 "default_root_dir": "runs/default",
-                "callbacks": [
-                    Performance(),
-                    RecordPrecision(),
-                    SaveOnInterrupt(),
-                    LearningRateMonitor("step"),
-                    TQDMProgressBar(refresh_rate=10),
-                ],
             },
             args=args,
             run=run,
@@ -108,26 +103,39 @@ class ScalearCLI(LightningCLI):
     def init_parser(self, **kwargs: object) -> LightningArgumentParser:
         return super().init_parser(**{**kwargs, "dump_header": _VERSIONS})
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--force", type=bool, default=False, help="Replace a run or results that are there.")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Without LightningCLI's warning that `args` are given: they always are."""
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """`trainer.precision: auto` becomes the one that is taken here, and is recorded like anything typed."""
-        resumed = self._get(self.config, "ckpt_path") if self.subcommand == "fit" else None
-        trainer = self._get(self.config, "trainer")
+        """Names and `auto` become what they mean here, and are recorded like anything typed.
+
+        These are `last` and `best` of `ckpt_path`, and the precision.
+        """
+        config = self.config.get(str(self.subcommand), self.config)
+        trainer = config.trainer
+        if "ckpt_path" in config:
+            config.ckpt_path = named_checkpoint(config.ckpt_path, trainer, self.subcommand)
+        resumed = config.get("ckpt_path") if self.subcommand == "fit" else None
+        self._precision_is_free = trainer.precision == AUTO
         trainer.precision, why = resolve_precision(trainer.precision, trainer.accelerator, resumed)
         if why:
             rank_zero_info(why)
             self._parser(self.subcommand).dump_header = [*_VERSIONS, why]
 
+    def instantiate_classes(self) -> None:
+        with configuration_errors():
+            try:
+                super().instantiate_classes()
+            except TypeError as error:  # of an argument: nothing but constructors has run
+                raise ValueError(str(error)) from error
+
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        config = self._get(self.config_init, "trainer")
-        if config.get("logger") is None:
-            kwargs["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
-        if config.get("plugins") is None:
-            kwargs["plugins"] = AtomicCheckpointIO()
-        return super().instantiate_trainer(**kwargs)
+        config = self._get(self.config_init, "trainer").as_dict()
+        return super().instantiate_trainer(**trainer_arguments(config, self._precision_is_free), **kwargs)
 
     def test(self, **kwargs: object) -> None:
         """Generators choose what to sample themselves: they are not fed from the dataset."""
@@ -139,12 +147,25 @@ class ScalearCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         path = self._get(self.config_init, "ckpt_path")
+        self._check_what_is_there(path)
         if path is not None:
             check_checkpoint(path, self.model)
             if isinstance(self.model, GeneratorModule):
                 self.model.weights = None  # the checkpoint holds all of them
         elif self.subcommand != "fit" and not self._has_weights():
             raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
+
+    def _check_what_is_there(self, path: str | None) -> None:
+        folder = self.trainer.default_root_dir
+        if self._get(self.config_init, "force") or self.trainer.fast_dev_run:
+            return
+        if self.subcommand == "fit":
+            exports = [Path(folder, EXPORT_NAME)] if isinstance(self.model, TokenizerModule) else []
+            exports += [self.model.export_path] if isinstance(self.model, ClassifierModule) else []
+            check_new_run(self.trainer, path, exports)
+        elif self.subcommand in ("test", "predict"):
+            self._dump_config()
+            check_results(self.subcommand, folder, self.config_dump, path or getattr(self.model, "weights", None))
 
     def _has_weights(self) -> bool:
         """Whether the model reads its weights from a file of its own, so that it needs no checkpoint."""
@@ -156,6 +177,10 @@ class ScalearCLI(LightningCLI):
         if isinstance(self.model, GeneratorModule):
             kwargs.pop("datamodule", None)
         getattr(self.trainer, name)(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with configuration_errors():
+            super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:
         """LightningCLI would let the checkpoint's hyperparameters override what was typed."""

@@ -13,6 +13,7 @@ from scalear.hardware.precision import AUTO, Precision
 from scalear.tasks.editing import Editor
 from scalear.training.checkpoints import load_weights
 from scalear.training.generator.module import GeneratorModule
+from scalear.training.named_checkpoints import named_checkpoint
 
 
 def add_request(parser: CommandParser, request_type: type) -> CommandParser:
@@ -57,6 +58,7 @@ def editor_of(options: Namespace, threshold: float = 0.5) -> Editor:
     if not isinstance(module, GeneratorModule):
         raise ValueError(f"a {type(module).__name__} generates nothing: take the config of a generator")
     editor = Editor(module.model, threshold)
-    load_weights(module, options.ckpt_path)
+    run = {"default_root_dir": "runs/default"} | (options.trainer or {})
+    load_weights(module, named_checkpoint(options.ckpt_path, run, "this command"))
     module.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
     return editor

@@ -182,4 +182,5 @@ class DatasetIndex:
 
 def shard_url(directory: str | Path, shard: Shard) -> str:
     """What to give `webdataset.gopen` to read `shard` of the dataset in `directory`."""
-    return shard.name if "://" in shard.name else str(Path(directory) / shard.name)
+    # Absolute, for gopen takes `my:data/train.tar` for a URL of a kind that it does not know.
+    return shard.name if "://" in shard.name else str(Path(directory).absolute() / shard.name)

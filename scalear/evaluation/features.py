@@ -61,7 +61,10 @@ class FeatureExtractor(ABC):
         self.network.to(image_BCHW.device)
         # bfloat16 features would round FID itself: torchmetrics returns it in the features' type.
         with torch.autocast(image_BCHW.device.type, enabled=False):
-            return self._features(image_BCHW).float()
+            features_BF = self._features(image_BCHW).float()
+        if not features_BF.isfinite().all():
+            raise ValueError(f"features by {self.name} are not finite: its weights are damaged, copy them again")
+        return features_BF
 
     @abstractmethod
     def _load(self) -> nn.Module:

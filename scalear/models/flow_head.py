@@ -12,7 +12,7 @@ from torch import Tensor
 from scalear.draws import Draws
 from scalear.flow import FlowSolver, interpolate, logit_normal
 from scalear.guidance import Guidance
-from scalear.models.head import Head
+from scalear.models.head import Head, require_finite
 from scalear.models.velocity import VelocityNetwork
 from scalear.pyramid import Content
 from scalear.scales import ScaleSchedule
@@ -105,7 +105,9 @@ class FlowHead(Head):
             return uncond + weight * (cond - uncond)
 
         jump = guidance.start_time if guided else 0.0
-        return sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales, jump), jump)
+        tokens_BlC = sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales, jump), jump)
+        require_finite(tokens_BlC, f"velocities of scale {schedule.names[k]}")
+        return tokens_BlC
 
 
 def _noise_levels(t: float, x: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class Generator(nn.Module):
             uncond = hidden[batch:] if guidance.active else None
             content = self.head.sample(hidden[:batch], uncond, k, schedule, draws, sampling, guidance)
             if forced is not None and forced[k] is not None:
-                content = _put(content, *forced[k])
+                content = _put(content, *forced[k], k, schedule)
             scales.append(content)
             yield content
 
@@ -165,7 +165,14 @@ class Generator(nn.Module):
             )
 
 
-def _put(content: Tensor, known: Tensor, keep_Bl: Tensor) -> Tensor:
-    if content.ndim > known.ndim:  # weights of codes, whereas what is known are codes
+def _put(content: Tensor, known: Tensor, keep_Bl: Tensor, k: int, schedule: ScaleSchedule) -> Tensor:
+    """Content of scale k with what is known in its place."""
+    if content.is_floating_point() > known.is_floating_point():  # weights of codes, whereas what is known are codes
         known = nn.functional.one_hot(known, content.shape[-1]).to(content.dtype)
+    if known.shape != content.shape or keep_Bl.shape != content.shape[:2]:  # not broadcast: that would hide a mistake
+        height, width = schedule.sizes[k]
+        raise ValueError(
+            f"what is forced at scale {k} of {schedule}, {height}x{width}, is {tuple(known.shape)} with a mask "
+            f"{tuple(keep_Bl.shape)}: it must be {tuple(content.shape)} with a mask {tuple(content.shape[:2])}"
+        )
     return torch.where(keep_Bl[..., None] if content.ndim == 3 else keep_Bl, known, content)

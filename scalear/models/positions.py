@@ -81,6 +81,7 @@ class LevelPositions(Positions):
         self.table_LD = nn.Parameter(torch.empty(schedule.num_tokens, dim))
         self.table_LD.no_weight_decay = True
         self.level_embedding = nn.Embedding(schedule.num_scales, dim)
+        self.level_embedding.weight.no_weight_decay = True
         for table in (self.table_LD, self.level_embedding.weight):
             nn.init.trunc_normal_(table, std=var_std(dim))
 

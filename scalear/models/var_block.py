@@ -153,8 +153,9 @@ class VARAttention(Attention):
         q_BNLd, k_BNLd, v_BNLd = split_heads(qkv_BLX, self.num_heads, num_parts=3)
         if self.log_scale_N is None:
             return q_BNLd, k_BNLd, v_BNLd
-        q_BNLd = F.normalize(q_BNLd.float(), dim=-1) * self.head_scales()[:, None, None]
-        return q_BNLd.to(v_BNLd.dtype), F.normalize(k_BNLd.float(), dim=-1).to(v_BNLd.dtype), v_BNLd
+        wide = torch.promote_types(v_BNLd.dtype, torch.float32)
+        q_BNLd = F.normalize(q_BNLd.to(wide), dim=-1) * self.head_scales()[:, None, None]
+        return q_BNLd.to(v_BNLd.dtype), F.normalize(k_BNLd.to(wide), dim=-1).to(v_BNLd.dtype), v_BNLd
 
     def head_scales(self) -> Tensor:
         """The learned factor on the cosines of each head, (N,), at most 100."""

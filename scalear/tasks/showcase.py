@@ -20,6 +20,7 @@ from scalear.scales import ScaleSchedule
 from scalear.schedules import continue_schedule, make_schedule
 from scalear.tasks.editing import Editor
 
+PICTURE_NAMES = ("flexible.png", "editing.png")
 _STEPS = (0.375, 0.5, 0.625, 0.75)  # of the tokens per side: 6, 8, 10 and 12 at side 16, as in the paper's figure 13
 _RESOLUTIONS = (1.0, 1.5, 2.0)  # 256, 384 and 512 px, as in the paper's figure 15
 _ASPECT_RATIOS = ((1.0, 1.5), (1.0, 2.0), (2.0, 1.0))  # height and width over those of training
@@ -66,10 +67,10 @@ def draw_pictures(request: PictureRequest, editor: Editor) -> None:
     order, device = np.argsort(images.labels, kind="stable"), editor.model.device
     image_BCHW = torch.from_numpy(images.images[order]).permute(0, 3, 1, 2).to(device) / 127.5 - 1
     label_B = torch.from_numpy(images.labels[order]).to(device)
-    folder = Path(request.output_dir)
-    save_png(folder / "flexible.png", flexible_picture(editor, label_B, request.seed))
-    save_png(folder / "editing.png", editing_picture(editor, image_BCHW, label_B, request.seed))
-    print(f"Wrote {folder / 'flexible.png'} and {folder / 'editing.png'}")
+    flexible, editing = (Path(request.output_dir, name) for name in PICTURE_NAMES)
+    save_png(flexible, flexible_picture(editor, label_B, request.seed))
+    save_png(editing, editing_picture(editor, image_BCHW, label_B, request.seed))
+    print(f"Wrote {flexible} and {editing}")
 
 
 @torch.no_grad()

@@ -85,6 +85,16 @@ class ConvTokenizer(TrainableTokenizer):
         return self.bottleneck.penalties
 
     def moments(self, image: Tensor) -> Tensor:
+        """image_BCHW -> moments_BMhw, without autocast where there is a codebook.
+
+        So the official code encodes: in bfloat16 some codes in a hundred would be others.
+        """
+        if self.quantizer is None:
+            return self._encode(image)
+        with torch.autocast(image.device.type, enabled=False):
+            return self._encode(image.to(self.quant_conv.weight.dtype))
+
+    def _encode(self, image: Tensor) -> Tensor:
         self.latent_size(image.shape[-2:])
         moments = self.quant_conv(self.encoder(F.pixel_unshuffle(image, self.shape.patch_size))).float()
         if not self.shape.patch_shortcut:
@@ -114,7 +124,7 @@ class ConvTokenizer(TrainableTokenizer):
         return raw + (raw.clamp(-1.0, 1.0) - raw).detach()
 
     def passages(self, image: Tensor, request: TrainingRequest) -> list[Passage]:
-        return self.bottleneck(self.moments(image), request, image[0].numel())
+        return self.bottleneck(self._encode(image), request, image[0].numel())
 
     def reconstruct(self, image: Tensor, request: TrainingRequest) -> list[Reconstruction]:
         reconstructions = []

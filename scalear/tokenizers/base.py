@@ -82,6 +82,11 @@ class Tokenizer(nn.Module, ABC):
         return None
 
     @property
+    def has_posterior(self) -> bool:
+        """Whether `latent` has more to give than a mode. Codes have not."""
+        return self.quantizer is None
+
+    @property
     def num_codes(self) -> int | None:
         """Size of the codebook, if there is one."""
         return None if self.quantizer is None else self.quantizer.num_codes

@@ -143,6 +143,10 @@ class DiffusersDC(DiffusersTokenizer):
     def moments(self, image: Tensor) -> Tensor:
         return self.model.encode(image).latent.float()
 
+    @property
+    def has_posterior(self) -> bool:
+        return False
+
     def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.normalise(moments)
 

@@ -53,6 +53,8 @@ class AdversarialLoss(nn.Module):
         start_step: Optimizer step from which it counts; before, the reconstruction must become good enough.
         adaptive: Scale the generator's term so that its gradient at the decoder's last layer is as long as that of
             the other terms (VQGAN); `weight` comes on top.
+        max_ratio: Most that this scales by. LDM's code, whose other terms are sums over the image, allows 1e4, which
+            is 1e4 over the numbers of an image in our means.
         channels: Width of the discriminator's first layer.
         num_layers: Its convolutions with stride 2; images need 3 * 2^num_layers pixels per side.
     """
@@ -63,6 +65,7 @@ class AdversarialLoss(nn.Module):
         weight: float = 0.5,
         start_step: int = 50_000,
         adaptive: bool = True,
+        max_ratio: float = 1e4,
         channels: int = 64,
         num_layers: int = 3,
     ) -> None:
@@ -70,6 +73,7 @@ class AdversarialLoss(nn.Module):
         self.weight = weight
         self.start_step = start_step
         self.adaptive = adaptive
+        self.max_ratio = max_ratio
         self.discriminator = PatchDiscriminator(image_channels, channels, num_layers)
 
     def forward(
@@ -86,7 +90,8 @@ class AdversarialLoss(nn.Module):
         self.discriminator.requires_grad_(True)
         weight = generator_loss.new_tensor(self.weight)
         if self.adaptive:
-            weight = weight * _gradient_ratio(other_loss, generator_loss, last_layer)
+            ratio = _gradient_ratio(other_loss, generator_loss, last_layer)
+            weight = weight * ratio.clamp(max=self.max_ratio)
         real = [self.discriminator(r.target_BCHW) for r in judged]
         fake = [self.discriminator(r.image_BCHW.detach()) for r in judged]
         discriminator_loss = 0.5 * (_mean(F.relu(1.0 - x) for x in real) + _mean(F.relu(1.0 + x) for x in fake))
@@ -106,6 +111,6 @@ def _mean(logits: Iterable[Tensor]) -> Tensor:
 
 
 def _gradient_ratio(numerator: Tensor, denominator: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Length of one loss's gradient at `parameter` over that of the other, a constant at most 1e4."""
+    """Length of one loss's gradient at `parameter` over that of the other, a constant."""
     above, below = (torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in (numerator, denominator))
-    return (above.norm() / (below.norm() + 1e-4)).clamp(max=1e4).detach()
+    return (above.norm() / (below.norm() + 1e-4)).detach()

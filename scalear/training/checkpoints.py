@@ -31,8 +31,14 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, *args)
         # Here and not at the end of training, where weight averaging has replaced the raw weights already.
-        if trainer.global_step == trainer.max_steps != self._last_global_step_saved:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        if trainer.global_step == trainer.max_steps:
+            save_last_step(self, trainer)
+
+
+def save_last_step(callback: ModelCheckpoint, trainer: Trainer) -> None:
+    """Bring `last.ckpt` of a callback up to the last step, unless it is there already, or nothing may be written."""
+    if callback.save_last and not callback._should_skip_saving_checkpoint(trainer):
+        callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

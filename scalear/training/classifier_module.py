@@ -69,14 +69,16 @@ class ClassifierModule(GuardedModule):
         self.log(f"{stage}/loss", F.cross_entropy(logits, batch.label), sync_dist=True, **options)
 
     def on_fit_end(self) -> None:
-        if not self.trainer.is_global_zero:
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
             return
+        accuracy = self.trainer.callback_metrics.get("val/accuracy")
+        measured = None if accuracy is None else round(accuracy.item(), 4)
         data = self.trainer.datamodule
         record = {
             "dataset": data.index.name,
             "class_names": data.index.class_names,
             "train_images": data.index.num_samples("train"),
-            "val_accuracy": round(self.trainer.callback_metrics["val/accuracy"].item(), 4),
+            "val_accuracy": measured,
             "val_images": data.index.num_samples("val"),
             "batch_size": data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches,
             "steps": self.trainer.global_step,
@@ -85,4 +87,5 @@ class ClassifierModule(GuardedModule):
             "versions": {"scalear": scalear.__version__, "torch": torch.__version__},
         }
         save_classifier(self.export_path, self.classifier, record)
-        rank_zero_info(f"classifier with {record['val_accuracy']:.1%} validation accuracy -> {self.export_path}")
+        how_good = "unmeasured" if measured is None else f"{measured:.1%}"
+        rank_zero_info(f"classifier with {how_good} validation accuracy -> {self.export_path}")

@@ -1,5 +1,8 @@
 """Exponential moving average of the weights: Lightning's callback, with a warm-up and without its traps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
@@ -44,6 +47,11 @@ class EMA(WeightAveraging):
         if self._has_average:
             super().on_validation_epoch_end(trainer, pl_module)
 
+    def on_fit_end(self, trainer, pl_module) -> None:
+        # A run that goes on from its last step has no training whose end could swap.
+        if self._has_average and not self._swapped:
+            self._swap_models(pl_module)
+
     def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped and self._average_model is not None:
@@ -54,6 +62,18 @@ class EMA(WeightAveraging):
         # Outside fit the checkpoint's state_dict is the average already; there is nothing to restore or warn of.
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    @contextmanager
+    def in_use(self, pl_module: LightningModule) -> Iterator[None]:
+        """Inside, the module has the average, if there is one yet."""
+        swapped = self._has_average and not self._swapped
+        if swapped:
+            self._swap_models(pl_module)
+        try:
+            yield
+        finally:
+            if swapped:
+                self._swap_models(pl_module)
 
     @property
     def _has_average(self) -> bool:

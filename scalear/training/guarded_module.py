@@ -2,13 +2,13 @@
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scalear.data.batch import Batch
 from scalear.distributed.gradients import clip_gradient, gradient_norm, not_finite
+from scalear.training.loggers import log_text, logs_now
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_length import run_length
 
@@ -57,13 +57,11 @@ class GuardedModule(LightningModule):
         return [self]
 
     def build_optimizer(self, settings: OptimizerSettings, modules: nn.Module | list[nn.Module]) -> dict:
-        """For `configure_optimizers`: says in one line, and in TensorBoard, what follows from the run."""
+        """For `configure_optimizers`: says in one line, and to loggers, what follows from the run."""
         run = run_length(self.trainer)
         line = settings.describe(run)
         rank_zero_info(line)
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config/optimizer", line)
+        log_text(self.loggers, "config/optimizer", line)
         return settings.build(modules, run)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -81,7 +79,7 @@ class GuardedModule(LightningModule):
         if getattr(self.trainer.precision_plugin, "scaler", None) is None and not norm.isfinite():
             self._refuse()
         self._window_keys = []
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if logs_now(self.trainer, self.global_step + 1):
             self.log("train/grad_norm", norm)
         if not gradient_clip_val:
             return

@@ -1,4 +1,4 @@
-"""The end of a run that comes early, by a signal or by numbers that are not finite: no finished step is lost."""
+"""The end of a run, which may come early, by a signal or by numbers that are not finite: no finished step is lost."""
 
 import signal
 import time
@@ -7,15 +7,19 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from scalear.training.checkpoints import save_last_step
 from scalear.training.guarded_module import NonFiniteLossError
 
+# SIGUSR1 is what clusters announce the end of a job with; Windows has none.
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _PATIENCE = 10.0  # seconds in which a repeated signal is still the first
 
 
 class SaveOnInterrupt(Checkpoint):
-    """Ctrl-C (SIGINT) and SIGTERM finish the step at hand, save a checkpoint, and end the run with exit code 130.
+    """Ctrl-C (SIGINT), SIGTERM and SIGUSR1 finish the step at hand, save a checkpoint, and end the run with code 130.
 
-    A loss or gradient that is not finite leaves a checkpoint of the last good step.
+    A loss or gradient that is not finite leaves a checkpoint of the last good step. However else training ends,
+    callbacks that keep `last.ckpt` have the last step in it.
 
     It is a `Checkpoint` so that Lightning runs it after all other callbacks: the loader's position and the
     average are those of the finished step.
@@ -26,7 +30,9 @@ class SaveOnInterrupt(Checkpoint):
         self._previous: dict[int, object] = {}
 
     def on_train_start(self, trainer, pl_module) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
+            if number == getattr(signal, "SIGUSR1", None) and signal.getsignal(number) is not signal.SIG_DFL:
+                continue  # Lightning saves and requeues the job (SLURMEnvironment with auto_requeue)
             self._previous[number] = signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame) -> None:
@@ -45,6 +51,10 @@ class SaveOnInterrupt(Checkpoint):
 
     def on_train_end(self, trainer, pl_module) -> None:
         self._restore()
+        # Epochs, time and early stopping end a run at steps that no callback could foresee.
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                save_last_step(callback, trainer)
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         self._restore()
@@ -52,6 +62,8 @@ class SaveOnInterrupt(Checkpoint):
             self._save(trainer, "last_good.ckpt")
 
     def _save(self, trainer, name: str) -> None:
+        if trainer.fast_dev_run:
+            return
         checkpoint = checkpoint_folder(trainer) / name
         trainer.save_checkpoint(checkpoint)
         rank_zero_info(f"\nStopped after step {trainer.global_step}. Resume with: --ckpt_path {checkpoint}")

@@ -131,10 +131,12 @@ class OptimizerSettings:
         end = run.total_steps
         if self.schedule == "constant":
             parts.append("then constant" + (f" to step {end}" if end else ""))
-            if self.final_lr is not None or self.final_lr_ratio:
-                parts.append("final_lr is not used: schedule is constant")
+            unused = ("final_lr", "final_lr_ratio", "constant_steps", "constant_ratio")
+            if named := [name for name in unused if getattr(self, name)]:
+                parts.append(f"{', '.join(named)} is not used: schedule is constant")
         else:
-            parts.append(f"{self.schedule} decay to {settings.final_lr:g} at step {settings.total_steps}")
+            decay = f"{self.schedule} decay (total_steps) to {settings.final_lr:g}"
+            parts.append(f"{decay} at step {settings.total_steps}")
             if end is None:
                 parts.append("the run has no last step")
             elif end != settings.total_steps:
@@ -192,15 +194,29 @@ class _Schedule(torch.optim.lr_scheduler.LambdaLR):
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, settings: OptimizerSettings) -> None:
-        self._weight_decay_at = settings.weight_decay_at
+        self._settings = settings
         super().__init__(optimizer, settings.factor)
+        names = ("initial_lr", "betas", "eps", "weight_decay")
+        self._typed = [{name: group[name] for name in names} for group in optimizer.param_groups]
 
     def step(self, epoch: int | None = None) -> None:
         super().step(epoch)
-        self.optimizer.param_groups[0]["weight_decay"] = self._weight_decay_at(self.last_epoch)
+        self.optimizer.param_groups[0]["weight_decay"] = self._settings.weight_decay_at(self.last_epoch)
 
     def state_dict(self) -> dict:
-        return {name: value for name, value in super().state_dict().items() if name != "_weight_decay_at"}
+        """The step alone: all else is a function of it."""
+        return {name: value for name, value in super().state_dict().items() if name in _COUNTERS}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go to a step. The optimizer was loaded before and has the settings of then; those of now take their place."""
+        self.last_epoch, self._step_count = (state_dict[name] for name in _COUNTERS)
+        for group, typed in zip(self.optimizer.param_groups, self._typed, strict=True):
+            group.update(typed, lr=typed["initial_lr"] * self._settings.factor(self.last_epoch))
+        self.optimizer.param_groups[0]["weight_decay"] = self._settings.weight_decay_at(self.last_epoch)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+_COUNTERS = ("last_epoch", "_step_count")
 
 
 def _known(value: float | None, what: str, name: str) -> float:
@@ -216,14 +232,14 @@ def _half_cosine(progress: float) -> float:
 def split_parameters(modules: Iterable[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Trainable parameters with and without weight decay.
 
-    Decayed: weights of rank >= 2 that are neither an `nn.Embedding` nor marked `parameter.no_weight_decay = True`
-    where they were made (position tables, learned scales).
+    Decayed: weights of rank >= 2 that are not marked `parameter.no_weight_decay = True` where they were made (position
+    tables, learned scales). Class embeddings are decayed, as in the official code of all three families.
     """
     decayed, plain = [], []
     for module in (child for parent in modules for child in parent.modules()):
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            exempt = isinstance(module, nn.Embedding) or getattr(parameter, "no_weight_decay", False)
+            exempt = getattr(parameter, "no_weight_decay", False)
             (plain if exempt or parameter.ndim < 2 else decayed).append(parameter)
     return decayed, plain

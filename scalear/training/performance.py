@@ -5,6 +5,8 @@ import time
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from scalear.training.loggers import logs_now
+
 
 class Performance(Callback):
     """Logs `perf/images_per_second` over all ranks and the parameter count."""
@@ -24,7 +26,7 @@ class Performance(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._images += len(batch) * trainer.world_size
-        if trainer.global_step != self._step and trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step != self._step and logs_now(trainer, trainer.global_step):
             self._step = trainer.global_step
             now = time.perf_counter()
             pl_module.log("perf/images_per_second", self._images / (now - self._since))
@@ -45,20 +47,25 @@ class Forecast(Callback):
     def __init__(self, seconds_around: float = 0.0, whole: str = "the run") -> None:
         self.seconds_around = seconds_around
         self.whole = whole
+        self._start = 0
         self._since: tuple[int, float] | None = None
         self._told = False
 
+    def on_train_start(self, trainer, pl_module) -> None:
+        self._start = trainer.global_step
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         step, now = trainer.global_step, time.perf_counter()
-        if self._since is None and step >= _FIRST_STEPS:
+        if self._since is None and step >= self._start + _FIRST_STEPS:
             self._since = step, now
         if self._told or self._since is None or step == self._since[0] or now - self._since[1] < _FORECAST_AFTER:
             return
         self._told = True
         seconds_per_step = (now - self._since[1]) / (step - self._since[0])
-        training = seconds_per_step * trainer.max_steps
+        steps = trainer.max_steps - self._start
+        training = seconds_per_step * steps
         rank_zero_info(
-            f"\n{seconds_per_step:.2f} s a step: about {minutes(training)} for these {trainer.max_steps:,} steps, "
+            f"\n{seconds_per_step:.2f} s a step: about {minutes(training)} for these {steps:,} steps, "
             f"{minutes(training + self.seconds_around)} for {self.whole}"
         )
 

@@ -76,7 +76,7 @@ def test_a_sample_does_not_depend_on_batch_size(experiment):
 
 def test_what_is_typed_wins_over_the_checkpoint(experiment):
     images, _ = predict(experiment, "weight")
-    guided, _ = predict(experiment, "weight", "--model.guidance.weight=6")
+    guided, _ = predict(experiment, "guided", "--model.guidance.weight=6")
     again, _ = predict(experiment, "weight")
     assert not np.array_equal(images, guided) and np.array_equal(images, again)
     seeded, _ = predict(experiment, "seed", "--model.samples.seed=1")

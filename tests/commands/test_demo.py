@@ -8,6 +8,7 @@ from cli_fixtures import ROOT, run
 from code_fixtures import flexvar_config, tokenizer_config
 from PIL import Image
 
+from scalear.commands import demo
 from scalear.evaluation.images import load_samples
 
 
@@ -33,8 +34,41 @@ def test_a_demo_makes_everything_from_two_configs(images, tmp_path, gain, factor
         assert np.asarray(Image.open(folder / name)).std() > 0
     printed = capsys.readouterr().out
     assert "Training flexvar will take about" in printed and "FID of reconstructions" in printed
-    assert run(*args) == 2
-    assert "holds an earlier demo" in capsys.readouterr().err
+    assert run(*args) == 2  # without pictures it is another demo
+    assert "holds an earlier demo, which differs in pictures" in capsys.readouterr().err
+
+
+def test_a_demo_that_was_stopped_goes_on_and_another_is_refused(images, tmp_path, gain, capsys, monkeypatch):
+    gain(0.01)
+    for name, make in (("tokenizer", tokenizer_config), ("generator", flexvar_config)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(make(tmp_path, images)))
+    folder = tmp_path / "demo"
+    configs = [f"--{name}={tmp_path / name}.yaml" for name in ("tokenizer", "generator")]
+    args = ["demo", *configs, f"--output_dir={folder}", "--generator_name=flexvar", "--fast=true"]
+    carry_out = demo.main
+    done = []
+
+    def stops_at_sampling(stage):
+        done.append(stage[0])
+        return 1 if stage[0] == "test" and len(done) > 4 else carry_out(stage)
+
+    monkeypatch.setattr(demo, "main", stops_at_sampling)
+    assert run(*args) == 2 and done == ["fit", "test", "predict", "fit", "test"]
+    assert not (folder / "metrics.json").exists()
+    (folder / "flexvar/checkpoints/last.ckpt").rename(tmp_path / "kept")  # as if it had been stopped earlier
+    record = json.loads((folder / "demo.json").read_text())
+    del record["seconds"]["train flexvar"], record["seconds"]["cache latents"]  # finished, but not yet recorded
+    (folder / "demo.json").write_text(json.dumps(record))
+    done.clear()
+    assert run(*args) == 0 and done == ["fit", "test"]
+    assert "cache latents: done already" in capsys.readouterr().out
+    metrics = (folder / "metrics.json").read_bytes()
+    assert run(*args) == 0 and done == ["fit", "test"]
+    assert "holds this demo, finished" in capsys.readouterr().out and (folder / "metrics.json").read_bytes() == metrics
+    assert run(*args, "--seed=1") == 2
+    assert "which differs in seed: choose another --output_dir" in capsys.readouterr().err
+    assert run(*args, f"--output_dir={tmp_path}") == 2
+    assert "holds something else than a demo" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["demo-flexvar", "demo-var"])

@@ -41,7 +41,7 @@ def losses(folder: Path) -> list[float]:
     return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars("train/loss")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_run_saves_and_continues_as_if_it_had_not_been(experiment: Experiment, number):
     name = number.name
     process = start("fit", *experiment.generator(name), "--trainer.max_steps=100000")

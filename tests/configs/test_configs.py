@@ -96,7 +96,7 @@ def test_what_is_not_decayed_is_what_the_official_code_exempts(name):
     generator = on_meta(name)[1].model.generator
     plain = {id(parameter) for parameter in split_parameters([generator])[1]}
     names = {name for name, parameter in generator.named_parameters() if id(parameter) in plain}
-    exempt = ("bias", "class_embedding", "positions.", "modulation.table", "log_scale_N")
+    exempt = ("bias", "positions.", "modulation.table", "log_scale_N")
     assert names == {name for name, _ in generator.named_parameters() if any(word in name for word in exempt)}
 
 

@@ -70,8 +70,8 @@ def replay_flexvar(case: Case) -> None:
     for tag, run in case.extra["infer"].items():
         call = dict(run["call"])
         schedule, cfg = ScaleSchedule.parse(call.pop("infer_patch_nums")), call.pop("cfg")
-        constant = call.pop("used_llamagen_cfg", False)
-        guidance = Guidance(cfg, "constant") if constant else Guidance(cfg + 1, "flexvar")
+        constant, side = call.pop("used_llamagen_cfg", False), call.pop("max_pn", 16)
+        guidance = Guidance(cfg, "constant") if constant else Guidance(cfg + 1, "flexvar", flexvar_side=side)
         scales = _infer(case, model, pyramid, tag, guidance, schedule, call, run.get("last_logits_stride"))
         case.compare(f"out.{tag}.idx", join(scales))
         with torch.no_grad():
@@ -127,8 +127,7 @@ def _infer(
 ) -> list[Tensor]:
     """Content of every scale, decoded greedily as all recordings are; compares logits and inputs on the way."""
     sampling = Watched(call.pop("more_smooth", False))
-    unknown = call.keys() - {"top_p", "g_seed", "top_k", "max_pn"}
-    assert not unknown and call.get("top_k", 1) == 1 and call.get("max_pn", 16) == 16, f"{tag} cannot be replayed"
+    assert not call.keys() - {"top_p", "g_seed", "top_k"} and call.get("top_k", 1) == 1, f"{tag} cannot be replayed"
     label_B = case.inputs["infer.labels"]
     with watching(block=model.transformer.stacks[0][0]) as calls:
         scales = list(model.generate(pyramid, label_B, RecordedDraws({}), sampling, guidance, schedule))

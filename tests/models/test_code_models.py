@@ -204,6 +204,9 @@ def test_forced_codes_come_out_unchanged_and_are_what_later_scales_read(kind, sa
     torch.testing.assert_close(latent(*everything), model.pyramid.latent(codes, schedule))
     other = (1 - codes[0] % 2, torch.ones_like(keep[0]))
     assert not torch.equal(latent(everything[0], None, None), latent(other, None, None))
+    for wrong in ((codes[2], keep[2]), (codes[1][:1], keep[1]), (codes[1], keep[1][:, :1]), (codes[1][0], keep[1])):
+        with pytest.raises(ValueError, match=r"forced at scale 1 of 1,2,4, 2x2, is .* it must be \(2, 4"):
+            latent(None, wrong, None)
     with pytest.raises(ValueError, match="forced has 2 entries for the 3 scales 1,2,4"):
         latent(None, None)
 

@@ -1,8 +1,10 @@
 """The generator as FlowAR has it, inside an image model."""
 
+from functools import partial
+
 import pytest
 import torch
-from model_fixtures import NUM_CLASSES, make_model, randomise, seeded
+from model_fixtures import NUM_CLASSES, make_code_model, make_model, randomise, seeded
 
 from scalear.draws import RecordedDraws, SeededDraws
 from scalear.flow import FlowSolver
@@ -74,6 +76,15 @@ def test_a_sample_does_not_depend_on_its_batch(scales, patch_size, weight):
         assert alone.record.keys() == draws.record.keys()
         for name, numbers in alone.record.items():
             assert torch.equal(numbers[0], draws.record[name][index])
+
+
+@pytest.mark.parametrize("make, what", [(make_model, "velocities"), (partial(make_code_model, "var"), "logits")])
+def test_what_is_not_finite_is_no_sample(make, what):
+    model = randomise(make()).eval()
+    with torch.no_grad():
+        model.generator.transformer.positions[0].table_LD[1:5] = float("nan")  # the tokens of the second scale
+    with pytest.raises(ValueError, match=f"{what} of scale 2 are not finite"):
+        model.sample_latent(torch.tensor([0]), seeded(1))
 
 
 def test_training_mode_chooses_no_other_algorithm():

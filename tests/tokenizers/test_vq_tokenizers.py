@@ -95,3 +95,12 @@ def test_bad_sizes_are_refused():
         make_residual(scales="1,4,2")
     with pytest.raises(ValueError, match="end at 4 tokens, but the latent has 8"):
         make_residual().reconstruction(torch.zeros(1, 1, 16, 16))
+
+
+def test_codes_are_those_of_an_encoder_in_float32():
+    """Official VAR and FlexVAR encode outside autocast: in bfloat16 some codes in a hundred are others."""
+    for tokenizer in (make_vq(), make_residual()):
+        image = torch.rand(2, 1, 32, 32) * 2 - 1
+        expected = tokenizer.moments(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(tokenizer.moments(image), expected)

@@ -38,7 +38,13 @@ def dataset(tmp_path_factory) -> Path:
     return directory
 
 
-def make_module(kind: str, schedules: ScheduleSampler | None = None, **samples) -> GeneratorModule:
+def make_module(
+    kind: str,
+    schedules: ScheduleSampler | None = None,
+    guidance: Guidance | None = None,
+    sample_posterior: bool = False,
+    **samples,
+) -> GeneratorModule:
     torch.manual_seed(0)
     make_tokenizer = make_vq if kind == "flexvar" else make_residual
     tokenizer = make_tokenizer(num_codes=NUM_CODES, channel_multipliers=(1,), patch_size=2)
@@ -51,11 +57,18 @@ def make_module(kind: str, schedules: ScheduleSampler | None = None, **samples) 
         TokenHead,
         optimizer=OptimizerSettings(lr=1e-2),
         sampling=TokenSampling(top_k=8),
-        guidance=Guidance(2.0),
+        guidance=guidance or Guidance(2.0),
         samples=SampleRequest(num_per_class=2, **samples),
         schedules=schedules,
-        sample_posterior=False,
+        sample_posterior=sample_posterior,
     )
+
+
+def test_settings_that_codes_have_no_use_for_are_refused_or_said(dataset, tmp_path, caplog):
+    with pytest.raises(ValueError, match="start_time 0.3 is a time of the flow, and codes are sampled without one"):
+        make_module("var", guidance=Guidance(2.0, start_time=0.3))
+    fit(dataset, tmp_path, 1, module=make_module("var", sample_posterior=True))
+    assert "sample_posterior is not used: the latents of" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["var", "flexvar"])

@@ -21,6 +21,7 @@ from scalear.models.flow_head import FlowHead
 from scalear.pyramid import LatentPyramid
 from scalear.training.checkpoints import check_checkpoint
 from scalear.training.ema import EMA
+from scalear.training.generator import pictures
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.generator.pictures import SampleGrid
 from scalear.training.generator.samples import SampleRequest
@@ -323,3 +324,18 @@ def test_sample_grids_leave_training_as_it_is(dataset, tmp_path):
 def test_ema_decay_must_be_below_one(decay):
     with pytest.raises(ValueError, match=r"EMA decay must be in \[0, 1\)"):
         EMA(decay)
+
+
+def test_grids_show_the_average_and_leave_the_weights_alone(dataset, tmp_path, monkeypatch):
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    def draw(module: GeneratorModule, label_B: torch.Tensor) -> torch.Tensor:
+        seen.append(state(module))
+        return torch.zeros(len(label_B), 1, 4, 4)
+
+    seen, watch, logger = [], Watch(), TensorBoardLogger(tmp_path, name="", version="")
+    monkeypatch.setattr(pictures, "sampled_images", draw)
+    fit(dataset, tmp_path, 3, callbacks=[EMA(DECAY), watch, SampleGrid(3, num_per_class=1)], logger=logger)
+    checkpoint = load(tmp_path / "end.ckpt")
+    assert_equal_states(seen[0], checkpoint["state_dict"])
+    assert_equal_states(watch.raw[2], checkpoint["current_model_state"])

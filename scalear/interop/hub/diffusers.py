@@ -114,7 +114,7 @@ class ScaleARPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[int | str],
+        class_labels: int | str | Sequence[int | str],
         generator: torch.Generator | list[torch.Generator] | None = None,
         guidance_scale: float | None = None,
         scales: str | None = None,
@@ -125,7 +125,7 @@ class ScaleARPipeline(DiffusionPipeline):
         """Sample one image per label.
 
         Args:
-            class_labels: Class indices or names; `num_classes` samples without a class.
+            class_labels: Class indices or names, one or several; `num_classes` samples without a class.
             generator: Freshly seeded with s, it gives the images that `scalear predict` samples with `samples.seed` s.
                 Each call moves it on, so the next call samples others. Of a list, each gives one image, on any place
                 in any batch: the first that it would give alone. None draws a seed from torch's global generator.

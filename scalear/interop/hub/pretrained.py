@@ -88,7 +88,7 @@ class ScaleARModel(
     @torch.inference_mode()
     def generate(
         self,
-        labels: Sequence[int | str],
+        labels: int | str | Sequence[int | str],
         seeds: Sequence[int | tuple[int, int]] | None = None,
         guidance: float | None = None,
         scales: str | None = None,
@@ -98,7 +98,7 @@ class ScaleARModel(
         """Sample images of the given classes.
 
         Args:
-            labels: Class indices or names; `num_classes` samples without a class.
+            labels: Class indices or names, one or several; `num_classes` samples without a class.
             seeds: One per image: number i, or pair (seed, i), stands for image i of the sample set that
                 `scalear predict` writes with that `samples.seed` (0 for a number). Default: 0, 1, 2 ...
             guidance: Guidance weight in place of the model's own; 1.0 is off.
@@ -220,12 +220,13 @@ def generator_part(given: Part, model: ImageModel) -> Part:
     return {"class_path": _GENERATOR, "init_args": {"content": asdict(model.pyramid.content), **kept}}
 
 
-def label_indices(labels: Sequence[int | str], class_names: list[str] | None) -> Tensor:
-    """Labels given as indices or names, as (B,) int64.
+def label_indices(labels: int | str | Sequence[int | str], class_names: list[str] | None) -> Tensor:
+    """Labels given as indices or names, one or several, as (B,) int64.
 
     Raises:
         ValueError: A name is not one of the classes, or there is no label at all.
     """
+    labels = [labels] if isinstance(labels, int | str) else labels
     if not len(labels):
         raise ValueError("no labels to sample; give at least one")
     names = class_names or []

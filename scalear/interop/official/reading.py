@@ -1,6 +1,7 @@
 """Reading checkpoints of the official repositories, without running what is in them."""
 
 import argparse
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -35,11 +36,18 @@ def read_official(path: str | Path) -> dict[str, dict[str, Tensor]]:
         for key in filter(None, place.split("/")):
             value = value.get(key) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping) and value and all(isinstance(item, Tensor) for item in value.values()):
-            found[place] = dict(value)
+            found[place] = _without_prefix(value)
     if not found:
         keys = sorted(map(str, content))[:10] if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path} holds no state dict in a known place ({', '.join(RAW[:-1])}, or by itself): {keys}")
     return found
+
+
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys without what all begin with, such as `module.` of DDP or `_orig_mod.` of torch.compile."""
+    shared = os.path.commonprefix(list(state))
+    shared = shared[: shared.rfind(".") + 1] if len(state) > 1 else ""
+    return {key.removeprefix(shared): tensor for key, tensor in state.items()}
 
 
 def _load(path: Path) -> object:

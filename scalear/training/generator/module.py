@@ -83,6 +83,11 @@ class GeneratorModule(GuardedModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if isinstance(sampling, TokenSampling) and guidance.start_time != Guidance.start_time:
+            raise ValueError(
+                f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
+                "leave it out"
+            )
         self.model = ImageModel(tokenizer, pyramid, transformer, head, sampling, guidance, label_drop_prob, fast)
         self.optimizer = optimizer
         self.samples = samples
@@ -105,6 +110,8 @@ class GeneratorModule(GuardedModule):
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
         self._fingerprint = model.tokenizer.fingerprint()
+        if stage == "fit" and self.sample_posterior and not model.tokenizer.has_posterior:
+            rank_zero_info(f"sample_posterior is not used: the latents of {model.tokenizer.title} have no posterior")
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage in ("test", "predict"):
@@ -179,7 +186,7 @@ class GeneratorModule(GuardedModule):
         tokenizer = self.model.tokenizer
         moments = batch.inputs.float() if batch.kind == "latents" else tokenizer.moments(batch.inputs)
         noise = None
-        if self.sample_posterior:
+        if self.sample_posterior and tokenizer.has_posterior:
             noise = draws.normal("posterior", tokenizer.latent_channels, *moments.shape[-2:])
         return tokenizer.latent(moments, noise)
 

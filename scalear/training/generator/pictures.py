@@ -1,7 +1,9 @@
-"""What a generator's training shows in TensorBoard.
+"""What a generator's training shows in TensorBoard, or another logger that takes pictures.
 
 Legend: B batch, C image channels, H W pixels, h w the latent.
 """
+
+from contextlib import nullcontext
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -10,7 +12,9 @@ from torch import Tensor
 from scalear.data.batch import Batch
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, to_uint8
+from scalear.training.ema import EMA
 from scalear.training.generator.module import GeneratorModule
+from scalear.training.loggers import log_image
 
 
 class SampleGrid(Callback):
@@ -31,7 +35,7 @@ class SampleGrid(Callback):
         self._step = 0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if not trainer.is_global_zero or trainer.logger is None or trainer.global_step == self._step:
+        if not trainer.is_global_zero or not trainer.loggers or trainer.global_step == self._step:
             return  # the same step again while gradients accumulate
         self._step = trainer.global_step
         if trainer.global_step == 1:
@@ -40,12 +44,15 @@ class SampleGrid(Callback):
             # Without classes there is the null class alone, whose label is 0.
             columns = min(self.max_classes, max(1, pl_module.model.num_classes))
             labels = torch.arange(columns).repeat(self.num_per_class)
-            self._write(trainer, "samples/fixed_seeds", sampled_images(pl_module, labels), columns)
+            averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+            with averages[0].in_use(pl_module) if averages else nullcontext():  # as validation and test do
+                images = sampled_images(pl_module, labels)
+            self._write(trainer, "samples/fixed_seeds", images, columns)
 
     @staticmethod
     def _write(trainer, tag: str, images: torch.Tensor, columns: int) -> None:
         grid = make_grid(to_uint8(images), columns, scale=2)
-        trainer.logger.experiment.add_image(tag, grid, trainer.global_step, dataformats="HWC")
+        log_image(trainer.loggers, tag, grid, trainer.global_step)
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ class LatentWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shards = {}
+        if trainer.fast_dev_run:
+            return  # nothing is written
         if (self._folder(trainer) / INDEX_NAME).exists():
             raise ValueError(
                 f"{self._folder(trainer)} holds a finished dataset; delete it, or choose another folder for the latents"
@@ -49,6 +51,8 @@ class LatentWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if trainer.fast_dev_run:
+            return
         split = trainer.datamodule.predict_splits[dataloader_idx]
         if split != self._split:
             self._close()
@@ -65,6 +69,8 @@ class LatentWriter(Callback):
         self._writer.add(outputs["moments"], outputs["flipped"], batch.label, batch.keys)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
         self._close()
         shards_of_ranks = [self._shards]
         if trainer.world_size > 1:

@@ -1,7 +1,6 @@
 """Training and testing a tokenizer, and the file it leaves behind."""
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -18,6 +17,7 @@ from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.weights import begin_from
 from scalear.training.frozen import freeze
 from scalear.training.guarded_module import GuardedModule, mean_losses
+from scalear.training.loggers import log_image
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_metrics import write_metrics
 from scalear.training.tokenizer.checks import check_data, check_training
@@ -142,12 +142,12 @@ class TokenizerModule(GuardedModule):
             "flipped": self.tokenizer.moments(batch.inputs.flip(-1)),
         }
 
-    def on_train_end(self) -> None:
-        # Callbacks went first: with weight averaging the tokenizer already holds the average.
-        export_tokenizer(self.tokenizer, self.trainer, self.statistics_samples, self.per_channel_std)
+    def on_fit_end(self) -> None:
+        # Callbacks went first: with weight averaging the tokenizer already holds the average. Not at the end of
+        # training, which a run that was stopped before its export and goes on from its last step does not reach.
+        if not self.trainer.fast_dev_run:
+            export_tokenizer(self.tokenizer, self.trainer, self.statistics_samples, self.per_channel_std)
 
     def _log_grid(self, original: Tensor, reconstructed: Tensor) -> None:
         grid = make_grid(torch.cat([original, reconstructed]), columns=len(original), scale=2)
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("val/reconstructions", grid, self.global_step, dataformats="HWC")
+        log_image(self.loggers, "val/reconstructions", grid, self.global_step)

@@ -63,7 +63,7 @@ class ScalePicture(Callback):
             self._tokenizers.append(other.eval().requires_grad_(False))
 
     def on_test_batch_start(self, trainer, pl_module, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if batch_idx or not trainer.is_global_zero:
+        if batch_idx or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         image_BCHW, stride = batch.inputs[: self.num_images], pl_module.tokenizer.stride
         rows = [[F.adaptive_avg_pool2d(image_BCHW, (h * stride, w * stride)) for h, w in self.schedule.sizes]]

@@ -1,0 +1,103 @@
+"""Checkpoints by what they say of themselves: which is the last, which the best, and whether two are the same."""
+
+import pickle
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+REQUEUED = "hpc_ckpt_*.ckpt"  # what Lightning saves before it requeues a job
+_SAVED_AT = "saved_at"  # key in checkpoints
+
+
+class RecordTime(Callback):
+    """Writes down in every checkpoint when it was saved: copies of it keep that, and nothing else has the same."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_SAVED_AT] = time.time()
+
+
+def named_checkpoint(name: str | None, trainer: Mapping[str, Any], command: str) -> str | None:
+    """The path that `--ckpt_path` means.
+
+    Args:
+        name: `last`: the newest whole checkpoint of the run, whatever saved it. `best`: that of the callback which
+            monitors something. All else is a path already.
+        trainer: Config of the run's Trainer.
+        command: `fit` begins a new run where there is no last checkpoint.
+
+    Returns:
+        The path; None for a new run.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in ("last", "best"):
+        return name
+    folders = _folders(trainer)
+    whole = [path for path in checkpoints_of(trainer["default_root_dir"], folders) if _metadata(path)]
+    found = max(whole, key=_age, default=None)
+    if name == "best":
+        found = found and _best(found)
+        remedy = "train with a callback lightning.pytorch.callbacks.ModelCheckpoint that has `monitor`, or take last"
+    else:
+        remedy = "train first, or name a file"
+    if found is None and (command, name) != ("fit", "last"):
+        places = " or ".join(dict.fromkeys(map(str, folders)))
+        what = "whole checkpoint" if name == "last" else "checkpoint that was chosen by a monitored value"
+        raise ValueError(f"--ckpt_path {name}: there is no {what} in {places}: {remedy}")
+    rank_zero_info(f"--ckpt_path {name}: {found or 'there is no checkpoint yet, a new run begins'}")
+    return None if found is None else str(found)
+
+
+def _folders(trainer: Mapping[str, Any]) -> list[Path]:
+    """Where a run keeps checkpoints: its own, and those of other callbacks."""
+    root, callbacks = Path(trainer["default_root_dir"]), trainer.get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    arguments = [callback.get("init_args") or {} for callback in callbacks if not isinstance(callback, str)]
+    return [root / "checkpoints", *(Path(given["dirpath"]) for given in arguments if given.get("dirpath"))]
+
+
+def _best(newest: Path) -> Path | None:
+    """The best checkpoint that the newest one knows of; in its own folder, if the run was moved."""
+    for state in _metadata(newest).get("callbacks", {}).values():
+        if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):
+            path = Path(state["best_model_path"])
+            return next((place for place in (path, newest.with_name(path.name)) if place.exists()), None)
+    return None
+
+
+def checkpoints_of(root: str | Path, folders: Iterable[Path]) -> list[Path]:
+    """All checkpoints of a run, whole or not: in its folders for them, and of Lightning's requeueing beside."""
+    return [path for folder in folders for path in folder.glob("*.ckpt")] + list(Path(root).glob(REQUEUED))
+
+
+def identity(path: str | Path | None) -> str:
+    """What tells the weights in a file from others, without reading them all."""
+    if path is None:
+        return "none"
+    found = _metadata(Path(path))
+    if _SAVED_AT in found:
+        return f"step {found['global_step']}, saved at {found[_SAVED_AT]}"
+    stat = Path(path).stat()
+    return f"{Path(path).name}, {stat.st_size} bytes, of {stat.st_mtime}"
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; nothing, if it is not whole."""
+    try:
+        # A sharded one keeps it in a file of its own.
+        found = torch.load(path / "meta.pt" if path.is_dir() else path, "cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "global_step" in found else {}
+
+
+def _age(path: Path) -> tuple[float, float]:
+    when = path.stat().st_mtime
+    return _metadata(path).get(_SAVED_AT, when), when

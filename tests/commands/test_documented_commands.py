@@ -1,0 +1,95 @@
+"""Every command that the pages show is one that the command line takes."""
+
+import re
+import shlex
+
+import pytest
+from cli_fixtures import ROOT
+from test_pages import PAGES
+
+from scalear.commands import convert, data, demo, edit, pictures
+from scalear.commands.benchmark import parse_setting
+from scalear.commands.export import ExportCLI
+from scalear.commands.parser import AsTyped
+from scalear.commands.run import PartsOnly
+
+pytestmark = pytest.mark.integration
+
+
+class _ParsedError(Exception):
+    """Ends a command once its options are read."""
+
+
+def commands(text: str) -> list[list[str]]:
+    """What follows `scalear` in blocks of code, also after a launcher."""
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    blocks = re.sub(r"\\\n *", "", blocks)
+    blocks = re.sub(r" \$MODEL\b", " -c configs/fashion/flexvar.yaml", blocks)
+    found = re.findall(r"^(?!#)(?:[^#\n]*[ /])?scalear +([a-z].*)$", blocks, re.MULTILINE)
+    lines = [re.sub(r"\$\w+", "1", re.split(r"[>|;]|&&| #| {3}", line)[0]) for line in found]  # without remarks
+    words = [_with_files_that_exist(shlex.split(line)) for line in lines]
+    return [line for line in words if line and not {"...", "COMMAND"} & set(line)]
+
+
+def _with_files_that_exist(line: list[str]) -> list[str]:
+    """Without the configs that a page tells its reader to write."""
+    made = [place for place in range(len(line) - 1) if line[place] == "-c" and not (ROOT / line[place + 1]).exists()]
+    return [word for place, word in enumerate(line) if not {place, place - 1} & set(made)]
+
+
+SHOWN = [
+    pytest.param(line, id=f"{page.name}: {' '.join(line)[:60]}")
+    for page in PAGES
+    for line in {tuple(line): line for line in commands(page.read_text())}.values()
+]
+
+
+def test_commands_are_found():
+    names = {param.values[0][0] for param in SHOWN}
+    assert {"fit", "test", "predict", "export", "convert", "data", "edit"} <= names and len(SHOWN) > 30
+
+
+@pytest.fixture(autouse=True)
+def own_class(monkeypatch, tmp_path) -> None:
+    """The page that tells how to write a source of images names it."""
+    (tmp_path / "array_file.py").write_text(
+        "from scalear.data.sources import FashionMNIST\n\n\nclass ArrayFile(FashionMNIST):\n"
+        "    def __init__(self, path: str, num_val: int = 0) -> None: ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_its_options_exist(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name = line[0]
+    if name == "benchmark" and line[1] != "solver":
+        setting = parse_setting(line[1:])
+        return _parse_config(["fit", *setting.config_args])
+    if name in ("fit", "validate", "test", "predict"):
+        if "-c" not in line:
+            pytest.skip("its only config is one that a run leaves")
+        return _parse_config(line)
+    modules = {"data": data, "convert": convert, "edit": edit, "pictures": pictures, "demo": demo}
+    if name == "export":
+        monkeypatch.setattr(PartsOnly, "instantiate_classes", lambda self: None)
+        ExportCLI(line[1:])
+        return None
+    if name not in modules:
+        pytest.skip("tested with the command itself")
+    parse = AsTyped.parse_args
+
+    def stop(*args, **kwargs):
+        parse(*args, **kwargs)
+        raise _ParsedError
+
+    monkeypatch.setattr(AsTyped, "parse_args", stop)
+    with pytest.raises(_ParsedError):
+        modules[name].run(line)
+
+
+def _parse_config(line: list[str]) -> None:
+    class ParsedOnly(PartsOnly):
+        def instantiate_classes(self) -> None: ...
+
+    ParsedOnly(line)
