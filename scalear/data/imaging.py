@@ -77,9 +77,7 @@ def standardise(image: Image.Image, channels: int) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     elif image.mode == "P":  # by way of RGB: the entries of a palette are colours, also when grey is wanted
         image = image.convert("RGB")
-    image = image.convert(MODES[channels])
-    image.info.clear()  # profiles and EXIF would otherwise be written into the encoded file
-    return image
+    return image if image.mode == MODES[channels] else image.convert(MODES[channels])
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -108,6 +106,8 @@ def encode(image: Image.Image, format: ImageFormat, quality: int) -> bytes:
         "jpg": {"format": "JPEG", "quality": quality, "subsampling": 0},
         "webp": {"format": "WEBP", "quality": quality},
     }[format]
+    image = image.copy()
+    image.info.clear()  # profiles and EXIF would otherwise be written into the file
     with io.BytesIO() as stream:
         image.save(stream, **options)
         return stream.getvalue()
