@@ -253,7 +253,7 @@ def mark_pareto(results: list[SolverResult]) -> None:
 
 
 def table(results: list[SolverResult]) -> str:
-    """Markdoptions."""
+    """Markdown."""
     rows = [["solver", "evaluations per scale", "s/image", "FID", "recall", "distance", "Pareto front"]]
     for result in results:
         counts = result.evaluations if len(set(result.evaluations)) > 1 else result.evaluations[:1]

@@ -71,6 +71,8 @@ class CommandParser(AsTyped, ArgumentParser):
             action = self._option_string_actions.get(name)
             if action is None:
                 (others if others or arg.startswith("-") else own).append(arg)
+            elif self._is_switch(arg) and waiting and waiting[0].lower() in ("true", "false"):
+                own.append(f"{arg}={waiting.pop(0)}")
             elif equals or action.nargs == 0 or self._is_switch(arg) or not waiting:
                 own.append(arg)
             elif _type_of(action) == list[str] | None:

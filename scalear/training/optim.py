@@ -40,7 +40,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates."""
     weight_decay: float = 0.05
-    """Decoupled decay, on weight matrices only: not on biases, norms, embeddings or position tables."""
+    """Decoupled decay, on weight matrices only: not on biases, norms or position tables."""
     warmup_steps: int | None = None
     """Optimizer steps of linear warm-up. None: `warmup_epochs`."""
     warmup_epochs: float | None = None
@@ -124,6 +124,9 @@ class OptimizerSettings:
         settings = self.resolve(run)
         from_base = f" = {self.base_lr:g} x {run.global_batch} / {self.base_batch}" if self.lr is None else ""
         parts = [f"learning rate {settings.lr:g}{from_base}"]
+        for taken, other in (("warmup_steps", "warmup_epochs"), ("warmup_steps", "warmup_ratio")):
+            if getattr(self, taken) is not None and getattr(self, other):
+                parts.append(f"{other} is not used, for {taken} is given")
         if settings.warmup_steps:
             parts.append(f"{settings.warmup_steps} steps of warm-up")
         if settings.constant_steps:

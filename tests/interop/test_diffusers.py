@@ -35,7 +35,7 @@ def pipe(folder) -> ScaleARPipeline:
 def predict(experiment: Experiment, seed: int) -> tuple[np.ndarray, list[int]]:
     settings = ("--model.samples.batch_size=12", f"--model.samples.seed={seed}")
     checkpoint = f"--ckpt_path={experiment.checkpoint('flowar')}"
-    assert run("predict", *experiment.generator("for_diffusers"), checkpoint, *settings) == 0
+    assert run("predict", *experiment.generator("for_diffusers"), checkpoint, *settings, "--force") == 0
     images, labels = load_samples(experiment.root / "for_diffusers" / "samples.npz")
     return images, labels.tolist()
 

@@ -30,7 +30,7 @@ def export(experiment: Experiment, folder: str, *overrides: str) -> int:
 
 def predict(experiment: Experiment, *overrides: str) -> tuple[np.ndarray, np.ndarray]:
     checkpoint = f"--ckpt_path={experiment.checkpoint('flowar')}"
-    assert run("predict", *experiment.generator("for_export"), checkpoint, *overrides) == 0
+    assert run("predict", *experiment.generator("for_export"), checkpoint, *overrides, "--force") == 0
     return load_samples(experiment.root / "for_export" / "samples.npz")
 
 

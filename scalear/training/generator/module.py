@@ -104,8 +104,10 @@ class GeneratorModule(GuardedModule):
 
     def setup(self, stage: str) -> None:
         model = self.model
-        if stage in ("test", "predict"):
-            self.samples.labels(model.num_classes)
+        # Also in `fit`, whose first grid may be hours away.
+        self.samples.labels(model.num_classes)
+        schedule = self.samples.schedule(model.schedule)
+        model.generator.transformer.check(schedule)
         model.tokenizer.load_weights()
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
@@ -114,11 +116,8 @@ class GeneratorModule(GuardedModule):
             rank_zero_info(f"sample_posterior is not used: the latents of {model.tokenizer.title} have no posterior")
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
-        if stage in ("test", "predict"):
-            schedule = self.samples.schedule(model.schedule)
-            model.generator.transformer.check(schedule)
-            if stage == "test" and self.report is not None:
-                self.report.check(len(self.samples.labels(model.num_classes)), model.image_size(schedule))
+        if stage == "test" and self.report is not None:
+            self.report.check(len(self.samples.labels(model.num_classes)), model.image_size(schedule))
 
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer, self.model.generator)
