@@ -38,6 +38,6 @@ def test_solvers_of_second_order_can_be_typed(experiment: Experiment, method):
         args = (f"--ckpt_path={experiment.checkpoint('flowar')}", f"--model.sampling.method={name}")
         assert run("predict", *experiment.generator(folder), *args) == 0
         images[name], labels = load_samples(folder / "samples.npz")
-        assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert labels.tolist() == [0, 1, 2] * 4
     difference = np.abs(images["euler"].astype(int) - images[method])
     assert 0 < difference.mean() < 20  # another way to about the same images
