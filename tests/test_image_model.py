@@ -13,6 +13,7 @@ from model_fixtures import (
     seeded,
     transformer_class,
 )
+from tokenizer_fixtures import TINY_DC, TINY_KL
 
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
@@ -30,34 +31,11 @@ MAKE = {
 
 
 def sd_vae() -> DiffusersKL:
-    """Stride 2, 4 channels."""
-    return DiffusersKL(
-        {
-            "block_out_channels": [32, 32],
-            "down_block_types": ["DownEncoderBlock2D"] * 2,
-            "up_block_types": ["UpDecoderBlock2D"] * 2,
-            "latent_channels": 4,
-        }
-    )
+    return DiffusersKL(TINY_KL)
 
 
 def dc_ae() -> DiffusersDC:
-    """Stride 4, 8 channels."""
-    return DiffusersDC(
-        {
-            "latent_channels": 8,
-            "attention_head_dim": 8,
-            "encoder_block_out_channels": [8, 16, 16],
-            "decoder_block_out_channels": [8, 16, 16],
-            "encoder_layers_per_block": [0, 1, 1],
-            "decoder_layers_per_block": [1, 1, 1],
-            "encoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock"],
-            "decoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock"],
-            "encoder_qkv_multiscales": [[], [], [5]],
-            "decoder_qkv_multiscales": [[], [], [5]],
-            "scaling_factor": 0.3,
-        }
-    )
+    return DiffusersDC(TINY_DC | {"scaling_factor": 0.3})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,26 @@ KL16 = ConvShape(decoder_attention=False)
 VQ16 = ConvShape(feature_channels=256)
 VAR_VQVAE = ConvShape(channels=160, conv_size=3)
 VAR_SCALES = "1,2,3,4,5,6,8,10,13,16"
+# Architectures of diffusers' autoencoders: stride 2 and 4 channels, stride 4 and 8 channels
+TINY_KL = {
+    "block_out_channels": [32, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "latent_channels": 4,
+}
+TINY_DC = {
+    "latent_channels": 8,
+    "attention_head_dim": 8,
+    "encoder_block_out_channels": [8, 16, 16],
+    "decoder_block_out_channels": [8, 16, 16],
+    "encoder_layers_per_block": [0, 1, 1],
+    "decoder_layers_per_block": [1, 1, 1],
+    "encoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock"],
+    "decoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock"],
+    "encoder_qkv_multiscales": [[], [], [5]],
+    "decoder_qkv_multiscales": [[], [], [5]],
+    "scaling_factor": 0.41407,
+}
 
 
 def make_kl(latent_channels: int = 4, **changes) -> ConvTokenizer:

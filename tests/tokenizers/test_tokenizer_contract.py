@@ -7,8 +7,7 @@ from itertools import chain
 import pytest
 import torch
 from safetensors import safe_open
-from test_tokenizers import TINY_DC, TINY_KL
-from tokenizer_fixtures import make_kl, make_residual, make_vq
+from tokenizer_fixtures import TINY_DC, TINY_KL, make_kl, make_residual, make_vq
 from torch import Tensor
 
 from scalear.draws import SeededDraws

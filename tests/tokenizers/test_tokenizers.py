@@ -1,7 +1,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
-from tokenizer_fixtures import KL16, make_kl
+from tokenizer_fixtures import KL16, TINY_DC, TINY_KL, make_kl
 
 from scalear.draws import RecordedDraws
 from scalear.tokenizers.autoencoder import ConvTokenizer
@@ -9,26 +9,6 @@ from scalear.tokenizers.bottleneck import Posterior, TrainingRequest
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL
 from scalear.tokenizers.gaussian import Gaussian
 from scalear.tokenizers.weights import load_tokenizer, save_tokenizer
-
-TINY_KL = {
-    "block_out_channels": [32, 32],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "latent_channels": 4,
-}
-TINY_DC = {
-    "latent_channels": 8,
-    "attention_head_dim": 8,
-    "encoder_block_out_channels": [8, 16, 16],
-    "decoder_block_out_channels": [8, 16, 16],
-    "encoder_layers_per_block": [0, 1, 1],
-    "decoder_layers_per_block": [1, 1, 1],
-    "encoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock"],
-    "decoder_block_types": ["ResBlock", "ResBlock", "EfficientViTBlock"],
-    "encoder_qkv_multiscales": [[], [], [5]],
-    "decoder_qkv_multiscales": [[], [], [5]],
-    "scaling_factor": 0.41407,
-}
 
 
 @pytest.fixture
