@@ -8,7 +8,6 @@ import os
 import re
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,13 @@ class AsTyped:
             raise ValueError(str(error)) from error
 
     def _spelled_out(self, args: Sequence[str]) -> Iterator[str]:
-        for arg, following in zip_longest(args, args[1:], fillvalue=""):
-            alone = self._is_switch(arg) and following.lower() not in ("true", "false")
-            yield f"{arg}=true" if alone else re.sub(r"^(--[\w.]+=)None$", r"\1null", arg)
+        waiting = list(args)
+        while waiting:
+            arg = waiting.pop(0)
+            if self._is_switch(arg):
+                given = waiting and waiting[0].lower() in ("true", "false")
+                arg = f"{arg}={waiting.pop(0) if given else 'true'}"
+            yield re.sub(r"^(--[\w.]+=)None$", r"\1null", arg)
 
     def _is_switch(self, arg: str) -> bool:
         return _type_of(self._option_string_actions.get(arg)) is bool
@@ -64,16 +67,14 @@ class CommandParser(AsTyped, ArgumentParser):
         """
         own: list[str] = []
         others: list[str] = []
-        waiting = list(args)
+        waiting = list(self._spelled_out(args))
         while waiting:
             arg = waiting.pop(0)
             name, equals, _ = arg.partition("=")
             action = self._option_string_actions.get(name)
             if action is None:
                 (others if others or arg.startswith("-") else own).append(arg)
-            elif self._is_switch(arg) and waiting and waiting[0].lower() in ("true", "false"):
-                own.append(f"{arg}={waiting.pop(0)}")
-            elif equals or action.nargs == 0 or self._is_switch(arg) or not waiting:
+            elif equals or action.nargs == 0 or not waiting:
                 own.append(arg)
             elif _type_of(action) == list[str] | None:
                 count = next((place for place, value in enumerate(waiting) if value.startswith("-")), len(waiting))
