@@ -75,7 +75,8 @@ def demo(
     if (latents / INDEX_NAME).exists():  # which is written last, before the stage could be recorded
         seconds.setdefault("cache latents", 0.0)
     if stages.keys() - seconds.keys():
-        _carry_out(folder, stages, seconds, generator_name, _generator_seconds(generator, in_generator))
+        steps = settings["generator"]["trainer"]["max_steps"]
+        _carry_out(folder, stages, seconds, generator_name, _generator_seconds(in_generator, steps))
     else:
         print(f"{folder} holds this demo, finished: choose another --output_dir to make it anew")
     _report(folder, tokenizer_dir, generator_dir, seconds)
@@ -130,13 +131,12 @@ def _begin(folder: Path, settings: dict) -> dict[str, float]:
 _REST = 0.2  # of the time that training the generator takes: sampling, measuring, caching latents
 
 
-def _generator_seconds(config: str, args: list[str]) -> float:
-    """What training the generator will take, from a few steps on random latents."""
-    settings = yaml.safe_load(Path(config).read_text())
+def _generator_seconds(args: list[str], steps: int) -> float:
+    """What so many steps of training the generator will take, from a few on random latents."""
     subject = build_subject([*args, "--model.tokenizer.weights=null"], torch.device("cpu"))
     job = TrainJob(subject, subject.data.batch_size, loader=False, plain=False)
     seconds = [stopwatch(job.run, subject.device) for _ in range(4)]
-    return min(seconds) * settings["trainer"]["max_steps"]
+    return min(seconds) * steps
 
 
 def _forecast(others: float) -> list[str]:

@@ -105,7 +105,7 @@ class GeneratorModule(GuardedModule):
     def setup(self, stage: str) -> None:
         model = self.model
         # Also in `fit`, whose first grid may be hours away.
-        self.samples.labels(model.num_classes)
+        label_N = self.samples.labels(model.num_classes)
         schedule = self.samples.schedule(model.schedule)
         model.generator.transformer.check(schedule)
         model.tokenizer.load_weights()
@@ -117,7 +117,7 @@ class GeneratorModule(GuardedModule):
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage == "test" and self.report is not None:
-            self.report.check(len(self.samples.labels(model.num_classes)), model.image_size(schedule))
+            self.report.check(len(label_N), model.image_size(schedule))
 
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer, self.model.generator)
