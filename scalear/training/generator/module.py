@@ -83,10 +83,10 @@ class GeneratorModule(GuardedModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(sampling, TokenSampling) and guidance.start_time != Guidance.start_time:
+        if isinstance(sampling, TokenSampling) and guidance.start_time is not None:
             raise ValueError(
                 f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
-                "leave it out"
+                "leave it out, or set it to null"
             )
         self.model = ImageModel(tokenizer, pyramid, transformer, head, sampling, guidance, label_drop_prob, fast)
         self.optimizer = optimizer
