@@ -39,7 +39,7 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
         )
     if schedules is not None:
         try:
-            model.generator.transformer.check(schedules.draw(seed=0, step=0))
+            model.generator.transformer.check(schedules.draw(seed=0, number=0))
             model.pyramid.check(ScaleSchedule((schedules.final,)), latent_size)
         except ValueError as error:
             raise ValueError(f"model.schedules ({type(schedules).__name__}) does not fit: {error}") from error
