@@ -96,6 +96,13 @@ def files_first(args: Sequence[str]) -> list[str]:
     return [*others[:first], *files, *others[first:]]
 
 
+def config_files(args: Sequence[str]) -> list[str]:
+    """The files of `-c`, in their order."""
+    ordered = files_first(args)
+    found = [(place, re.match(r"(?:-c|--config)(?:=(.*)|$)", arg)) for place, arg in enumerate(ordered)]
+    return [ordered[place + 1] if match[1] is None else match[1] for place, match in found if match]
+
+
 def _at_home(value: Any) -> Any:
     """The same settings; texts that begin as a path in a home folder does are that path."""
     if isinstance(value, Namespace):

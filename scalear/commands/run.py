@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
 from scalear.commands.parser import AsTyped
+from scalear.commands.run_config import parse_run
 from scalear.commands.run_trainer import configuration_errors, trainer_arguments
 from scalear.files import write_bytes
 from scalear.hardware.precision import AUTO
@@ -109,7 +110,7 @@ class ScalearCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Without LightningCLI's warning that `args` are given: they always are."""
-        self.config = parser.parse_args(args)
+        self.config = parse_run(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Names and `auto` become what they mean here, and are recorded like anything typed.
