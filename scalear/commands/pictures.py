@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scalear.commands.parser import CommandParser
 from scalear.commands.trained import add_request, editor_of, request_of
-from scalear.tasks.showcase import PICTURE_NAMES, PictureRequest, draw_pictures
+from scalear.tasks.pictures import PICTURE_NAMES, PictureRequest, draw_pictures
 
 
 def run(args: list[str]) -> None:
