@@ -107,7 +107,7 @@ class GeneratorModule(GuardedModule):
         # Also in `fit`, whose first grid may be hours away.
         label_N = self.samples.labels(model.num_classes)
         schedule = self.samples.schedule(model.schedule)
-        model.generator.transformer.check(schedule)
+        model.check(schedule)
         model.tokenizer.load_weights()
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
@@ -181,15 +181,9 @@ class GeneratorModule(GuardedModule):
         schedule = self.samples.schedule(self.model.schedule)
         return self.model.sample(label_B, SeededDraws(streams, self.device), schedule)
 
-    @torch.no_grad()
     def latent(self, batch: Batch, draws: SeededDraws) -> Tensor:
-        """latent_BChw of images or of cached moments."""
-        tokenizer = self.model.tokenizer
-        moments = batch.inputs.float() if batch.kind == "latents" else tokenizer.moments(batch.inputs)
-        noise = None
-        if self.sample_posterior and tokenizer.has_posterior:
-            noise = draws.normal("posterior", tokenizer.latent_channels, *moments.shape[-2:])
-        return tokenizer.latent(moments, noise)
+        """latent_BChw that a batch is learned as."""
+        return self.model.latent(batch.inputs, batch.kind == "latents", draws if self.sample_posterior else None)
 
     def _loss(self, batch: Batch, streams: list[tuple[int, ...]], schedule: ScaleSchedule) -> Loss:
         draws = SeededDraws(streams, self.device)
