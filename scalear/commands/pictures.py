@@ -1,7 +1,7 @@
 """`scalear pictures`: what a generator of any scale can do, in two pictures."""
 
 from scalear.commands.trained import Trained
-from scalear.tasks.showcase import PictureRequest, draw_pictures
+from scalear.tasks.pictures import PictureRequest, draw_pictures
 
 
 def run(args: list[str]) -> None:

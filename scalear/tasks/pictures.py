@@ -1,4 +1,4 @@
-"""Pictures of what a generator of any scale can do: `flexible.png` and `editing.png` of `make demo-flexvar`.
+"""What `scalear pictures` draws: what a generator of any scale can do, as `flexible.png` and `editing.png`.
 
 Legend: B batch, C image channels, H W pixels.
 """
