@@ -5,14 +5,13 @@ import pydoc
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from scalear.commands.parser import config_files
 from scalear.training.optim import ALTERNATIVES
+from scalear.yaml_files import read_yaml
 
 
 def parse_run(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
@@ -47,8 +46,8 @@ def _replaced(args: Sequence[str]) -> Iterator[str]:
 def _refuse_overlays_alone(args: Sequence[str]) -> None:
     """An overlay changes what stands under it, and alone would be taken for settings of Lightning's base classes."""
     try:
-        configs = {name: yaml.safe_load(Path(name).read_text()) for name in config_files(args)}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        configs = {name: read_yaml(name) for name in config_files(args)}
+    except ValueError:
         return  # the parser says what is wrong with it
     for part in ("model", "data"):
         if any(re.match(rf"--{part}(\.class_path)?(=|$)", arg) for arg in args):
