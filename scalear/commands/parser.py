@@ -87,9 +87,8 @@ def files_first(args: Sequence[str]) -> list[str]:
     waiting = list(args)
     while waiting:
         arg = waiting.pop(0)
-        is_file = bool(re.match(r"(-c|--config)(=|$)", arg))
-        (files if is_file else others).append(arg)
-        if is_file and "=" not in arg and waiting:
+        (files if _is_file_flag(arg) else others).append(arg)
+        if _is_file_flag(arg) and "=" not in arg and waiting:
             files.append(waiting.pop(0))
     files = [re.sub(r"^(--config=|-c=|)(~.*)", lambda found: found[1] + os.path.expanduser(found[2]), f) for f in files]
     first = next((place for place, arg in enumerate(others) if arg.startswith("-")), len(others))
@@ -99,8 +98,12 @@ def files_first(args: Sequence[str]) -> list[str]:
 def config_files(args: Sequence[str]) -> list[str]:
     """The files of `-c`, in their order."""
     ordered = files_first(args)
-    found = [(place, re.match(r"(?:-c|--config)(?:=(.*)|$)", arg)) for place, arg in enumerate(ordered)]
-    return [ordered[place + 1] if match[1] is None else match[1] for place, match in found if match]
+    flags = [(arg, after) for arg, after in zip(ordered, [*ordered[1:], ""], strict=True) if _is_file_flag(arg)]
+    return [arg.partition("=")[2] if "=" in arg else after for arg, after in flags]
+
+
+def _is_file_flag(arg: str) -> bool:
+    return bool(re.match(r"(-c|--config)(=|$)", arg))
 
 
 def _at_home(value: Any) -> Any:
