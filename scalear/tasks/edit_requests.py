@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalear.data.imaging import open_image, standardise
+from scalear.data.decoding import open_image
+from scalear.data.imaging import standardise
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, save_png, to_uint8
 from scalear.files import check_new_file
