@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -54,6 +55,10 @@ class SampleRequest:
                 f"num_per_class {self.num_per_class} says which classes to sample already: leave out classes "
                 f"{self.classes}"
             )
+        if self.label_file is not None and (self.classes is not None or isinstance(self.num_per_class, dict)):
+            raise ValueError(f"label_file {self.label_file} holds every label: leave out classes and num_per_class")
+        if twice := [label for label, count in Counter(self.classes).items() if count > 1]:
+            raise ValueError(f"classes {self.classes} name {twice[0]} twice: num_per_class says how many of each")
         if self.scales is not None:
             ScaleSchedule.parse(self.scales)
 
