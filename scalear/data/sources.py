@@ -109,10 +109,10 @@ class ImageFolder(ImageSource):
 
     def listing(self, seed: int) -> Listing:
         roots = {"train": self.root} if self.val_root is None else {"train": self.root, "val": self.val_root}
-        paths = {split: _find_images(root) for split, root in roots.items()}
+        paths = {split: find_images(root) for split, root in roots.items()}
         if inner := self._split_folders(paths["train"]):
             roots = {split: os.path.join(self.root, folder) for split, folder in inner.items()}
-            paths = {split: _find_images(root) for split, root in roots.items()}
+            paths = {split: find_images(root) for split, root in roots.items()}
         class_names = self._class_names(roots["train"], paths["train"])
         splits = {
             split: _shuffled(self._entries(roots[split], paths[split], class_names, roots["train"]), seed)
@@ -338,7 +338,7 @@ def _read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not a whole idx file of unsigned bytes: {error}; fetch it again") from error
 
 
-def _find_images(root: str) -> list[str]:
+def find_images(root: str) -> list[str]:
     """Paths of all images below `root`, relative to it and sorted."""
     if not os.path.isdir(root):
         raise ValueError(f"{root} is not a folder; give the root of a tree of images")

@@ -119,25 +119,26 @@ def load_samples(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     Raises:
         ValueError: The file is missing, damaged or another one.
     """
-    check_sample_file(path)
-    try:
-        with np.load(path) as archive:
+    with open_sample_file(path) as archive:
+        if "arr_1" not in archive:
+            raise ValueError(f"{path} has no labels (arr_1)")
+        try:
             return archive["arr_0"], archive["arr_1"]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}; write it again") from error
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}; write it again") from error
 
 
 def stored_origin(path: str | Path) -> str:
     """What a sample set says it follows from; nothing where it does not say, or cannot be read."""
     try:
-        with np.load(path) as archive:
+        with open_sample_file(path) as archive:
             return str(archive["origin"])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
         return ""
 
 
-def check_sample_file(path: str | Path) -> None:
-    """Look at what a sample set must have, without reading the images.
+def open_sample_file(path: str | Path) -> np.lib.npyio.NpzFile:
+    """An `.npz` file that holds images (`arr_0`), which are not read yet.
 
     Raises:
         ValueError: The file is missing or another one.
@@ -145,9 +146,11 @@ def check_sample_file(path: str | Path) -> None:
     if not Path(path).is_file():
         raise ValueError(f"no sample set at {path}; write one with `scalear predict`")
     try:
-        with np.load(path) as archive:
-            found = sorted(archive.files)
+        archive = np.load(path)
+        found = sorted(archive.files)
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a sample set: {error}") from error
-    if missing := sorted({"arr_0", "arr_1"} - set(found)):
-        raise ValueError(f"{path} is not a sample set: it has no {missing}, only {found}")
+    if "arr_0" not in found:
+        archive.close()
+        raise ValueError(f"{path} is not a sample set: it has no images (arr_0), only {found}")
+    return archive

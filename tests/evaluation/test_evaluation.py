@@ -10,12 +10,20 @@ from PIL import Image
 from scalear.data.index import DatasetIndex
 from scalear.data.shards import ShardFile
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
-from scalear.evaluation.evaluate import evaluate_samples, summary
-from scalear.evaluation.features import ClassifierFeatures
+from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, summary
+from scalear.evaluation.extractors import ClassifierFeatures
+from scalear.evaluation.feature_set import FeatureSet
 from scalear.evaluation.image_set import ArraySet, SampleSet, ShardSet
 from scalear.evaluation.images import save_samples
-from scalear.evaluation.precision_recall import precision_recall
-from scalear.evaluation.variety import class_variety
+from scalear.evaluation.labels import class_variety
+from scalear.evaluation.manifold import ManifoldMetrics
+from scalear.evaluation.reference import Reference
+
+
+def precision_recall(real, fake, k=3, block_size=512):
+    real, fake = FeatureSet({"pooled": real}), FeatureSet({"pooled": fake})
+    scores = ManifoldMetrics(k, block_size=block_size)(real, fake)
+    return scores["precision"], scores["recall"]
 
 
 def test_precision_and_recall_of_sets_with_a_known_answer():
@@ -41,11 +49,6 @@ def test_precision_and_recall_equal_a_loop_for_any_block_size():
     expected = covered(fake, real), covered(real, fake)
     for block_size in (1, 7, 1024):
         assert precision_recall(real, fake, block_size=block_size) == pytest.approx(expected)
-
-
-def test_precision_and_recall_need_enough_images():
-    with pytest.raises(ValueError, match="more than 3 images, got 2"):
-        precision_recall(torch.randn(10, 2), torch.randn(2, 2))
 
 
 def test_variety_per_class():
@@ -115,16 +118,18 @@ def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
     save_classifier(tmp_path / "classifier.safetensors", ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
     extractor = ClassifierFeatures(str(tmp_path / "classifier.safetensors"), num_features=8)
     real, other = image_set(90, 0, "val"), image_set(90, 1, "train")
-    copies = evaluate_samples(real, real, other, extractor)
+    reference = Reference.of(real)
+    metrics = choose_metrics(default_metrics(), extractor, reference, real)
+    copies = evaluate_samples(real, reference, extractor, metrics, other)
     assert copies["fid"] == pytest.approx(0, abs=1e-6) and copies["fid_floor"] > 1e-7
     assert copies["precision"] == copies["recall"] == copies["variety_min"] == 1.0
 
     collapsed = ArraySet(real.images[real.labels], real.labels, "one image per class")
-    scores = evaluate_samples(collapsed, real, other, extractor, batch_size=32)
-    assert scores["fid"] > scores["fid_floor"] == copies["fid_floor"]
+    scores = evaluate_samples(collapsed, reference, extractor, metrics, other, batch_size=32)
+    assert scores["fid"] > scores["fid_floor"] == pytest.approx(copies["fid_floor"], rel=1e-6)
     assert scores["variety_min"] == pytest.approx(0, abs=1e-6) and scores["recall"] < 0.2
     assert 0 <= scores["accuracy"] <= 1
-    text = summary(scores, collapsed, real, other, extractor)
+    text = summary(scores, collapsed, reference, other, extractor)
     assert all(part in text for part in ("floor", "one image per class", "val", "train", extractor.name))
     with pytest.raises(ValueError, match="as many"):
-        evaluate_samples(real, real, image_set(80, 1, "train"), extractor)
+        evaluate_samples(real, reference, extractor, metrics, image_set(80, 1, "train"))

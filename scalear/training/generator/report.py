@@ -5,9 +5,10 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.index import DatasetIndex
-from scalear.evaluation.evaluate import evaluate_samples, summary
+from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, summary
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
+from scalear.evaluation.reference import Reference
 from scalear.training.run_metrics import write_metrics
 
 
@@ -52,14 +53,16 @@ class SampleReport:
         """Evaluate samples and report. Runs on one rank."""
         reference, floor = self._real(len(samples))
         scores = self.score(samples, reference, floor, module.device)
-        rank_zero_info("\n" + summary(scores, samples, reference, floor, self.extractor))
+        rank_zero_info("\n" + summary(scores, samples, Reference.of(reference), floor, self.extractor))
         protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
         write_metrics(module.trainer, scores | protocol)
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
 
     def score(self, samples: ImageSet, reference: ImageSet, floor: ImageSet, device: torch.device) -> dict[str, float]:
         """Numbers by name, as `evaluate_samples` gives them; further ones by a subclass."""
-        return evaluate_samples(samples, reference, floor, self.extractor, device=device)
+        real = Reference.of(reference)
+        metrics = choose_metrics(default_metrics(), self.extractor, real, samples)
+        return evaluate_samples(samples, real, self.extractor, metrics, floor, device=device)
 
     def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
         """Images to compare samples with, and those that give the floor."""
