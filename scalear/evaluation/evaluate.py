@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.fid import FrechetDistance
@@ -103,6 +104,7 @@ def evaluate_samples(
     floor: ImageSet | None = None,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    ranks: PatientRanks = ALONE,
 ) -> dict[str, float]:
     """Compare samples with real images.
 
@@ -115,19 +117,22 @@ def evaluate_samples(
             a generator can hope for.
         batch_size: Images per pass of the extractor; changes nothing but memory. Default: the extractor's.
         device: Where the extractor runs.
+        ranks: Who shares the extractor's work; all call this at once, and get the same numbers.
 
     Returns:
         Numbers by name; the Frechet distances of the floor as `fid_floor` and so on.
     """
     if floor is not None and len(floor) != len(samples):
         raise ValueError(f"the floor of {len(samples)} samples needs as many real images, got {len(floor)}")
-    real = reference.features(extractor, needs_of(metrics, "real"), batch_size, device)
-    fake = extract(extractor, samples, needs_of(metrics, "fake"), batch_size, device)
-    scores = score(metrics, real, fake)
+    how = {"batch_size": batch_size, "device": device, "ranks": ranks}
+    real = reference.features(extractor, needs_of(metrics, "real"), **how)
+    fake = extract(extractor, samples, needs_of(metrics, "fake"), **how)
+    scores = ranks.first(lambda: score(metrics, real, fake))
     if floor is not None:
         distances = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
-        other = extract(extractor, floor, needs_of(distances, "fake"), batch_size, device)
-        scores |= {f"{name}_floor": value for name, value in score(distances, real, other).items()}
+        other = extract(extractor, floor, needs_of(distances, "fake"), **how)
+        of_floor = ranks.first(lambda: score(distances, real, other))
+        scores |= {f"{name}_floor": value for name, value in of_floor.items()}
     return scores
 
 
