@@ -41,7 +41,7 @@ class GeneratorModule(GuardedModule):
     """A generator on top of a frozen tokenizer.
 
     `fit` learns from images or cached latents; `predict` samples the requested labels into `samples.npz` and
-    `grid.png`; `test` does the same and measures the samples.
+    `grid.png`; `test` does the same and measures the samples. Both go on where a killed job was.
 
     Args:
         tokenizer: Images to latents and back; frozen, and not part of checkpoints.
