@@ -30,6 +30,16 @@ class Needs:
     labels: bool = False
     count: int = 1
 
+    @property
+    def images(self) -> bool:
+        """Whether any image must be looked at."""
+        return bool(self.features or self.labels)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Names of all features."""
+        return self.points | self.statistics
+
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             self.points | other.points,
@@ -72,8 +82,9 @@ def extract(
     needs: Needs,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    rows: range | None = None,
 ) -> FeatureSet:
-    """Features of all images; one batch of images is in memory at a time.
+    """Features of images; one batch of images is in memory at a time.
 
     Args:
         extractor: Network that measures.
@@ -81,20 +92,31 @@ def extract(
         needs: What is kept.
         batch_size: Images per pass; changes nothing but memory. Default: the extractor's.
         device: Where the extractor runs.
+        rows: Places of the images, without gaps: the share of one process, see `FeatureSet.joined`. Default: all.
 
     Raises:
-        ValueError: A file is broken, or the features are not finite.
+        ValueError: A file is broken, or the features are not finite, or they are the same for all images.
     """
-    points = {name: torch.empty(len(images), extractor.widths[name]) for name in needs.points}
+    rows = range(len(images)) if rows is None else rows
+    points = {name: torch.empty(len(rows), extractor.widths[name]) for name in needs.points}
     running = {name: RunningStatistics() for name in needs.statistics}
-    labels, done = torch.empty(len(images), dtype=torch.int64), 0
-    for block in images.blocks(batch_size or extractor.batch_size):
-        rows = slice(done, done + len(block.labels))
+    labels, done = torch.empty(len(rows), dtype=torch.int64), 0
+    for block in images.blocks(batch_size or extractor.batch_size, rows):
+        place = slice(done, done + len(block.labels))
         features = extractor(torch.tensor(block.images, device=device).permute(0, 3, 1, 2))
+        if done == 0 and (block.images != block.images[0]).any() and _constant(features["pooled"]):
+            raise ValueError(
+                f"{extractor.name} gives the same features for different images of {images.name}: its weights are "
+                "damaged, or not trained"
+            )
         for name, kept_NF in points.items():
-            kept_NF[rows] = features[name].cpu()
+            kept_NF[place] = features[name].cpu()
         for name, statistics in running.items():
             statistics.add(features[name])
-        labels[rows] = torch.tensor(block.labels)
-        done = rows.stop
+        labels[place] = torch.tensor(block.labels)
+        done = place.stop
     return FeatureSet(points, {name: statistics.result() for name, statistics in running.items()}, labels)
+
+
+def _constant(features_BF: Tensor) -> bool:
+    return bool((features_BF == features_BF[0]).all())

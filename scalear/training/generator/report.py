@@ -8,7 +8,7 @@ from scalear.data.index import DatasetIndex
 from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, summary
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 from scalear.training.run_metrics import write_metrics
 
 
@@ -51,18 +51,17 @@ class SampleReport:
 
     def measure(self, samples: ImageSet, module: LightningModule) -> None:
         """Evaluate samples and report. Runs on one rank."""
-        reference, floor = self._real(len(samples))
-        scores = self.score(samples, reference, floor, module.device)
-        rank_zero_info("\n" + summary(scores, samples, Reference.of(reference), floor, self.extractor))
+        sides = [Side.of(images) for images in (samples, *self._real(len(samples)))]
+        scores = self.score(*sides, module.device)
+        rank_zero_info("\n" + summary(scores, *sides, self.extractor))
         protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
         write_metrics(module.trainer, scores | protocol)
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
 
-    def score(self, samples: ImageSet, reference: ImageSet, floor: ImageSet, device: torch.device) -> dict[str, float]:
+    def score(self, samples: Side, reference: Side, floor: Side, device: torch.device) -> dict[str, float]:
         """Numbers by name, as `evaluate_samples` gives them; further ones by a subclass."""
-        real = Reference.of(reference)
-        metrics = choose_metrics(default_metrics(), self.extractor, real, samples)
-        return evaluate_samples(samples, real, self.extractor, metrics, floor, device=device)
+        metrics = choose_metrics(default_metrics(), self.extractor, reference, samples)
+        return evaluate_samples(samples, reference, self.extractor, metrics, floor, device=device)
 
     def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
         """Images to compare samples with, and those that give the floor."""
