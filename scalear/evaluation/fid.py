@@ -9,10 +9,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.side import Side
 from scalear.evaluation.statistics import FeatureStatistics, frechet_distance
 from scalear.hardware.float64 import in_float64, widest_float
 
-SMALL = 10_000  # samples, below which FID is mostly bias
+SMALL = 10_000  # images, below which the bias of FID is large
 
 
 class FrechetDistance(SampleMetric):
@@ -37,14 +38,15 @@ class FrechetDistance(SampleMetric):
             a, b = a.scaled(factor_F), b.scaled(factor_F)
         return {self.numbers[0]: frechet_distance(a, b)}
 
-    def cautions(self, extractor: FeatureExtractor, num_real: int | None, num_fake: int) -> list[str]:
-        width = extractor.widths[self.feature]
-        few = [f"{count:,} {side}" for count, side in ((num_fake, "samples"), (num_real, "real images")) if count]
-        few = [text for text, count in zip(few, (num_fake, num_real), strict=False) if count < max(SMALL, width + 1)]
-        if not few:
-            return []
-        singular = ", of which covariances are singular" if min(num_fake, num_real or num_fake) <= width else ""
-        return [f"{self.numbers[0]} of {' and '.join(few)} is too large by its bias{singular}; the field takes 50,000"]
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        number, width, lines = self.numbers[0], extractor.widths[self.feature], []
+        for side, what in ((fake, "samples"), (real, "real images")):
+            count = side.count(self.feature)
+            if count is not None and count <= width:
+                lines.append(f"{number}: {count:,} {what} leave the covariance of {width:,} features singular")
+            elif count is not None and count < SMALL:
+                lines.append(f"{number} of {count:,} {what} is biased upwards: it compares at this count only")
+        return lines
 
 
 class FrechetFeatureDistance(FrechetInceptionDistance):

@@ -3,7 +3,9 @@
 import torch
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
+from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.side import Side
 
 
 class InceptionScore(SampleMetric):
@@ -23,6 +25,11 @@ class InceptionScore(SampleMetric):
         if split_size < 1:
             raise ValueError(f"split_size must be at least 1, got {split_size}")
         self.split_size = split_size
+
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        if len(fake.images) >= self.split_size:
+            return []
+        return [f"is of {len(fake.images):,} samples, fewer than a split of {self.split_size:,}, is biased downwards"]
 
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """`is`, the mean over splits, and `is_std`, their standard deviation; not bound to `real`."""

@@ -38,9 +38,9 @@ def write_samples(folder):
 @pytest.mark.parametrize(
     "make", [write_shards, write_folder, write_samples, lambda folder: ArraySet(IMAGES, np.arange(23) % 3, "array")]
 )
-@pytest.mark.parametrize("start, stop", [(0, None), (0, 10), (10, 20), (20, None), (23, 23), (5, 5)])
+@pytest.mark.parametrize("start, stop", [(0, 23), (0, 10), (10, 20), (20, 23)])
 def test_a_part_of_a_set_is_that_part_in_blocks(tmp_path, make, start, stop):
-    blocks = list(make(tmp_path).blocks(4, start, stop))
+    blocks = list(make(tmp_path).blocks(4, range(start, stop)))
     expected = IMAGES[start:stop]
     assert [len(block.images) for block in blocks] == [
         len(expected[first : first + 4]) for first in range(0, len(expected), 4)

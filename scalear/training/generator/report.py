@@ -9,7 +9,7 @@ from scalear.distributed.patient_ranks import PatientRanks
 from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, summary
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 from scalear.training.run_metrics import write_metrics
 
 
@@ -52,26 +52,20 @@ class SampleReport:
 
     def measure(self, samples: ImageSet, module: LightningModule, ranks: PatientRanks) -> None:
         """Evaluate samples and report. Runs on all ranks, which share the work."""
-        reference, floor = self._real(len(samples))
-        scores = self.score(samples, reference, floor, module.device, ranks)
-        rank_zero_info("\n" + summary(scores, samples, Reference.of(reference), floor, self.extractor))
+        sides = [Side.of(images) for images in (samples, *self._real(len(samples)))]
+        scores = self.score(*sides, module.device, ranks)
+        rank_zero_info("\n" + summary(scores, *sides, self.extractor))
         protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
         if ranks.rank == 0:
             write_metrics(module.trainer, scores | protocol)
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
 
     def score(
-        self,
-        samples: ImageSet,
-        reference: ImageSet,
-        floor: ImageSet,
-        device: torch.device,
-        ranks: PatientRanks,
+        self, samples: Side, reference: Side, floor: Side, device: torch.device, ranks: PatientRanks
     ) -> dict[str, float]:
         """Numbers by name, as `evaluate_samples` gives them; further ones by a subclass."""
-        real = Reference.of(reference)
-        metrics = choose_metrics(default_metrics(), self.extractor, real, samples)
-        return evaluate_samples(samples, real, self.extractor, metrics, floor, device=device, ranks=ranks)
+        metrics = choose_metrics(default_metrics(), self.extractor, reference, samples)
+        return evaluate_samples(samples, reference, self.extractor, metrics, floor, device=device, ranks=ranks)
 
     def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
         """Images to compare samples with, and those that give the floor."""
