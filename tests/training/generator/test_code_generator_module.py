@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_generator_module import assert_equal_states, fit, load, make_trainer
 from tokenizer_fixtures import make_residual, make_vq
 
-from scalear.evaluation.features import ClassifierFeatures
+from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.images import load_samples
 from scalear.guidance import Guidance
 from scalear.models.positions import GridPositions, LevelPositions
