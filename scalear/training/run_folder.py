@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from scalear.training.interruption import checkpoint_folder
 from scalear.training.named_checkpoints import REQUEUED, checkpoints_of, identity
+from scalear.yaml_files import parse_yaml
 
 _REMEDY = "choose another --trainer.default_root_dir, or replace {} with --force"
 _IDENTITY = "weights: "
@@ -86,7 +86,7 @@ def _differences(
     line = next((line[2:] for line in text.splitlines() if line.startswith(f"# {_IDENTITY}")), None)
     if line != record_line(weights):
         yield f"{(line or 'unknown weights').removeprefix(_IDENTITY)} there, {identity(weights)} here"
-    there, here = _settings(yaml.safe_load(text)), _settings(config)
+    there, here = _settings(parse_yaml(text)), _settings(config)
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name) and not any(f"{name}.".startswith(f"{part}.") for part in ignored):
             yield f"{name} {there.get(name)} there, {here.get(name)} here"

@@ -10,7 +10,8 @@ from pack_fixtures import decode, make_tree, noise, pack_here, samples
 from PIL import Image, features
 
 from scalear.data import imaging
-from scalear.data.imaging import center_crop, open_image, standardise
+from scalear.data.decoding import open_image
+from scalear.data.imaging import center_crop, standardise
 from scalear.data.sources import ImageFolder
 
 PICTURE = noise((24, 16))
