@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scalear.models.attention import CrossAttention, Rotary, RotaryAttention
 from scalear.models.blocks import AdaLNBlock
 from scalear.models.layers import GatedMlp, require_heads, zero_linear
-from scalear.models.norms import modulate, rms_norm
+from scalear.models.norms import AdaLN, rms_norm
 from scalear.scales import ScaleSchedule
 
 
@@ -82,7 +82,7 @@ class CrossAttentionBlock(FlowBlock):
     def __init__(self, dim: int, hidden_dim: int, schedule: ScaleSchedule, num_heads: int) -> None:
         super().__init__()
         rotary = rotary_positions(dim, schedule, num_heads)
-        self.norm = rms_norm(dim, affine=False)
+        self.adaln = AdaLN(rms_norm(dim, affine=False))
         self.attention = attention_in_scales(dim, num_heads, rotary)
         self.attention_modulation = zero_linear(dim, 3 * dim)
         self.query_norm = rms_norm(dim, affine=True)
@@ -106,11 +106,11 @@ class CrossAttentionBlock(FlowBlock):
         cond_BLE, keys = state
         # Time is the same for all tokens of a scale: the linear map is applied before it is spread over them.
         gate, scale, shift = spread(self.attention_modulation(F.silu(time_BKE)), schedule).chunk(3, dim=-1)
-        x_BLE = x_BLE + gate * self.attention(modulate(self.norm(x_BLE), shift, scale), schedule)
+        x_BLE = x_BLE + gate * self.attention(self.adaln(x_BLE, shift, scale), schedule)
         x_BLE = x_BLE + self.cross_attention(self.query_norm(x_BLE), keys, schedule)
         both_BLE = F.silu(spread(time_BKE, schedule) + cond_BLE)
         gate, scale, shift = self.mlp_modulation(both_BLE).chunk(3, dim=-1)
-        return x_BLE + gate * self.mlp(modulate(self.norm(x_BLE), shift, scale))
+        return x_BLE + gate * self.mlp(self.adaln(x_BLE, shift, scale))
 
 
 def rotary_positions(dim: int, schedule: ScaleSchedule, num_heads: int) -> Rotary:
