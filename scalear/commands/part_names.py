@@ -5,7 +5,7 @@ All that has a place in a config of scalear stands here; parts of other packages
 
 from scalear.data import datamodule, sources
 from scalear.evaluation import features, fid
-from scalear.models import blocks, flow_blocks, flow_head, mamba, norms, positions, token_head, var_block
+from scalear.models import blocks, flow_head, injections, mamba, norms, positions, token_head, var_block
 from scalear.tokenizers import autoencoder, diffusers_adapters, discriminator, gaussian, perceptual, quantizer, residual
 from scalear.training import classifier_module, ema
 from scalear.training.generator import module as generator_module
@@ -24,10 +24,10 @@ __all__ = [
     "ema",
     "features",
     "fid",
-    "flow_blocks",
     "flow_head",
     "gaussian",
     "generator_module",
+    "injections",
     "latent_writer",
     "mamba",
     "norms",
