@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 
 from scalear.class_paths import Part
 from scalear.commands.parser import function_parser
-from scalear.files import atomic_file
+from scalear.files import atomic_file, check_new_file
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.converted import load_conversion, save_conversion
 from scalear.interop.official.families import FAMILIES, family_named, pick
 from scalear.interop.official.reading import read_official
+from scalear.yaml_files import read_yaml
 
 _Family = Literal[*FAMILIES]
 
@@ -42,10 +42,7 @@ def convert(
         ValueError: A file is missing, damaged or in the way; or the weights do not fit. Nothing is written then.
     """
     source, output = Path(source), Path(output)
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: name the file to write")
-    if output.exists() and not force:
-        raise ValueError(f"{output} is there already: choose another name, or replace it with --force")
+    check_new_file(output, force)
     if reverse:
         conversion = load_conversion(source, family)
         official = revert_state(conversion)
@@ -66,10 +63,7 @@ def _read_config(path: str | Path | None, family: str) -> dict:
     """Keyword arguments of `convert_state` that a config file stands for."""
     if path is None:
         return {}
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the config {path}: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold official constructor arguments as `name: value`, or a config of ours")
     return {"config": _part_of(str(path), family)} if "model" in content else {"arguments": content}
@@ -83,9 +77,9 @@ def _part_of(path: str, family: str) -> Part:
 
     wanted = family_named(family).part
     with torch.device("meta"):
-        cli = PartsOnly(["fit", "-c", path])
-    cli._dump_config()
-    given, module = cli.config_dump["model"]["init_args"], cli.config_init["fit"].model
+        parts = PartsOnly(["-c", path])
+    parts._dump_config()
+    given, module = parts.config_dump["model"]["init_args"], parts.config_init.model
     if wanted == "tokenizer" and "tokenizer" in given:
         part = given["tokenizer"]
         return {**part, "init_args": {key: value for key, value in part["init_args"].items() if key != "weights"}}

@@ -4,12 +4,12 @@ All that has a place in a config of scalear stands here; parts of other packages
 """
 
 from scalear.data import datamodule, sources
-from scalear.evaluation import features, fid
+from scalear.evaluation import extractors, fid, inception_score, kid, labels, manifold
 from scalear.models import blocks, flow_blocks, flow_head, mamba, norms, positions, token_head, var_block
 from scalear.tokenizers import autoencoder, diffusers_adapters, discriminator, gaussian, perceptual, quantizer, residual
 from scalear.training import classifier_module, ema
 from scalear.training.generator import module as generator_module
-from scalear.training.generator import pictures
+from scalear.training.generator import sample_grid
 from scalear.training.tokenizer import codebook, latent_writer, scale_picture
 from scalear.training.tokenizer import module as tokenizer_module
 
@@ -22,20 +22,24 @@ __all__ = [
     "diffusers_adapters",
     "discriminator",
     "ema",
-    "features",
+    "extractors",
     "fid",
     "flow_blocks",
     "flow_head",
     "gaussian",
     "generator_module",
+    "inception_score",
+    "kid",
+    "labels",
     "latent_writer",
     "mamba",
+    "manifold",
     "norms",
     "perceptual",
-    "pictures",
     "positions",
     "quantizer",
     "residual",
+    "sample_grid",
     "scale_picture",
     "sources",
     "token_head",

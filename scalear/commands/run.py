@@ -1,16 +1,17 @@
 """`scalear fit`, `validate`, `test` and `predict`: LightningCLI, with one folder per run."""
 
 import warnings
+from argparse import SUPPRESS
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
 from scalear.commands.parser import AsTyped
+from scalear.commands.run_config import parse_run
 from scalear.commands.run_trainer import configuration_errors, trainer_arguments
 from scalear.files import write_bytes
 from scalear.hardware.precision import AUTO
@@ -19,10 +20,11 @@ from scalear.training.classifier_module import ClassifierModule
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.loggers import log_config
 from scalear.training.named_checkpoints import named_checkpoint
-from scalear.training.run_folder import check_new_run, check_results, record_line
+from scalear.training.run_folder import check_new_run, check_results, record_line, sample_origin
 from scalear.training.run_precision import RunTrainer, resolve_precision
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
+from scalear.yaml_files import parse_yaml
 
 _VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
 
@@ -53,11 +55,11 @@ class SaveStageConfig(SaveConfigCallback):
         config = self.parser.dump(config, skip_none=False)
         stage = trainer.state.fn.value
         write_bytes(Path(trainer.default_root_dir, f"{stage}.yaml"), config.encode())
-        log_config(trainer.loggers, stage, yaml.safe_load(config), "\n".join(_VERSIONS) + "\n\n" + config)
+        log_config(trainer.loggers, stage, parse_yaml(config), "\n".join(_VERSIONS) + "\n\n" + config)
 
 
 class RunParser(AsTyped, LightningArgumentParser):
-    """Options of `scalear {fit,validate,test,predict}`."""
+    """Options of `scalear {fit,validate,test,predict}`, and of commands that build the parts of a config."""
 
 
 class ScalearCLI(LightningCLI):
@@ -68,10 +70,10 @@ class ScalearCLI(LightningCLI):
     Args:
         args: The command line, from the command's name on.
         run: Carry the command out; False reads a config only, and then no name comes first.
-        prog: The words before the options.
+        parser: What the parser is made with: `prog`, the words before the options, and `description`.
     """
 
-    def __init__(self, args: list[str], run: bool = True, prog: str = "scalear") -> None:
+    def __init__(self, args: list[str], run: bool = True, **parser: str) -> None:
         self._command = args[0] if run else None
         super().__init__(
             LightningModule,
@@ -92,7 +94,7 @@ class ScalearCLI(LightningCLI):
             args=args,
             run=run,
             parser_class=RunParser,
-            parser_kwargs={"prog": prog, "exit_on_error": False},
+            parser_kwargs={"prog": "scalear", "exit_on_error": False} | parser,
         )
 
     def subcommands(self) -> dict[str, set[str]]:
@@ -108,7 +110,7 @@ class ScalearCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Without LightningCLI's warning that `args` are given: they always are."""
-        self.config = parser.parse_args(args)
+        self.config = parse_run(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Names and `auto` become what they mean here, and are recorded like anything typed.
@@ -156,16 +158,20 @@ class ScalearCLI(LightningCLI):
             raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
 
     def _check_what_is_there(self, path: str | None) -> None:
-        folder = self.trainer.default_root_dir
-        if self._get(self.config_init, "force") or self.trainer.fast_dev_run:
+        folder, force = self.trainer.default_root_dir, self._get(self.config_init, "force")
+        if self.trainer.fast_dev_run:
             return
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and not force:
             exports = [Path(folder, EXPORT_NAME)] if isinstance(self.model, TokenizerModule) else []
             exports += [self.model.export_path] if isinstance(self.model, ClassifierModule) else []
             check_new_run(self.trainer, path, exports)
         elif self.subcommand in ("test", "predict"):
             self._dump_config()
-            check_results(self.subcommand, folder, self.config_dump, path or getattr(self.model, "weights", None))
+            weights = path or getattr(self.model, "weights", None)
+            if not force:
+                check_results(self.subcommand, folder, self.config_dump, weights)
+            if isinstance(self.model, GeneratorModule):
+                self.model.know_samples_by(sample_origin(self.config_dump, weights), anew=force)
 
     def _has_weights(self) -> bool:
         """Whether the model reads its weights from a file of its own, so that it needs no checkpoint."""
@@ -187,16 +193,32 @@ class ScalearCLI(LightningCLI):
 
 
 class PartsOnly(ScalearCLI):
-    """Builds model and data of a config, and no trainer."""
+    """Model and data of a config as `fit` makes them, from the same seed, and no trainer.
+
+    Args:
+        args: Options as `fit` takes them.
+        parser: As of `ScalearCLI`.
+    """
+
+    def __init__(self, args: list[str], **parser: str) -> None:
+        super().__init__(args, run=False, **parser)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lets configs have all that those of runs have; what there is no use for is not in the help."""
+        for action in parser._actions:
+            if action.dest.startswith("trainer"):
+                action.help = SUPPRESS
+        for name in ("ckpt_path", "force", "weights_only", "verbose", "return_predictions"):
+            if f"--{name}" not in parser._option_string_actions:
+                parser.add_argument(f"--{name}", type=str | bool | None, help=SUPPRESS)
 
     def before_instantiate_classes(self) -> None: ...
 
     def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate_classes(self.config)
+        with configuration_errors():
+            self.config_init = self.parser.instantiate_classes(self.config)
 
     def after_instantiate_classes(self) -> None: ...
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
 
 
 def run(args: list[str]) -> None:

@@ -30,7 +30,7 @@ from scalear.hardware import float64
 from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.objective import TokenizerLoss
 from scalear.training.ema import EMA
-from scalear.training.generator.pictures import SampleGrid
+from scalear.training.generator.sample_grid import SampleGrid
 from scalear.training.tokenizer.codebook import CodebookCare
 
 float64._WITHOUT_FLOAT64.add(NAME)

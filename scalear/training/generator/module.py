@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalear.data.batch import Batch
+from scalear.distributed.patient_ranks import PatientRanks
 from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
 from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
@@ -28,9 +29,10 @@ from scalear.schedules import ScheduleSampler
 from scalear.token_sampling import TokenSampling
 from scalear.tokenizers.base import Tokenizer
 from scalear.training.frozen import freeze
-from scalear.training.generator.checks import check_data, check_fingerprint
+from scalear.training.generator.checks import check_all_batches, check_data, check_fingerprint
 from scalear.training.generator.report import SampleReport
-from scalear.training.generator.samples import SampleRequest, SampleStore
+from scalear.training.generator.sample_store import Origin, SampleStore
+from scalear.training.generator.samples import SampleRequest
 from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.optim import OptimizerSettings
 
@@ -39,7 +41,7 @@ class GeneratorModule(GuardedModule):
     """A generator on top of a frozen tokenizer.
 
     `fit` learns from images or cached latents; `predict` samples the requested labels into `samples.npz` and
-    `grid.png`; `test` does the same and measures the samples.
+    `grid.png`; `test` does the same and measures the samples. Both go on where a killed job was.
 
     Args:
         tokenizer: Images to latents and back; frozen, and not part of checkpoints.
@@ -52,8 +54,8 @@ class GeneratorModule(GuardedModule):
         samples: What `test` and `predict` sample.
         label_drop_prob: Share of training samples whose label becomes the null class.
         report: How `test` measures samples; None writes them only.
-        schedules: Draws the scales of every training step; None trains on those of the generator. Validation and
-            sampling use the generator's, unless `samples` names others.
+        schedules: Draws the scales of every training step, or batch; None trains on those of the generator. Validation
+            and sampling use the generator's, unless `samples` names others.
         sample_posterior: Train on samples of the tokenizer's posterior instead of its mode.
         weights: File of `scalear convert` to start from, or to sample from without a checkpoint. In `fit`, tables of
             another number of classes or other scales than the file's start afresh.
@@ -83,10 +85,10 @@ class GeneratorModule(GuardedModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(sampling, TokenSampling) and guidance.start_time != Guidance.start_time:
+        if isinstance(sampling, TokenSampling) and guidance.start_time is not None:
             raise ValueError(
                 f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
-                "leave it out"
+                "leave it out, or set it to null"
             )
         self.model = ImageModel(tokenizer, pyramid, transformer, head, sampling, guidance, label_drop_prob, fast)
         self.optimizer = optimizer
@@ -97,7 +99,11 @@ class GeneratorModule(GuardedModule):
         self.weights = weights
         self.seed = seed
         self._fingerprint = ""
-        self._store: SampleStore | None = None  # of `test` and `predict`
+        # Of `test` and `predict`
+        self._origin: Origin | None = None
+        self._anew = False
+        self._ranks: PatientRanks | None = None
+        self._store: SampleStore | None = None
         freeze(self, "model.tokenizer")
         if compile:
             compile_blocks(self.model.generator)
@@ -107,7 +113,7 @@ class GeneratorModule(GuardedModule):
         # Also in `fit`, whose first grid may be hours away.
         label_N = self.samples.labels(model.num_classes)
         schedule = self.samples.schedule(model.schedule)
-        model.generator.transformer.check(schedule)
+        model.check(schedule)
         model.tokenizer.load_weights()
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
@@ -118,6 +124,21 @@ class GeneratorModule(GuardedModule):
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage == "test" and self.report is not None:
             self.report.check(len(label_N), model.image_size(schedule))
+        if stage in ("test", "predict"):
+            check_all_batches(self.trainer)
+            shape = (*model.image_size(schedule), model.tokenizer.image_channels)
+            self._ranks = PatientRanks.connect()
+            self._store = SampleStore(self.trainer.default_root_dir, label_N, shape, self._origin)
+            self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
+
+    def know_samples_by(self, origin: Origin, anew: bool = False) -> None:
+        """Let `test` and `predict` find samples again that are there; by default they begin anew.
+
+        Args:
+            origin: What their samples follow from.
+            anew: Sample also what is complete.
+        """
+        self._origin, self._anew = origin, anew
 
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer, self.model.generator)
@@ -131,11 +152,13 @@ class GeneratorModule(GuardedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout alone draws from the global generator; a resumed run drops what the uninterrupted one would have.
         torch.manual_seed(stream_seed((self.seed, DROPOUT, int(batch.position[0]))))
-        schedule = self.model.schedule
+        schedule, per_batch = self.model.schedule, False
         if self.schedules is not None:
-            schedule = self.schedules.draw(self.seed, self.trainer.global_step)
+            per_batch = self.schedules.per_batch
+            number = int(batch.position[0]) if per_batch else self.trainer.global_step
+            schedule = self.schedules.draw(self.seed, number)
         loss = self._loss(batch, [(self.seed, TRAINING, position) for position in batch.position.tolist()], schedule)
-        for name, value in mean_losses(self.trainer, _loss_terms(loss), batch).items():
+        for name, value in mean_losses(self.trainer, _loss_terms(loss), batch, names_differ=per_batch).items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return loss.total
 
@@ -150,44 +173,32 @@ class GeneratorModule(GuardedModule):
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
 
-    def on_test_start(self) -> None:
-        self._store = SampleStore(
-            self.trainer.default_root_dir, self.samples.labels(self.model.num_classes), self.trainer
-        )
+    def test_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
+        first, label_B = batch
+        places = range(first, first + len(label_B))
+        if not self._store.has(places):
+            image_BCHW = self.generate_images(label_B, [(self.samples.seed, place) for place in places])
+            self._store.add(first, to_uint8(image_BCHW))
 
-    def on_predict_start(self) -> None:
-        self.on_test_start()
-
-    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        index_B, label_B = batch
-        streams = [(self.samples.seed, index) for index in index_B.tolist()]
-        self._store.add(index_B, to_uint8(self.generate_images(label_B, streams)))
-
-    def predict_step(self, batch: list[Tensor], batch_idx: int) -> None:
+    def predict_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
         self.test_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self._store.close(self.samples)
-        if self.report is not None and self.trainer.is_global_zero:
-            self.report.measure(SampleSet(self._store.path, self.model.num_classes), self)
+        self.on_predict_epoch_end()
+        if self.report is not None and self._store.complete:
+            self.report.measure(SampleSet(self._store.path, self.model.num_classes), self, self._ranks)
 
     def on_predict_epoch_end(self) -> None:
-        self._store.close(self.samples)
+        self._store.complete = self._ranks.first(lambda: self._store.pack(self.samples))
 
     def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
         """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams."""
         schedule = self.samples.schedule(self.model.schedule)
         return self.model.sample(label_B, SeededDraws(streams, self.device), schedule)
 
-    @torch.no_grad()
     def latent(self, batch: Batch, draws: SeededDraws) -> Tensor:
-        """latent_BChw of images or of cached moments."""
-        tokenizer = self.model.tokenizer
-        moments = batch.inputs.float() if batch.kind == "latents" else tokenizer.moments(batch.inputs)
-        noise = None
-        if self.sample_posterior and tokenizer.has_posterior:
-            noise = draws.normal("posterior", tokenizer.latent_channels, *moments.shape[-2:])
-        return tokenizer.latent(moments, noise)
+        """latent_BChw that a batch is learned as."""
+        return self.model.latent(batch.inputs, batch.kind == "latents", draws if self.sample_posterior else None)
 
     def _loss(self, batch: Batch, streams: list[tuple[int, ...]], schedule: ScaleSchedule) -> Loss:
         draws = SeededDraws(streams, self.device)

@@ -5,9 +5,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.index import DatasetIndex
-from scalear.evaluation.evaluate import evaluate_samples, summary
+from scalear.distributed.patient_ranks import PatientRanks
+from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, summary
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
+from scalear.evaluation.side import Side
 from scalear.training.run_metrics import write_metrics
 
 
@@ -48,18 +50,22 @@ class SampleReport:
                 f"{side}x{side}: set model.report.data_dir to such images, or model.report to null to sample only"
             )
 
-    def measure(self, samples: ImageSet, module: LightningModule) -> None:
-        """Evaluate samples and report. Runs on one rank."""
-        reference, floor = self._real(len(samples))
-        scores = self.score(samples, reference, floor, module.device)
-        rank_zero_info("\n" + summary(scores, samples, reference, floor, self.extractor))
+    def measure(self, samples: ImageSet, module: LightningModule, ranks: PatientRanks) -> None:
+        """Evaluate samples and report. Runs on all ranks, which share the work."""
+        sides = [Side.of(images) for images in (samples, *self._real(len(samples)))]
+        scores = self.score(*sides, module.device, ranks)
+        rank_zero_info("\n" + summary(scores, *sides, self.extractor))
         protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
-        write_metrics(module.trainer, scores | protocol)
+        if ranks.rank == 0:
+            write_metrics(module.trainer, scores | protocol)
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
 
-    def score(self, samples: ImageSet, reference: ImageSet, floor: ImageSet, device: torch.device) -> dict[str, float]:
+    def score(
+        self, samples: Side, reference: Side, floor: Side, device: torch.device, ranks: PatientRanks
+    ) -> dict[str, float]:
         """Numbers by name, as `evaluate_samples` gives them; further ones by a subclass."""
-        return evaluate_samples(samples, reference, floor, self.extractor, device=device)
+        metrics = choose_metrics(default_metrics(), self.extractor, reference, samples)
+        return evaluate_samples(samples, reference, self.extractor, metrics, floor, device=device, ranks=ranks)
 
     def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
         """Images to compare samples with, and those that give the floor."""

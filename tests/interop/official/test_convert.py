@@ -4,15 +4,14 @@ import argparse
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from parity_case import Case
+from cli_fixtures import ROOT
+from parity_case import FOLDER, Case
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_parity import FOLDER
 
 from scalear.__main__ import main
 from scalear.class_paths import settings_part
@@ -27,7 +26,7 @@ from scalear.tokenizers.conv import ConvShape
 from scalear.tokenizers.gaussian import Gaussian
 from scalear.tokenizers.weights import load_tokenizer
 
-KL16_CONFIG = Path(__file__).parents[2] / "configs/imagenet256/tokenizer-kl16.yaml"
+KL16_CONFIG = ROOT / "configs/imagenet256/tokenizer-kl16.yaml"
 
 
 class Touch:
@@ -119,6 +118,17 @@ def test_statistics_that_cannot_be_derived_are_carried(tmp_path, capsys):
     assert convert(capsys, tmp_path / "ours.safetensors", tmp_path / "back.pth", "--reverse")[0] == 0
     hits = "quantize.ema_vocab_hit_SV"
     assert torch.equal(torch.load(tmp_path / "back.pth", weights_only=True)[hits], case.state()[hits])
+
+
+def test_numbers_of_a_config_are_numbers(tmp_path, capsys):
+    case, path = Case(FOLDER / "flexvar-a.safetensors"), tmp_path / "arguments.yaml"
+    source = saved(case.state("var"), tmp_path / "flexvar.pth")
+    given = yaml.safe_dump({"patch_nums": case.constructor["var_kwargs"]["patch_nums"]})
+    for number, expected in (("1e-6", 0), ("1e-5", 2)):
+        path.write_text(f"{given}norm_eps: {number}")
+        code, text = convert(capsys, source, tmp_path / f"{number}.safetensors", "--config", path)
+        assert code == expected, text
+    assert "norm_eps 1e-05 is not supported" in text
 
 
 def test_a_config_of_ours_says_what_the_file_must_fit(kl16, tmp_path, capsys):

@@ -1,0 +1,45 @@
+"""Inception Score: how sure a classifier is of each sample, and how varied its verdicts are."""
+
+import torch
+
+from scalear.evaluation.feature_set import FeatureSet, Needs
+from scalear.evaluation.features import FeatureExtractor
+from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.side import Side
+
+
+class InceptionScore(SampleMetric):
+    """exp(E KL(p(y|x) || p(y))) (Salimans et al. 2016, section 4), averaged over consecutive splits.
+
+    As ADM takes it: samples in the order of their file, a last split that may be smaller, and the Inception network's
+    logits without their bias.
+
+    Args:
+        split_size: Samples of a split.
+    """
+
+    numbers = ("is", "is_std")
+    fake = Needs(points=frozenset({"logits"}))
+
+    def __init__(self, split_size: int = 5000) -> None:
+        if split_size < 1:
+            raise ValueError(f"split_size must be at least 1, got {split_size}")
+        self.split_size = split_size
+
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        if len(fake.images) >= self.split_size:
+            return []
+        return [f"is of {len(fake.images):,} samples, fewer than a split of {self.split_size:,}, is biased downwards"]
+
+    def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        """`is`, the mean over splits, and `is_std`, their standard deviation; not bound to `real`."""
+        scores = []
+        for logits_BK in fake.points["logits"].split(self.split_size):
+            log_p_BK = logits_BK.double().log_softmax(dim=1)
+            p_BK = log_p_BK.exp()
+            log_mean_K = p_BK.mean(dim=0).log()
+            # 0 log 0 is 0: a class that no sample has counts nothing.
+            kl_BK = torch.where(p_BK > 0, p_BK * (log_p_BK - log_mean_K), 0.0)
+            scores.append(kl_BK.sum(dim=1).mean().exp())
+        score = torch.stack(scores)
+        return {"is": score.mean().item(), "is_std": score.std(correction=0).item()}
