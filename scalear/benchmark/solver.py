@@ -104,7 +104,7 @@ def compare_solvers(
     Args:
         options: What is compared, on how many images.
         config: Name of the config.
-        subject: Its parts.
+        subject: Its parts: a generator's.
         load: Gives the module its trained weights.
 
     Returns:
@@ -113,7 +113,7 @@ def compare_solvers(
     Raises:
         ValueError: It is no flow head, a solver does not fit its scales, or files are missing.
     """
-    if subject.model is None or subject.model.generator.head.sampling_type is not FlowSolver:
+    if subject.model.generator.head.sampling_type is not FlowSolver:
         raise ValueError("`benchmark solver` compares flow solvers: take the config of a FlowAR generator")
     schedule = subject.model.schedule
     for solver in options.candidates:

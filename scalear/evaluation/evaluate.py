@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.fid import FrechetDistance
@@ -111,6 +112,7 @@ def evaluate_samples(
     floor: Side | None = None,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    ranks: PatientRanks = ALONE,
 ) -> dict[str, float]:
     """Compare samples with real images.
 
@@ -123,6 +125,7 @@ def evaluate_samples(
             a generator can hope for.
         batch_size: Images per pass of the extractor; changes nothing but memory. Default: the extractor's.
         device: Where the extractor runs.
+        ranks: Who shares the extractor's work; all call this at once, and get the same numbers.
 
     Returns:
         Numbers by name; the Frechet distances of the floor as `fid_floor` and so on.
@@ -134,13 +137,15 @@ def evaluate_samples(
         raise ValueError(
             f"the floor of {samples.count('pooled')} samples needs as many real images, got {floor.count('pooled')}"
         )
-    real = reference.features(extractor, needs_of(metrics, "real"), batch_size, device)
-    fake = samples.features(extractor, needs_of(metrics, "fake"), batch_size, device)
-    scores = score(metrics, real, fake)
+    how = {"batch_size": batch_size, "device": device, "ranks": ranks}
+    real = reference.features(extractor, needs_of(metrics, "real"), **how)
+    fake = samples.features(extractor, needs_of(metrics, "fake"), **how)
+    scores = ranks.first(lambda: score(metrics, real, fake))
     if floor is not None:
         distances = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
-        other = floor.features(extractor, needs_of(distances, "fake"), batch_size, device)
-        scores |= {f"{name}_floor": value for name, value in score(distances, real, other).items()}
+        other = floor.features(extractor, needs_of(distances, "fake"), **how)
+        of_floor = ranks.first(lambda: score(distances, real, other))
+        scores |= {f"{name}_floor": value for name, value in of_floor.items()}
     return scores
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet
 from scalear.evaluation.statistics import FeatureStatistics, RunningStatistics
@@ -116,6 +117,27 @@ def extract(
         labels[place] = torch.tensor(block.labels)
         done = place.stop
     return FeatureSet(points, {name: statistics.result() for name, statistics in running.items()}, labels)
+
+
+def extract_together(
+    extractor: FeatureExtractor,
+    images: ImageSet,
+    needs: Needs,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    ranks: PatientRanks = ALONE,
+) -> FeatureSet:
+    """As `extract`, but all ranks share the work; rank 0 gets the features, the others none.
+
+    Images go through the network in the batches of one process, whose rounding so stays the same.
+    """
+    batch_size = batch_size or extractor.batch_size
+    batches = -(-len(images) // batch_size)
+    first, last = (number * batches // ranks.count for number in (ranks.rank, ranks.rank + 1))
+    rows = range(first * batch_size, min(last * batch_size, len(images)))
+    part = extract(extractor, images, needs, batch_size, device, rows) if rows else None
+    parts = [part for part in ranks.gather(part) or [FeatureSet()] if part is not None]
+    return parts[0] if len(parts) == 1 else FeatureSet.joined(parts)
 
 
 def _constant(features_BF: Tensor) -> bool:

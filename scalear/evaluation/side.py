@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from scalear.evaluation.feature_set import FeatureSet, Needs, extract
+from scalear.distributed.patient_ranks import ALONE, PatientRanks
+from scalear.evaluation.feature_set import FeatureSet, Needs, extract_together
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, SampleSet, image_set
 from scalear.evaluation.statistics import FeatureStatistics
@@ -94,9 +95,12 @@ class Side:
         needs: Needs,
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
+        ranks: PatientRanks = ALONE,
     ) -> FeatureSet:
-        """What is needed of it, by `extract` as far as it is not stored."""
+        """What is needed of it, by `extract_together` as far as it is not stored."""
         stored = {name: self.statistics[name] for name in needs.statistics & self.statistics.keys()}
         rest = self.unstored(needs)
-        seen = extract(extractor, self.images, rest, batch_size, device) if rest.images else FeatureSet()
+        seen = FeatureSet()
+        if rest.images:
+            seen = extract_together(extractor, self.images, rest, batch_size, device, ranks)
         return dataclasses.replace(seen, statistics={**seen.statistics, **stored})

@@ -5,6 +5,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.index import DatasetIndex
+from scalear.distributed.patient_ranks import PatientRanks
 from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, summary
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, ShardSet
@@ -49,19 +50,22 @@ class SampleReport:
                 f"{side}x{side}: set model.report.data_dir to such images, or model.report to null to sample only"
             )
 
-    def measure(self, samples: ImageSet, module: LightningModule) -> None:
-        """Evaluate samples and report. Runs on one rank."""
+    def measure(self, samples: ImageSet, module: LightningModule, ranks: PatientRanks) -> None:
+        """Evaluate samples and report. Runs on all ranks, which share the work."""
         sides = [Side.of(images) for images in (samples, *self._real(len(samples)))]
-        scores = self.score(*sides, module.device)
+        scores = self.score(*sides, module.device, ranks)
         rank_zero_info("\n" + summary(scores, *sides, self.extractor))
         protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
-        write_metrics(module.trainer, scores | protocol)
+        if ranks.rank == 0:
+            write_metrics(module.trainer, scores | protocol)
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
 
-    def score(self, samples: Side, reference: Side, floor: Side, device: torch.device) -> dict[str, float]:
+    def score(
+        self, samples: Side, reference: Side, floor: Side, device: torch.device, ranks: PatientRanks
+    ) -> dict[str, float]:
         """Numbers by name, as `evaluate_samples` gives them; further ones by a subclass."""
         metrics = choose_metrics(default_metrics(), self.extractor, reference, samples)
-        return evaluate_samples(samples, reference, self.extractor, metrics, floor, device=device)
+        return evaluate_samples(samples, reference, self.extractor, metrics, floor, device=device, ranks=ranks)
 
     def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
         """Images to compare samples with, and those that give the floor."""
