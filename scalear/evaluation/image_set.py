@@ -180,9 +180,8 @@ class FolderSet(ImageSet):
     labelled = False
 
     def __init__(self, folder: str | Path) -> None:
-        paths = find_images(str(folder))
         self.name = str(folder)
-        self._paths = [Path(path) for path in sorted(paths, key=_by_numbers)]
+        self._paths = [Path(path) for path in sorted(find_images(str(folder)), key=_by_numbers)]
         sizes, modes = zip(*map(_header, self._paths), strict=True)
         (width, height), _ = Counter(sizes).most_common(1)[0]
         if odd := next((place for place, size in enumerate(sizes) if size != (width, height)), None):
