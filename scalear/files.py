@@ -122,6 +122,23 @@ def check_free(folder: str | Path, force: bool) -> None:
         raise ValueError(f"{folder} is not empty; choose another folder, or replace it with force (--force true)")
 
 
+def check_free_file(path: str | Path, force: bool) -> None:
+    """Refuse to write a file where something is.
+
+    Args:
+        path: Of the file.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        ValueError: There is a folder; or a file, which is not to be replaced.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the file to write")
+    if path.is_file() and not force:
+        raise ValueError(f"{path} is there already: choose another name, or replace it with --force")
+
+
 def _new_name(path: Path) -> Path:
     """A name that no other process takes, on whichever machine: their numbers would repeat in containers."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")

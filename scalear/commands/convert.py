@@ -8,7 +8,7 @@ import yaml
 
 from scalear.class_paths import Part
 from scalear.commands.parser import function_parser
-from scalear.files import atomic_file
+from scalear.files import atomic_file, check_free_file
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.converted import load_conversion, save_conversion
 from scalear.interop.official.families import FAMILIES, family_named, pick
@@ -42,10 +42,7 @@ def convert(
         ValueError: A file is missing, damaged or in the way; or the weights do not fit. Nothing is written then.
     """
     source, output = Path(source), Path(output)
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: name the file to write")
-    if output.exists() and not force:
-        raise ValueError(f"{output} is there already: choose another name, or replace it with --force")
+    check_free_file(output, force)
     if reverse:
         conversion = load_conversion(source, family)
         official = revert_state(conversion)

@@ -3,12 +3,12 @@
 from dataclasses import fields
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 
 from scalear.commands import part_names  # noqa: F401  (which may stand in the config)
 from scalear.commands.parser import CommandParser, add_checkpoint, add_ignored
+from scalear.hardware.machine import best_device
 from scalear.hardware.precision import AUTO, Precision
 from scalear.tasks.editing import Editor
 from scalear.training.checkpoints import load_weights
@@ -60,5 +60,5 @@ def editor_of(options: Namespace, threshold: float = 0.5) -> Editor:
     editor = Editor(module.model, threshold)
     run = {"default_root_dir": "runs/default"} | (options.trainer or {})
     load_weights(module, named_checkpoint(options.ckpt_path, run, "this command"))
-    module.to(torch.accelerator.current_accelerator(check_available=True) or "cpu").eval()
+    module.to(best_device()).eval()
     return editor

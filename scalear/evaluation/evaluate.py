@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from scalear.evaluation.bootstrap import intervals, resampled_needs
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.fid import FrechetDistance
@@ -32,20 +33,18 @@ def default_metrics() -> list[SampleMetric]:
     ]
 
 
-def obstacle(metric: SampleMetric, extractor: FeatureExtractor, real: Reference, fake: ImageSet) -> str | None:
+def obstacle(metric: SampleMetric, extractor: FeatureExtractor, real: Reference, fake: Reference) -> str | None:
     """Why these images cannot have a metric; None if they can."""
-    sides = {"samples": (metric.fake, fake), "real images": (metric.real, real.images)}
-    for side, (needs, images) in sides.items():
-        stored = real.statistics.keys() if side == "real images" else set()
+    for what, needs, side in (("samples", metric.fake, fake), ("real images", metric.real, real)):
         if unknown := (needs.points | needs.statistics) - extractor.widths.keys():
             return f"{extractor.name} gives no {' and '.join(sorted(unknown))} features"
-        seen = needs.points | (needs.statistics - stored)
-        if (seen or needs.labels) and images is None:
-            return f"it needs the real images, and {real.name} holds statistics alone"
-        if seen and len(images) < needs.count:
-            return f"it needs {needs.count} {side} or more, got {len(images)}"
-        if needs.labels and not images.labelled:
-            return f"the {side} have no labels"
+        seen = needs.points | (needs.statistics - side.statistics.keys())
+        if (seen or needs.labels) and side.images is None:
+            return f"it needs the {what}, and {side.name} holds statistics alone"
+        if seen and len(side.images) < needs.count:
+            return f"it needs {needs.count} {what} or more, got {len(side.images)}"
+        if needs.labels and not side.images.labelled:
+            return f"the {what} have no labels"
     if metric.needs_labels_known and not extractor.knows_labels:
         return f"{extractor.name} does not know the classes that labels count"
     return None
@@ -55,7 +54,7 @@ def choose_metrics(
     metrics: Sequence[SampleMetric],
     extractor: FeatureExtractor,
     real: Reference,
-    fake: ImageSet,
+    fake: ImageSet | Reference,
     asked: Sequence[str] | None = None,
 ) -> list[SampleMetric]:
     """Those that these images can have, found out before the work begins.
@@ -70,7 +69,9 @@ def choose_metrics(
     Raises:
         ValueError: One that was asked for cannot be had, or nobody knows it; the sides do not compare.
     """
+    fake = Reference.of(fake)
     real.check(extractor, fake.image_shape)
+    fake.check(extractor)
     known = {number: metric for metric in metrics for number in metric.numbers}
     if unknown := sorted(set(asked or ()) - known.keys()):
         raise ValueError(f"there is no metric {unknown[0]!r}; there are {', '.join(known)}")
@@ -96,11 +97,12 @@ def score(metrics: Sequence[SampleMetric], real: FeatureSet, fake: FeatureSet) -
 
 
 def evaluate_samples(
-    samples: ImageSet,
+    samples: ImageSet | Reference,
     reference: Reference,
     extractor: FeatureExtractor,
     metrics: Sequence[SampleMetric],
     floor: ImageSet | None = None,
+    resamples: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
@@ -113,31 +115,27 @@ def evaluate_samples(
         metrics: What is measured: of `choose_metrics`.
         floor: Other real images (of the training split), as many as samples, and measured like them: the best that
             a generator can hope for.
+        resamples: How often samples are drawn anew for the `intervals` of the numbers; 0: no intervals.
         batch_size: Images per pass of the extractor; changes nothing but memory. Default: the extractor's.
         device: Where the extractor runs.
 
     Returns:
-        Numbers by name; the Frechet distances of the floor as `fid_floor` and so on.
+        Numbers by name; the Frechet distances of the floor as `fid_floor` and so on; ends of intervals as `fid_low`
+        and `fid_high`.
     """
-    if floor is not None and len(floor) != len(samples):
-        raise ValueError(f"the floor of {len(samples)} samples needs as many real images, got {len(floor)}")
+    samples = Reference.of(samples)
+    if floor is not None and len(floor) != samples.count():
+        raise ValueError(f"the floor of {samples.count()} samples needs as many real images, got {len(floor)}")
+    if resamples and samples.statistics:
+        raise ValueError(f"intervals need the features of samples, and {samples.name} is known by its statistics")
     real = reference.features(extractor, needs_of(metrics, "real"), batch_size, device)
-    fake = extract(extractor, samples, needs_of(metrics, "fake"), batch_size, device)
+    needs = needs_of(metrics, "fake") | (resampled_needs(metrics) if resamples else Needs())
+    fake = samples.features(extractor, needs, batch_size, device)
     scores = score(metrics, real, fake)
+    if resamples:
+        scores |= intervals(metrics, real, fake, scores, resamples)
     if floor is not None:
         distances = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
         other = extract(extractor, floor, needs_of(distances, "fake"), batch_size, device)
         scores |= {f"{name}_floor": value for name, value in score(distances, real, other).items()}
     return scores
-
-
-def summary(
-    scores: dict[str, float], samples: ImageSet, reference: Reference, floor: ImageSet, extractor: FeatureExtractor
-) -> str:
-    """What was measured, with which network, against what; FID never without its floor."""
-    others = ", ".join(f"{name} {scores[name]:.3f}" for name in scores if name not in ("fid", "fid_floor"))
-    return (
-        f"FID {scores['fid']:.3f} (floor {scores['fid_floor']:.3f}), {others}\n"
-        f"{len(samples):,} samples ({samples.name}) against {reference.count('pooled'):,} real images "
-        f"({reference.name}); floor: {len(floor):,} ({floor.name}); {extractor.name}"
-    )

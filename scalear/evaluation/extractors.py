@@ -76,7 +76,7 @@ class InceptionFeatures(FeatureExtractor):
         weights: Path of `pt_inception-2015-12-05-6726825d.pth`, or `random:SEED`.
     """
 
-    kind = "inception"
+    kind = "inception TF-2015"
     batch_size = 64
 
     def __init__(self, weights: str = INCEPTION_WEIGHTS) -> None:
@@ -94,7 +94,8 @@ class InceptionFeatures(FeatureExtractor):
         if not Path(self.weights).is_file():
             raise ValueError(
                 f"no Inception weights at {self.weights}; get pt_inception-2015-12-05-6726825d.pth from "
-                "torch-fidelity's release page and put it there, or set the extractor's `weights` to its path"
+                "torch-fidelity's release page and put it there, or set the extractor's `weights` to its path; other "
+                "extractors are fashion and timm:MODEL"
             )
         try:
             network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
@@ -201,5 +202,6 @@ def extractor_named(name: str, weights: str | None = None) -> FeatureExtractor:
     if name == "inception":
         return InceptionFeatures(weights or INCEPTION_WEIGHTS)
     if name == "fashion":
-        return ClassifierFeatures(weights or FASHION_WEIGHTS)
+        path = weights or FASHION_WEIGHTS
+        return ClassifierFeatures(path, load_classifier(path).num_features)
     raise ValueError(f"there is no extractor {name!r}: take inception, fashion or timm:MODEL")

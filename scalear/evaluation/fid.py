@@ -9,6 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.reference import Reference
 from scalear.evaluation.statistics import FeatureStatistics, frechet_distance
 from scalear.hardware.float64 import in_float64, widest_float
 
@@ -37,14 +38,15 @@ class FrechetDistance(SampleMetric):
             a, b = a.scaled(factor_F), b.scaled(factor_F)
         return {self.numbers[0]: frechet_distance(a, b)}
 
-    def cautions(self, extractor: FeatureExtractor, num_real: int | None, num_fake: int) -> list[str]:
+    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
         width = extractor.widths[self.feature]
-        few = [f"{count:,} {side}" for count, side in ((num_fake, "samples"), (num_real, "real images")) if count]
-        few = [text for text, count in zip(few, (num_fake, num_real), strict=False) if count < max(SMALL, width + 1)]
+        counts = {"samples": fake.count(self.feature), "real images": real.count(self.feature)}
+        few = {side: count for side, count in counts.items() if count and count < max(SMALL, width + 1)}
         if not few:
             return []
-        singular = ", of which covariances are singular" if min(num_fake, num_real or num_fake) <= width else ""
-        return [f"{self.numbers[0]} of {' and '.join(few)} is too large by its bias{singular}; the field takes 50,000"]
+        of = " and ".join(f"{count:,} {side}" for side, count in few.items())
+        singular = ", of which covariances are singular" if min(few.values()) <= width else ""
+        return [f"{self.numbers[0]} of {of} is too large by its bias{singular}; the field takes 50,000"]
 
 
 class FrechetFeatureDistance(FrechetInceptionDistance):

@@ -8,10 +8,11 @@ import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,10 @@ class ImageSet(ABC):
     """H, W, C."""
     labelled: bool
     """Whether every image has a class."""
+    labels: NDArray[np.int64] | None
+    """(N,), where they are known before the images are read; -1 where there is no class."""
+    origin: Mapping[str, Any] = MappingProxyType({})
+    """Of samples, as far as it is known: weights and settings that they follow from, by dotted names."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -102,30 +107,30 @@ class SampleSet(ImageSet):
     Args:
         path: The file: `arr_0` uint8 (N, H, W, C); `arr_1` (N,), the classes, may be missing.
         num_classes: Classes of the model that was sampled; greater labels (the null class) become -1.
+        count: Take the first so many, no more than there are; by default all.
 
     Raises:
         ValueError: It is missing or no sample set.
     """
 
-    def __init__(self, path: str | Path, num_classes: int | None = None) -> None:
-        self.name = Path(path).name
+    def __init__(self, path: str | Path, num_classes: int | None = None, count: int | None = None) -> None:
+        self.name = Path(path).name if count is None else f"first {count:,} of {Path(path).name}"
         self._path = path
         with open_sample_file(path) as archive:
             labels = archive["arr_1"].astype(np.int64) if "arr_1" in archive else None
         with self._open() as (_, shape):
             count, *self.image_shape = shape
         self.image_shape = tuple(self.image_shape)
-        self._labels = np.full(count, -1) if labels is None else labels
-        if self._labels.shape != (count,):
-            raise ValueError(
-                f"{path} holds {count} images and labels of shape {self._labels.shape}, must be ({count},)"
-            )
+        self.labels = np.full(count, -1) if labels is None else labels
+        if self.labels.shape != (count,):
+            raise ValueError(f"{path} holds {count} images and labels of shape {self.labels.shape}, must be ({count},)")
         if num_classes is not None:
-            self._labels[self._labels >= num_classes] = -1
-        self.labelled = bool((self._labels >= 0).all())
+            self.labels[self.labels >= num_classes] = -1
+        self.labels = self.labels[:count]
+        self.labelled = bool((self.labels >= 0).all())
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def fingerprint(self) -> str:
         return _sha256([self._path])
@@ -133,7 +138,7 @@ class SampleSet(ImageSet):
     def blocks(self, size: int) -> Iterator[Block]:
         with self._open() as (file, _):
             for start in range(0, len(self), size):
-                labels = self._labels[start : start + size]
+                labels = self.labels[start : start + size]
                 content = file.read(len(labels) * math.prod(self.image_shape))
                 yield Block(np.frombuffer(content, np.uint8).reshape(-1, *self.image_shape), labels)
 
@@ -167,7 +172,7 @@ class FolderSet(ImageSet):
         ValueError: There are no images, of several sizes, or a file is none.
     """
 
-    labelled = False
+    labelled, labels = False, None
 
     def __init__(self, folder: str | Path) -> None:
         paths = find_images(str(folder))
@@ -227,6 +232,7 @@ class ShardSet(ImageSet):
             raise ValueError(
                 f"need {self._count} images of {split!r} in {data_dir}, which holds {available} {index.kind}"
             )
+        self.labels = None
         self.image_shape = (index.image_size, index.image_size, index.image_channels)
         self.labelled = index.num_classes > 0
         which = "all" if self._count == available else f"first {self._count:,}, class by class,"
@@ -281,6 +287,8 @@ def image_set(place: str, split: str | None = None) -> ImageSet:
         return ShardSet(path, split)
     if path.is_dir():
         return FolderSet(path)
+    if not path.exists():
+        raise ValueError(f"there is nothing at {place}: name an .npz file, a folder of images, or one of shards")
     return SampleSet(path)
 
 

@@ -1,9 +1,12 @@
 """Inception Score: how sure a classifier is of each sample, and how varied its verdicts are."""
 
+import numpy as np
 import torch
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
+from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.reference import Reference
 
 
 class InceptionScore(SampleMetric):
@@ -36,3 +39,18 @@ class InceptionScore(SampleMetric):
             scores.append(kl_BK.sum(dim=1).mean().exp())
         score = torch.stack(scores)
         return {"is": score.mean().item(), "is_std": score.std(correction=0).item()}
+
+    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
+        count, size = fake.count(), self.split_size
+        found = []
+        if count % size:
+            found.append(f"is takes splits of {size:,} samples, and the last one has {count % size:,}: it is too small")
+        if (labels := fake.images.labels) is not None:
+            classes = len(np.unique(labels))
+            seen = [len(np.unique(labels[start : start + size])) for start in range(0, count - size + 1, size)]
+            if seen and min(seen) < 0.9 * min(classes, size):  # some are missing by chance where labels are drawn
+                found.append(
+                    f"is takes splits of {size:,} samples in their order, and one has {min(seen)} of {classes} "
+                    "classes: it is too small; let the classes take turns"
+                )
+        return found

@@ -3,13 +3,27 @@
 Legend: N images, F features, K classes.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.metric import SampleMetric
 
 BLOCK = 4096  # images whose features are in float64 at a time
+
+
+def balance_cautions(label_N: NDArray[np.int64]) -> list[str]:
+    """What is to be known of numbers of samples with these labels, where real images have all classes alike."""
+    count_K = np.bincount(label_N)
+    most, least = int(count_K.argmax()), int(count_K.argmin())
+    if count_K[most] <= 2 * count_K.mean() and count_K[least] > 0:  # as much happens where labels are drawn
+        return []
+    return [
+        f"classes are not sampled alike: {count_K[most]:,} samples are of class {most}, {count_K[least]:,} of class "
+        f"{least}; numbers are those of such a mixture"
+    ]
 
 
 class LabelAccuracy(SampleMetric):

@@ -13,6 +13,7 @@ from torch import Tensor
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.reference import Reference
 
 
 class ManifoldMetrics(SampleMetric):
@@ -27,6 +28,7 @@ class ManifoldMetrics(SampleMetric):
     """
 
     numbers = ("precision", "recall", "density", "coverage")
+    drawn_again = False  # a sample that is there twice is its own neighbour
 
     def __init__(self, k: int = 3, density_k: int = 5, block_size: int = 512) -> None:
         if min(k, density_k, block_size) < 1:
@@ -56,12 +58,12 @@ class ManifoldMetrics(SampleMetric):
             "coverage": (nearest_N < wide_N).double().mean().item(),
         }
 
-    def cautions(self, extractor: FeatureExtractor, num_real: int | None, num_fake: int) -> list[str]:
-        if num_real == num_fake:
+    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
+        if real.count() == fake.count():
             return []
         return [
-            f"precision, recall, density and coverage of {num_fake:,} samples against {num_real:,} real images compare "
-            "with those at the same two counts only"
+            f"precision, recall, density and coverage of {fake.count():,} samples against {real.count():,} real images "
+            "compare with those at the same two counts only"
         ]
 
     def _radii(self, points_NF: Tensor, ks: tuple[int, ...]) -> list[Tensor]:

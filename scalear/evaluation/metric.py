@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
+from scalear.evaluation.reference import Reference
 
 
 class SampleMetric(ABC):
@@ -21,11 +22,13 @@ class SampleMetric(ABC):
     """What it must know of the samples."""
     needs_labels_known: ClassVar[bool] = False
     """Whether only an extractor that `knows_labels` can serve it."""
+    drawn_again: ClassVar[bool] = True
+    """Whether it means the same of samples drawn with replacement, some of them twice: see `bootstrap`."""
 
     @abstractmethod
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """The numbers by name; one that these images cannot give may be left out."""
 
-    def cautions(self, extractor: FeatureExtractor, num_real: int | None, num_fake: int) -> list[str]:
-        """What is to be known of the numbers at these counts, one line each; None: of unknown count."""
+    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
+        """What is to be known of the numbers of these images, one line each."""
         return []

@@ -1,10 +1,11 @@
-"""What samples are compared with: real images, statistics that a file holds of them, or both.
+"""Either side of a comparison: images, statistics that a file holds of them, or both.
 
 Files are `.npz` with `mu` (F,) and `sigma` (F, F), as the field has them; ADM's also hold `mu_s` and `sigma_s` of the
 spatial features, and 10,000 images in `arr_0`, which are not those that the statistics were taken over.
 """
 
 import dataclasses
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 
 import scalear
+from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract
 from scalear.evaluation.features import FeatureExtractor
-from scalear.evaluation.image_set import ImageSet, SampleSet, image_set
+from scalear.evaluation.image_set import ImageSet, SampleSet, ShardSet, image_set
 from scalear.evaluation.statistics import FeatureStatistics
 from scalear.files import atomic_file
 
@@ -48,7 +50,7 @@ class StatisticsRecord:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images, known by their features.
+    """Images, real ones or samples, known by their features.
 
     Attributes:
         name: What they are, for tables.
@@ -63,9 +65,9 @@ class Reference:
     record: StatisticsRecord | None = None
 
     @classmethod
-    def of(cls, images: ImageSet) -> "Reference":
-        """Images alone."""
-        return cls(images.name, images)
+    def of(cls, images: "ImageSet | Reference") -> "Reference":
+        """Images alone; what is a reference already stays one."""
+        return images if isinstance(images, Reference) else cls(images.name, images)
 
     @classmethod
     def open(cls, place: str, split: str | None = None) -> "Reference":
@@ -102,7 +104,17 @@ class Reference:
             return self.statistics[feature].count
         return None if self.images is None else len(self.images)
 
-    def check(self, extractor: FeatureExtractor, image_shape: tuple[int, int, int]) -> None:
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the files that the images come from, or of the statistics."""
+        if self.images is not None:
+            return self.images.fingerprint()
+        total = hashlib.sha256()
+        for statistics in self.statistics.values():
+            total.update(statistics.mean_F.numpy())
+            total.update(statistics.covariance_FF.numpy())
+        return total.hexdigest()
+
+    def check(self, extractor: FeatureExtractor, image_shape: tuple[int, int, int] | None = None) -> None:
         """Refuse to compare what does not compare.
 
         Raises:
@@ -110,8 +122,8 @@ class Reference:
         """
         if self.record is not None and self.record.extractor != extractor.name:
             raise ValueError(
-                f"the statistics in {self.name} are of {self.record.extractor}, and samples would be measured with "
-                f"{extractor.name}: take the same extractor, or write them anew with `scalear stats`"
+                f"the statistics in {self.name} are of {self.record.extractor}, and the other side would be measured "
+                f"with {extractor.name}: take the same extractor, or write them anew with `scalear stats`"
             )
         for name, statistics in self.statistics.items():
             width = extractor.widths.get(name, len(statistics.mean_F))
@@ -120,7 +132,7 @@ class Reference:
                     f"{self.name} holds statistics of {len(statistics.mean_F)} {name} features, {extractor.name} gives "
                     f"{width}: they are another network's"
                 )
-        if self.image_shape is not None and self.image_shape[:2] != tuple(image_shape[:2]):
+        if self.image_shape and image_shape and self.image_shape[:2] != tuple(image_shape[:2]):
             sizes = ["x".join(map(str, shape[:2])) for shape in (image_shape, self.image_shape)]
             raise ValueError(f"samples are {sizes[0]} pixels, the real images of {self.name} {sizes[1]}")
 
@@ -138,6 +150,30 @@ class Reference:
             return FeatureSet(statistics=stored)
         seen = extract(extractor, self.images, rest, batch_size, device)
         return dataclasses.replace(seen, statistics=seen.statistics | stored)
+
+
+def floor_of(place: str, split: str | None, count: int | None) -> ImageSet | None:
+    """Other real images than those of `Reference.open(place, split)`, to measure like samples.
+
+    Of shards they come from the largest other split; of a file with statistics and images they are the images.
+
+    Args:
+        place: Of the reference.
+        split: Of shards.
+        count: How many; None if that is not known.
+
+    Returns:
+        So many images; None where there are none or too few.
+    """
+    if count is None:
+        return None
+    if (Path(place) / INDEX_NAME).is_file():
+        index = DatasetIndex.load(place)
+        other = max(index.splits.keys() - {split}, key=index.num_samples, default=None)
+        return ShardSet(place, other, count) if other and index.num_samples(other) >= count else None
+    reference = Reference.open(place)
+    has_others = reference.statistics and reference.images is not None and len(reference.images) >= count
+    return SampleSet(place, count=count) if has_others else None
 
 
 def write_statistics(path: str | Path, images: ImageSet, extractor: FeatureExtractor, seen: FeatureSet) -> None:
@@ -175,6 +211,8 @@ def _statistics(path: Path, mean_F: np.ndarray, covariance_FF: np.ndarray) -> Fe
         )
     if not (np.isfinite(mean_F).all() and np.isfinite(covariance_FF).all()):
         raise ValueError(f"the statistics in {path} are not finite")
+    if not covariance_FF.any():
+        raise ValueError(f"the statistics in {path} are of features that are all the same")
     return FeatureStatistics(*(torch.from_numpy(array.astype(np.float64)) for array in (mean_F, covariance_FF)))
 
 
