@@ -19,7 +19,7 @@ from scalear.training.classifier_module import ClassifierModule
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.loggers import log_config
 from scalear.training.named_checkpoints import named_checkpoint
-from scalear.training.run_folder import check_new_run, check_results, record_line
+from scalear.training.run_folder import check_new_run, check_results, record_line, sample_origin
 from scalear.training.run_precision import RunTrainer, resolve_precision
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
@@ -156,16 +156,20 @@ class ScalearCLI(LightningCLI):
             raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
 
     def _check_what_is_there(self, path: str | None) -> None:
-        folder = self.trainer.default_root_dir
-        if self._get(self.config_init, "force") or self.trainer.fast_dev_run:
+        folder, force = self.trainer.default_root_dir, self._get(self.config_init, "force")
+        if self.trainer.fast_dev_run:
             return
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and not force:
             exports = [Path(folder, EXPORT_NAME)] if isinstance(self.model, TokenizerModule) else []
             exports += [self.model.export_path] if isinstance(self.model, ClassifierModule) else []
             check_new_run(self.trainer, path, exports)
         elif self.subcommand in ("test", "predict"):
             self._dump_config()
-            check_results(self.subcommand, folder, self.config_dump, path or getattr(self.model, "weights", None))
+            weights = path or getattr(self.model, "weights", None)
+            if not force:
+                check_results(self.subcommand, folder, self.config_dump, weights)
+            if isinstance(self.model, GeneratorModule):
+                self.model.know_samples_by(sample_origin(self.config_dump, weights), anew=force)
 
     def _has_weights(self) -> bool:
         """Whether the model reads its weights from a file of its own, so that it needs no checkpoint."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalear.data.batch import Batch
+from scalear.distributed.patience import PatientRanks
 from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
 from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
@@ -28,9 +29,10 @@ from scalear.schedules import ScheduleSampler
 from scalear.token_sampling import TokenSampling
 from scalear.tokenizers.base import Tokenizer
 from scalear.training.frozen import freeze
-from scalear.training.generator.checks import check_data, check_fingerprint
+from scalear.training.generator.checks import check_all_batches, check_data, check_fingerprint
 from scalear.training.generator.report import SampleReport
-from scalear.training.generator.samples import SampleRequest, SampleStore
+from scalear.training.generator.sample_store import Origin, SampleStore
+from scalear.training.generator.samples import SampleRequest
 from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.optim import OptimizerSettings
 
@@ -97,7 +99,11 @@ class GeneratorModule(GuardedModule):
         self.weights = weights
         self.seed = seed
         self._fingerprint = ""
-        self._store: SampleStore | None = None  # of `test` and `predict`
+        # Of `test` and `predict`
+        self._origin: Origin | None = None
+        self._anew = False
+        self._ranks: PatientRanks | None = None
+        self._store: SampleStore | None = None
         freeze(self, "model.tokenizer")
         if compile:
             compile_blocks(self.model.generator)
@@ -118,6 +124,21 @@ class GeneratorModule(GuardedModule):
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage == "test" and self.report is not None:
             self.report.check(len(label_N), model.image_size(schedule))
+        if stage in ("test", "predict"):
+            check_all_batches(self.trainer)
+            shape = (*model.image_size(schedule), model.tokenizer.image_channels)
+            self._ranks = PatientRanks()
+            self._store = SampleStore(self.trainer.default_root_dir, label_N, shape, self._origin)
+            self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
+
+    def know_samples_by(self, origin: Origin, anew: bool = False) -> None:
+        """Let `test` and `predict` find samples again that are there; by default they begin anew.
+
+        Args:
+            origin: What their samples follow from.
+            anew: Sample also what is complete.
+        """
+        self._origin, self._anew = origin, anew
 
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer, self.model.generator)
@@ -150,29 +171,23 @@ class GeneratorModule(GuardedModule):
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
 
-    def on_test_start(self) -> None:
-        self._store = SampleStore(
-            self.trainer.default_root_dir, self.samples.labels(self.model.num_classes), self.trainer
-        )
+    def test_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
+        first, label_B = batch
+        places = range(first, first + len(label_B))
+        if not self._store.has(places):
+            image_BCHW = self.generate_images(label_B, [(self.samples.seed, place) for place in places])
+            self._store.add(first, to_uint8(image_BCHW))
 
-    def on_predict_start(self) -> None:
-        self.on_test_start()
-
-    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        index_B, label_B = batch
-        streams = [(self.samples.seed, index) for index in index_B.tolist()]
-        self._store.add(index_B, to_uint8(self.generate_images(label_B, streams)))
-
-    def predict_step(self, batch: list[Tensor], batch_idx: int) -> None:
+    def predict_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
         self.test_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self._store.close(self.samples)
-        if self.report is not None and self.trainer.is_global_zero:
+        self.on_predict_epoch_end()
+        if self.report is not None and self._store.complete and self.trainer.is_global_zero:
             self.report.measure(SampleSet(self._store.path, self.model.num_classes), self)
 
     def on_predict_epoch_end(self) -> None:
-        self._store.close(self.samples)
+        self._store.complete = self._ranks.first(lambda: self._store.pack(self.samples))
 
     def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
         """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams."""
