@@ -62,6 +62,7 @@ def evaluate(
         raise ValueError(f"need --bootstrap >= 0 and --batch_size >= 1, got {bootstrap} and {batch_size}")
     fake, real = Reference.open(samples, samples_split), Reference.open(reference, reference_split)
     network = extractor_named(extractor, weights)
+    _ = network.network  # whose file may be missing
     asked = [name for part in metrics for name in part.split(",")] if metrics else None
     chosen = choose_metrics([*default_metrics(), *(more_metrics or [])], network, real, fake, asked)
     floor = floor_of(reference, reference_split, fake.count())

@@ -202,6 +202,6 @@ def extractor_named(name: str, weights: str | None = None) -> FeatureExtractor:
     if name == "inception":
         return InceptionFeatures(weights or INCEPTION_WEIGHTS)
     if name == "fashion":
-        path = weights or FASHION_WEIGHTS
-        return ClassifierFeatures(path, load_classifier(path).num_features)
+        weights = weights or FASHION_WEIGHTS
+        return ClassifierFeatures(weights, load_classifier(weights).num_features)
     raise ValueError(f"there is no extractor {name!r}: take inception, fashion or timm:MODEL")

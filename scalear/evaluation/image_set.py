@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import re
 import zipfile
@@ -22,7 +23,7 @@ from scalear.data.imaging import open_image, standardise
 from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.data.reader import ImageShard, open_shard
 from scalear.data.sources import find_images
-from scalear.evaluation.images import open_sample_file
+from scalear.evaluation.images import open_sample_file, stored_origin
 
 
 class Block(NamedTuple):
@@ -127,6 +128,7 @@ class SampleSet(ImageSet):
         if num_classes is not None:
             self.labels[self.labels >= num_classes] = -1
         self.labels = self.labels[:count]
+        self.origin = _origin(path)
         self.labelled = bool((self.labels >= 0).all())
 
     def __len__(self) -> int:
@@ -290,6 +292,14 @@ def image_set(place: str, split: str | None = None) -> ImageSet:
     if not path.exists():
         raise ValueError(f"there is nothing at {place}: name an .npz file, a folder of images, or one of shards")
     return SampleSet(path)
+
+
+def _origin(path: str | Path) -> dict[str, Any]:
+    try:
+        found = json.loads(stored_origin(path))
+    except ValueError:  # it says nothing
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _parts(path: str) -> list[str]:

@@ -129,11 +129,11 @@ def sampling_words(origin: Mapping[str, Any]) -> list[str]:
     """
     words = []
     if "model.guidance.weight" in origin:
-        words.append(f"cfg {origin['model.guidance.weight']:g}")
+        words.append(f"cfg {origin['model.guidance.weight']}")
     sampling = {name.removeprefix("model.sampling."): value for name, value in origin.items() if "sampling." in name}
     if "num_steps" in sampling:
-        grid = "" if sampling["grid"] == "uniform" else f" {sampling['grid']}"
-        words.append(f"{sampling['method']} {sampling['num_steps']}{grid}")
+        grid = sampling.get("grid", "uniform")
+        words.append(f"{sampling.get('method')} {sampling['num_steps']}{'' if grid == 'uniform' else f' {grid}'}")
     for name, off in {"temperature": 1.0, "top_k": None, "top_p": 1.0}.items():
         if sampling.get(name, off) != off:
             words.append(f"{name.replace('_', '-')} {sampling[name]}")

@@ -114,11 +114,11 @@ class Reference:
             total.update(statistics.covariance_FF.numpy())
         return total.hexdigest()
 
-    def check(self, extractor: FeatureExtractor, image_shape: tuple[int, int, int] | None = None) -> None:
-        """Refuse to compare what does not compare.
+    def check(self, extractor: FeatureExtractor, image_shape: tuple[int, ...] | None = None) -> None:
+        """Refuse to compare what does not compare with images of (H, W) or (H, W, C).
 
         Raises:
-            ValueError: The statistics are another network's, or images are of another size than (H, W, C).
+            ValueError: The statistics are another network's, or images are of another size.
         """
         if self.record is not None and self.record.extractor != extractor.name:
             raise ValueError(
@@ -134,7 +134,7 @@ class Reference:
                 )
         if self.image_shape and image_shape and self.image_shape[:2] != tuple(image_shape[:2]):
             sizes = ["x".join(map(str, shape[:2])) for shape in (image_shape, self.image_shape)]
-            raise ValueError(f"samples are {sizes[0]} pixels, the real images of {self.name} {sizes[1]}")
+            raise ValueError(f"samples are {sizes[0]} pixels, the real images ({self.name}) {sizes[1]}")
 
     def features(
         self,
