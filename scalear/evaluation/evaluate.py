@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.bootstrap import intervals, resampled_needs
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract
 from scalear.evaluation.features import FeatureExtractor
@@ -105,6 +106,7 @@ def evaluate_samples(
     resamples: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    ranks: PatientRanks = ALONE,
 ) -> dict[str, float]:
     """Compare samples with real images.
 
@@ -118,6 +120,7 @@ def evaluate_samples(
         resamples: How often samples are drawn anew for the `intervals` of the numbers; 0: no intervals.
         batch_size: Images per pass of the extractor; changes nothing but memory. Default: the extractor's.
         device: Where the extractor runs.
+        ranks: Who shares the extractor's work; all call this at once, and get the same numbers.
 
     Returns:
         Numbers by name; the Frechet distances of the floor as `fid_floor` and so on; ends of intervals as `fid_low`
@@ -128,14 +131,16 @@ def evaluate_samples(
         raise ValueError(f"the floor of {samples.count()} samples needs as many real images, got {len(floor)}")
     if resamples and samples.statistics:
         raise ValueError(f"intervals need the features of samples, and {samples.name} is known by its statistics")
-    real = reference.features(extractor, needs_of(metrics, "real"), batch_size, device)
+    how = {"batch_size": batch_size, "device": device, "ranks": ranks}
+    real = reference.features(extractor, needs_of(metrics, "real"), **how)
     needs = needs_of(metrics, "fake") | (resampled_needs(metrics) if resamples else Needs())
-    fake = samples.features(extractor, needs, batch_size, device)
-    scores = score(metrics, real, fake)
+    fake = samples.features(extractor, needs, **how)
+    scores = ranks.first(lambda: score(metrics, real, fake))
     if resamples:
-        scores |= intervals(metrics, real, fake, scores, resamples)
+        scores |= ranks.first(lambda: intervals(metrics, real, fake, scores, resamples))
     if floor is not None:
         distances = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
-        other = extract(extractor, floor, needs_of(distances, "fake"), batch_size, device)
-        scores |= {f"{name}_floor": value for name, value in score(distances, real, other).items()}
+        other = extract(extractor, floor, needs_of(distances, "fake"), **how)
+        of_floor = ranks.first(lambda: score(distances, real, other))
+        scores |= {f"{name}_floor": value for name, value in of_floor.items()}
     return scores

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet
 from scalear.evaluation.statistics import FeatureStatistics, RunningStatistics
@@ -56,6 +57,8 @@ class FeatureSet:
     @classmethod
     def joined(cls, parts: Sequence["FeatureSet"]) -> "FeatureSet":
         """What several processes saw of one set, its parts in order."""
+        if len(parts) == 1:
+            return parts[0]
         statistics = {}
         for name in parts[0].statistics:
             total = RunningStatistics()
@@ -72,8 +75,11 @@ def extract(
     needs: Needs,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
+    ranks: PatientRanks = ALONE,
 ) -> FeatureSet:
     """Features of all images; one batch of images is in memory at a time.
+
+    Each rank looks at a part of them, in the batches of one process; rank 0 gets all features, others their own.
 
     Args:
         extractor: Network that measures.
@@ -81,20 +87,28 @@ def extract(
         needs: What is kept.
         batch_size: Images per pass; changes nothing but memory. Default: the extractor's.
         device: Where the extractor runs.
+        ranks: Who shares the work; all call this at once.
 
     Raises:
         ValueError: A file is broken, or the features are not finite.
     """
-    points = {name: torch.empty(len(images), extractor.widths[name]) for name in needs.points}
+    batch_size = batch_size or extractor.batch_size
+    batches = -(-len(images) // batch_size)
+    first, last = (number * batches // ranks.count for number in (ranks.rank, ranks.rank + 1))
+    start, stop = first * batch_size, min(last * batch_size, len(images))
+    points = {name: torch.empty(stop - start, extractor.widths[name]) for name in needs.points}
     running = {name: RunningStatistics() for name in needs.statistics}
-    labels, done = torch.empty(len(images), dtype=torch.int64), 0
-    for block in images.blocks(batch_size or extractor.batch_size):
+    labels, done = torch.empty(stop - start, dtype=torch.int64), 0
+    for block in images.blocks(batch_size, start, stop):
         rows = slice(done, done + len(block.labels))
         features = extractor(torch.tensor(block.images, device=device).permute(0, 3, 1, 2))
         for name, kept_NF in points.items():
             kept_NF[rows] = features[name].cpu()
-        for name, statistics in running.items():
-            statistics.add(features[name])
+        for name, total in running.items():
+            total.add(features[name])
         labels[rows] = torch.tensor(block.labels)
         done = rows.stop
-    return FeatureSet(points, {name: statistics.result() for name, statistics in running.items()}, labels)
+    statistics = {name: total.result() for name, total in running.items() if total.count}
+    seen = FeatureSet(points, statistics, labels)
+    parts = ranks.gather(seen)
+    return seen if parts is None else FeatureSet.joined([part for part in parts if len(part.labels)])

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import zipfile
 from abc import ABC, abstractmethod
@@ -57,8 +58,8 @@ class ImageSet(ABC):
         """SHA-256, in hexadecimal, of the files that the images come from."""
 
     @abstractmethod
-    def blocks(self, size: int) -> Iterator[Block]:
-        """All images, `size` at a time; the last block may be smaller.
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """Images from `start` to `stop`, by default all, `size` at a time; the last block may be smaller.
 
         Raises:
             ValueError: A file is broken.
@@ -97,9 +98,9 @@ class ArraySet(ImageSet):
     def fingerprint(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest()
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        for start in range(0, len(self), size):
-            yield Block(self.images[start : start + size], self.labels[start : start + size])
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        for rows in _rows(size, start, stop, len(self)):
+            yield Block(self.images[rows], self.labels[rows])
 
 
 class SampleSet(ImageSet):
@@ -137,10 +138,11 @@ class SampleSet(ImageSet):
     def fingerprint(self) -> str:
         return _sha256([self._path])
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         with self._open() as (file, _):
-            for start in range(0, len(self), size):
-                labels = self.labels[start : start + size]
+            file.seek(start * math.prod(self.image_shape), os.SEEK_CUR)
+            for rows in _rows(size, start, stop, len(self)):
+                labels = self.labels[rows]
                 content = file.read(len(labels) * math.prod(self.image_shape))
                 yield Block(np.frombuffer(content, np.uint8).reshape(-1, *self.image_shape), labels)
 
@@ -199,9 +201,9 @@ class FolderSet(ImageSet):
     def fingerprint(self) -> str:
         return _sha256(self._paths)
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        for start in range(0, len(self), size):
-            images = [self._image(path) for path in self._paths[start : start + size]]
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        for rows in _rows(size, start, stop, len(self)):
+            images = [self._image(path) for path in self._paths[rows]]
             yield Block(np.stack(images), np.full(len(images), -1))
 
     def _image(self, path: Path) -> NDArray[np.uint8]:
@@ -251,10 +253,10 @@ class ShardSet(ImageSet):
         hashes = [shard.sha256 for shard in self._index.shards(self._split)]
         return hashlib.sha256(" ".join([*hashes, str(self._count)]).encode()).hexdigest()
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
         # The spare images are needed only where a class is too small for its share: then the shards are read again.
         chosen = itertools.chain(self._chosen(spare=False), self._chosen(spare=True))
-        chosen = itertools.islice(chosen, self._count)
+        chosen = itertools.islice(chosen, start, self._count if stop is None else stop)
         while batch := list(itertools.islice(chosen, size)):
             samples = [shard[number] for shard, number in batch]
             yield Block(np.stack([sample.image for sample in samples]), np.array([sample.label for sample in samples]))
@@ -300,6 +302,12 @@ def _origin(path: str | Path) -> dict[str, Any]:
     except ValueError:  # it says nothing
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _rows(size: int, start: int, stop: int | None, count: int) -> Iterator[slice]:
+    """Of `count` images those of each block, from `start` to `stop` or the end."""
+    stop = count if stop is None else stop
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
 
 
 def _parts(path: str) -> list[str]:

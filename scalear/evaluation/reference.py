@@ -17,6 +17,7 @@ import torch
 
 import scalear
 from scalear.data.index import INDEX_NAME, DatasetIndex
+from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet, SampleSet, ShardSet, image_set
@@ -142,13 +143,14 @@ class Reference:
         needs: Needs,
         batch_size: int | None = None,
         device: torch.device | str = "cpu",
+        ranks: PatientRanks = ALONE,
     ) -> FeatureSet:
-        """What is needed of it; images are looked at only where statistics do not do."""
+        """What is needed of it, as `extract` gives it; images are looked at only where statistics do not do."""
         stored = {name: self.statistics[name] for name in needs.statistics & self.statistics.keys()}
         rest = dataclasses.replace(needs, statistics=needs.statistics - stored.keys())
         if not (rest.points or rest.statistics or rest.labels):
             return FeatureSet(statistics=stored)
-        seen = extract(extractor, self.images, rest, batch_size, device)
+        seen = extract(extractor, self.images, rest, batch_size, device, ranks)
         return dataclasses.replace(seen, statistics=seen.statistics | stored)
 
 

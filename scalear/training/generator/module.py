@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalear.data.batch import Batch
-from scalear.distributed.patience import PatientRanks
+from scalear.distributed.patient_ranks import PatientRanks
 from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
 from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
@@ -127,7 +127,7 @@ class GeneratorModule(GuardedModule):
         if stage in ("test", "predict"):
             check_all_batches(self.trainer)
             shape = (*model.image_size(schedule), model.tokenizer.image_channels)
-            self._ranks = PatientRanks()
+            self._ranks = PatientRanks.connect()
             self._store = SampleStore(self.trainer.default_root_dir, label_N, shape, self._origin)
             self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
 
@@ -183,8 +183,8 @@ class GeneratorModule(GuardedModule):
 
     def on_test_epoch_end(self) -> None:
         self.on_predict_epoch_end()
-        if self.report is not None and self._store.complete and self.trainer.is_global_zero:
-            self.report.measure(SampleSet(self._store.path, self.model.num_classes), self)
+        if self.report is not None and self._store.complete:
+            self.report.measure(SampleSet(self._store.path, self.model.num_classes), self, self._ranks)
 
     def on_predict_epoch_end(self) -> None:
         self._store.complete = self._ranks.first(lambda: self._store.pack(self.samples))

@@ -1,9 +1,9 @@
 """Numbers of a generator: samples against real images, on the console, in loggers and in metrics.json."""
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from scalear.distributed.patient_ranks import PatientRanks
 from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet
@@ -55,20 +55,15 @@ class SampleReport:
             remedy = "set model.report.data_dir to such images, or model.report to null to sample only"
             raise ValueError(f"{error}: {remedy}") from error
 
-    def measure(self, samples: ImageSet, module: LightningModule) -> None:
-        """Evaluate samples and report. Runs on one rank."""
-        protocol = self.protocol(samples, module.device)
-        scores = evaluate_samples(
-            samples, protocol.reference, self.extractor, protocol.metrics, protocol.floor, device=module.device
-        )
-        rank_zero_info("\n" + protocol.report(scores))
-        write_metrics(module.trainer, protocol.result(scores))
-        module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
-        log_text(module.loggers, "test/line", protocol.line(scores))
-
-    def protocol(self, samples: ImageSet, device: torch.device) -> Protocol:
-        """What is measured of samples, and how."""
-        fake, real = Reference.of(samples), self.reference
+    def measure(self, samples: ImageSet, module: LightningModule, ranks: PatientRanks) -> None:
+        """Evaluate samples and report. Runs on all ranks, which share the work."""
+        real = self.reference
+        chosen = choose_metrics(self.metrics, self.extractor, real, samples)
         floor = floor_of(self.data_dir, self.reference_split, len(samples))
-        chosen = choose_metrics(self.metrics, self.extractor, real, fake)
-        return Protocol(fake, real, self.extractor, chosen, floor, device=device)
+        protocol = Protocol(Reference.of(samples), real, self.extractor, chosen, floor, device=module.device)
+        scores = evaluate_samples(samples, real, self.extractor, chosen, floor, device=module.device, ranks=ranks)
+        rank_zero_info("\n" + protocol.report(scores))
+        if ranks.rank == 0:
+            write_metrics(module.trainer, protocol.result(scores))
+            log_text(module.loggers, "test/line", protocol.line(scores))
+        module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
