@@ -70,10 +70,12 @@ class CommandParser(AsTyped, ArgumentParser):
         waiting = list(self._spelled_out(args))
         while waiting:
             arg = waiting.pop(0)
-            name, equals, _ = arg.partition("=")
+            name, equals, value = arg.partition("=")
             action = self._option_string_actions.get(name)
             if action is None:
                 (others if others or arg.startswith("-") else own).append(arg)
+            elif equals and _type_of(action) == list[str] | None and not value.startswith("["):
+                own.append(f"{name}={[value]}")
             elif equals or action.nargs == 0 or not waiting:
                 own.append(arg)
             elif _type_of(action) == list[str] | None:

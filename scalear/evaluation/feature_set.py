@@ -90,7 +90,7 @@ def extract(
         ranks: Who shares the work; all call this at once.
 
     Raises:
-        ValueError: A file is broken, or the features are not finite.
+        ValueError: A file is broken, or the features are not finite, or those of the first batch all the same.
     """
     batch_size = batch_size or extractor.batch_size
     batches = -(-len(images) // batch_size)
@@ -102,6 +102,12 @@ def extract(
     for block in images.blocks(batch_size, start, stop):
         rows = slice(done, done + len(block.labels))
         features = extractor(torch.tensor(block.images, device=device).permute(0, 3, 1, 2))
+        pooled_BF = features["pooled"]
+        if done == 0 and len(pooled_BF) > 1 and (pooled_BF == pooled_BF[0]).all():
+            raise ValueError(
+                f"the first {len(pooled_BF)} images of {images.name} have the same features by {extractor.name}: it is "
+                "one image again and again, or the network's weights are damaged"
+            )
         for name, kept_NF in points.items():
             kept_NF[rows] = features[name].cpu()
         for name, total in running.items():

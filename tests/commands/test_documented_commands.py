@@ -7,7 +7,7 @@ import pytest
 from cli_fixtures import ROOT
 from test_pages import PAGES
 
-from scalear.commands import convert, data, demo, edit, pictures
+from scalear.commands import convert, data, demo, edit, evaluate, pictures, stats
 from scalear.commands.benchmark import parse_setting
 from scalear.commands.export import ExportCLI
 from scalear.commands.parser import AsTyped
@@ -46,7 +46,8 @@ SHOWN = [
 
 def test_commands_are_found():
     names = {param.values[0][0] for param in SHOWN}
-    assert {"fit", "test", "predict", "export", "convert", "data", "edit"} <= names and len(SHOWN) > 30
+    assert names >= {"fit", "test", "predict", "evaluate", "stats", "export", "convert", "data", "edit"}
+    assert len(SHOWN) > 30
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,7 @@ def test_its_options_exist(line, monkeypatch):
             pytest.skip("its only config is one that a run leaves")
         return _parse_config(line)
     modules = {"data": data, "convert": convert, "edit": edit, "pictures": pictures, "demo": demo}
+    modules |= {"evaluate": evaluate, "stats": stats}
     if name == "export":
         monkeypatch.setattr(PartsOnly, "instantiate_classes", lambda self: None)
         ExportCLI(line[1:])
