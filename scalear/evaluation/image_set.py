@@ -8,6 +8,7 @@ import math
 import os
 import re
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -160,7 +161,7 @@ class SampleSet(ImageSet):
                 )
             try:
                 yield file, shape
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise ValueError(f"{self._path} is damaged: {error}; write or copy it again") from error
 
 
