@@ -6,7 +6,8 @@ A sample owns a stream that is named by integers:
     (seed, TRAINING, position)     training sample at a place of the endless stream of batches (`Batch.position`),
                                    which says the optimizer step and the row of the global batch
     (seed, VALIDATION, index)      validation sample
-    (seed, SCHEDULES, step)        what all samples of a step share
+    (seed, SCHEDULES, step)        what all samples of a step share; in place of the step, for what those of a batch
+                                   share, the position of its first sample
     (seed, CODEBOOK, step)         which vectors become codes, at the start and when codes are revived
 
 What a sample draws therefore never depends on the batch it happens to share, on the number of ranks, or on the

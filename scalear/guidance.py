@@ -21,15 +21,16 @@ class Guidance:
     ramp: Literal["linear", "constant", "flexvar"] = "linear"
     """`linear` (FlowAR, VAR): 1 + (w - 1) k / (K - 1); `constant`: w at every scale; `flexvar`: the official FlexVAR
     code's, 1 + (w - 1) k / min(K - 1, 9) up to `flexvar_side`, beyond w with more than ten scales, and w above it."""
-    start_time: float = 0.1
-    """Flow steps at t < start_time (close to noise) are not guided. The official "guidance 0.9" is 0.1 here."""
+    start_time: float | None = None
+    """Flow steps at t < start_time (close to noise) are not guided. None: 0.1, FlowAR's "guidance 0.9". Codes are
+    sampled without a flow, and have no such time."""
     flexvar_side: int = 16
     """Side above which `ramp: flexvar` is constant, the code's `max_pn`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"guidance weight must be a number >= 0, got {self.weight}; 1.0 is off")
-        if not 0 <= self.start_time <= 1:
+        if not 0 <= self.jump <= 1:
             raise ValueError(f"guidance start_time must be in [0, 1], got {self.start_time}; 0 guides every step")
 
     @property
@@ -48,6 +49,11 @@ class Guidance:
             last = min(last, _FLEXVAR_STEPS)
         return 1.0 + (self.weight - 1.0) * k / last
 
+    @property
+    def jump(self) -> float:
+        """Flow time at which guidance sets in."""
+        return 0.1 if self.start_time is None else self.start_time
+
     def at_time(self, t: float) -> bool:
         """Whether a flow step at time t is guided; the boundary is, up to rounding of t."""
-        return t >= self.start_time - 1e-9
+        return t >= self.jump - 1e-9

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalear.draws import Draws
@@ -88,6 +89,38 @@ class ImageModel(nn.Module):
         height, width = (schedule or self.schedule).sizes[-1]
         return height * self.pyramid.patch_size, width * self.pyramid.patch_size
 
+    def check(self, schedule: ScaleSchedule) -> None:
+        """Refuse scales that cannot be sampled.
+
+        Raises:
+            ValueError: Pyramid or transformer do not serve them; names them, and what is served.
+        """
+        self.generator.transformer.check(schedule)
+        self.pyramid.check(schedule, self.latent_size(schedule))
+
+    @torch.no_grad()
+    def latent(self, inputs: Tensor, cached: bool, draws: Draws | None = None) -> Tensor:
+        """latent_BChw of images.
+
+        Args:
+            inputs: image_BCHW in [-1, 1]; or, if `cached`, what `tokenizer.moments` made of it, in any type.
+            cached: Which of the two.
+            draws: `posterior`, of which a sample is made, where the tokenizer has one; None for its mode.
+        """
+        moments = inputs.float() if cached else self.tokenizer.moments(inputs)
+        noise = None
+        if draws is not None and self.tokenizer.has_posterior:
+            noise = draws.normal("posterior", self.tokenizer.latent_channels, *moments.shape[-2:])
+        return self.tokenizer.latent(moments, noise)
+
+    def image(self, scales: list[Tensor], schedule: ScaleSchedule | None = None) -> Tensor:
+        """image_BCHW in [-1, 1] of the content of scales 0, 1 ... of the schedule; coarse ones alone are enlarged."""
+        schedule = schedule or self.schedule
+        latent_BChw = self.pyramid.latent(scales, schedule)
+        if len(scales) < schedule.num_scales:
+            latent_BChw = F.interpolate(latent_BChw, self.latent_size(schedule))
+        return self.tokenizer.decode(latent_BChw)
+
     def loss(self, latent_BChw: Tensor, label_B: Tensor, draws: Draws, schedule: ScaleSchedule | None = None) -> Loss:
         """Training loss of latents; see `Generator.loss`.
 
@@ -105,8 +138,9 @@ class ImageModel(nn.Module):
         forced: Forced | None = None,
         sampling: FlowSolver | TokenSampling | None = None,
     ) -> Iterator[Tensor]:
-        """Content of each scale as soon as it is sampled; arguments and errors as `Generator.generate`."""
-        sampling, guidance = sampling or self.sampling, guidance or self.guidance
+        """Content of each scale as soon as it is sampled; arguments and errors as `Generator.generate` and `check`."""
+        schedule, sampling, guidance = schedule or self.schedule, sampling or self.sampling, guidance or self.guidance
+        self.check(schedule)
         return self.generator.generate(self.pyramid, label_B, draws, sampling, guidance, schedule, forced)
 
     def sample_latent(self, label_B: Tensor, draws: Draws, schedule: ScaleSchedule | None = None, **how: Any) -> Tensor:
@@ -116,7 +150,7 @@ class ImageModel(nn.Module):
 
     def sample(self, label_B: Tensor, draws: Draws, schedule: ScaleSchedule | None = None, **how: Any) -> Tensor:
         """image_BCHW in [-1, 1]; arguments and errors as `sample_scales`."""
-        return self.tokenizer.decode(self.sample_latent(label_B, draws, schedule, **how))
+        return self.image(list(self.sample_scales(label_B, draws, schedule, **how)), schedule)
 
     def autocast(self, precision: Precision = AUTO) -> AbstractContextManager:
         """What matrix products run in: the precision of the weights where that is a half one, else the given.

@@ -57,7 +57,14 @@ def continue_schedule(schedule: ScaleSchedule, size: tuple[int, int]) -> ScaleSc
 
 
 class ScheduleSampler(ABC):
-    """The scales of each training step, a function of (seed, optimizer step): the same on every rank."""
+    """The scales of training, a function of (seed, number).
+
+    Attributes:
+        per_batch: Every batch of every rank has scales of its own, and its place in the stream is their number. False:
+            all batches of an optimizer step share their scales, whose number is the step.
+    """
+
+    per_batch = False
 
     @property
     @abstractmethod
@@ -65,12 +72,12 @@ class ScheduleSampler(ABC):
         """The largest token map (h, w) that is drawn: what the latents of training must be."""
 
     @abstractmethod
-    def draw(self, seed: int, step: int) -> ScaleSchedule:
-        """The scales of one optimizer step."""
+    def draw(self, seed: int, number: int) -> ScaleSchedule:
+        """The scales of one optimizer step, or batch."""
 
 
 class FixedSchedule(ScheduleSampler):
-    """The same scales at every step.
+    """The same scales always.
 
     Args:
         scales: The list, as in "1,2,4,8" or [1, 2, 4, 8].
@@ -83,7 +90,7 @@ class FixedSchedule(ScheduleSampler):
     def final(self) -> tuple[int, int]:
         return self.schedule.sizes[-1]
 
-    def draw(self, seed: int, step: int) -> ScaleSchedule:
+    def draw(self, seed: int, number: int) -> ScaleSchedule:
         return self.schedule
 
 
@@ -100,6 +107,8 @@ class PaperSchedules(ScheduleSampler):
         max_drops: Most scales dropped from one list.
         token_budget: Most tokens of all scales together: from longer lists, random scales between are removed until
             they fit. None for any number.
+        per_batch: Draw for every batch of every rank. By default once a step, so that no rank waits for one with more
+            tokens; the paper says nothing of it.
     """
 
     def __init__(
@@ -109,6 +118,7 @@ class PaperSchedules(ScheduleSampler):
         drop_prob: float = 0.05,
         max_drops: int = 4,
         token_budget: int | None = None,
+        per_batch: bool = False,
     ) -> None:
         if side < 2:
             raise ValueError(f"side must be at least 2, got {side}: the first scale is 1 and the last is the side")
@@ -126,13 +136,14 @@ class PaperSchedules(ScheduleSampler):
         self.drop_prob = drop_prob
         self.max_drops = max_drops
         self.token_budget = token_budget
+        self.per_batch = per_batch
 
     @property
     def final(self) -> tuple[int, int]:
         return self.side, self.side
 
-    def draw(self, seed: int, step: int) -> ScaleSchedule:
-        rng = _generator(seed, step)
+    def draw(self, seed: int, number: int) -> ScaleSchedule:
+        rng = _generator(seed, number)
         between = rng.sample(range(2, self.side), min(self.max_between, self.side - 2))
         chances = sorted((rng.random(), side) for side in between)
         dropped = {side for chance, side in chances[: self.max_drops] if chance < self.drop_prob}
@@ -147,17 +158,24 @@ class OfficialSchedules(ScheduleSampler):
 
     Only at side 16. One list in twenty is the default one; scale 2 is there as good as always; drops are nested; and
     the token budget also removes the last scale, so that a third of the lists end below 16.
+
+    Args:
+        per_batch: Draw for every batch of every rank, as the code does. By default once a step, so that no rank waits
+            for one with more tokens.
     """
 
     DEFAULT = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     TOKEN_BUDGET = 680  # tokens of the default list
 
+    def __init__(self, per_batch: bool = False) -> None:
+        self.per_batch = per_batch
+
     @property
     def final(self) -> tuple[int, int]:
         return 16, 16
 
-    def draw(self, seed: int, step: int) -> ScaleSchedule:
-        rng = _generator(seed, step)
+    def draw(self, seed: int, number: int) -> ScaleSchedule:
+        rng = _generator(seed, number)
         if rng.random() < 0.05:
             sides = list(self.DEFAULT)
         else:
@@ -171,8 +189,8 @@ class OfficialSchedules(ScheduleSampler):
         return ScaleSchedule.parse(sides)
 
 
-def _generator(seed: int, step: int) -> random.Random:
-    return random.Random(stream_seed((seed, SCHEDULES, step)))
+def _generator(seed: int, number: int) -> random.Random:
+    return random.Random(stream_seed((seed, SCHEDULES, number)))
 
 
 def _tokens(sides: list[int]) -> int:

@@ -42,6 +42,11 @@ def train_flexvar(folder: Path, images: Path) -> CodeRun:
     return _train(folder, flexvar_config(folder, images), _FLEXVAR)
 
 
+def prepare_flexvar(folder: Path, images: Path) -> Path:
+    """The config of the same, with its tokenizer beside it, before it is trained."""
+    return _prepared(folder, flexvar_config(folder, images), _FLEXVAR)
+
+
 def train_var(folder: Path, images: Path) -> CodeRun:
     """VAR on the same images."""
     parts = {"pyramid": "scalear.pyramid.ResidualPyramid", "positions": "scalear.models.positions.LevelPositions"}
@@ -120,11 +125,15 @@ def _config(class_path: str, model: dict, folder: Path, images: Path, callbacks:
 
 
 def _train(folder: Path, config: dict, part: Part) -> CodeRun:
+    assert run("fit", "-c", _prepared(folder, config, part)) == 0
+    return CodeRun(folder)
+
+
+def _prepared(folder: Path, config: dict, part: Part) -> Path:
     torch.manual_seed(0)
     tokenizer = build(ConvTokenizer, part)
     torch.nn.init.normal_(tokenizer.quantizer.codebook)
     save_tokenizer(tokenizer, folder / "tokenizer.safetensors")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    assert run("fit", "-c", path) == 0
-    return CodeRun(folder)
+    return path

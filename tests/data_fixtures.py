@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from webdataset import TarWriter
 
+from scalear.data.batch import Batch
 from scalear.data.index import DatasetIndex, LatentInfo, Shard
 from scalear.data.latents import LatentShardWriter, write_latent_index
 
@@ -29,6 +30,16 @@ def image_of(number: int) -> np.ndarray:
 
 def moments_of(numbers: list[int], *, flipped: bool = False) -> torch.Tensor:
     return torch.stack([torch.full(MOMENTS_SHAPE, number + 0.5 * flipped) for number in numbers])
+
+
+def numbers(batch: Batch) -> list[int]:
+    """Of the samples of a batch, by their keys."""
+    return [int(key.removeprefix("image")) for key in batch.keys]
+
+
+def pixels(image_CHW: torch.Tensor) -> np.ndarray:
+    """The grey image that a batch holds in [-1, 1], uint8 (H, W)."""
+    return ((image_CHW[0] + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def png(image: np.ndarray) -> bytes:

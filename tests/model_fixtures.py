@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -63,6 +64,15 @@ class LatentsAlone(Tokenizer):
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent
+
+
+class DoublingCodes(CodePyramid):
+    """Serves scales that double, and no others."""
+
+    def check(self, schedule: ScaleSchedule, size: tuple[int, int]) -> None:
+        super().check(schedule, size)
+        if any(fine != (2 * coarse[0], 2 * coarse[1]) for coarse, fine in pairwise(schedule.sizes)):
+            raise ValueError(f"scales must double, got {schedule}")
 
 
 def make_transformer(scales: str = "1,2,4", context_dim: int = 4, **changes) -> ScaleTransformer:

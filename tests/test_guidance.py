@@ -49,6 +49,7 @@ def test_the_time_interval_guides_the_official_steps(num_steps, start_time, guid
     steps = [guidance.at_time(t) for t in flowar_times(num_steps)[:-1]]
     assert sum(steps) == guided
     assert steps == sorted(steps)  # off, then on
+    assert Guidance(2.0).jump == 0.1
 
 
 @pytest.mark.parametrize(

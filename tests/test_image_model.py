@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from model_fixtures import (
+    DoublingCodes,
     LatentsAlone,
     make_code_model,
     make_model,
@@ -20,6 +21,7 @@ from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
 from scalear.models.flow_head import FlowHead
 from scalear.pyramid import CodePyramid, LatentPyramid
+from scalear.scales import ScaleSchedule
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL
 
 MAKE = {
@@ -114,3 +116,41 @@ def test_parts_that_do_not_fit_are_refused():
         ImageModel(LatentsAlone(), CodePyramid, transformer_class(), FlowHead, FlowSolver(), Guidance())
     with pytest.raises(ValueError, match="scales 1,2,4 end at 4 tokens, but the latent has 8"):
         make_model().loss(torch.zeros(1, 4, 8, 8), torch.tensor([0]), seeded(1))
+
+
+def test_latents_are_modes_or_samples_of_images_or_of_cached_moments():
+    head = partial(FlowHead, network=network_class())
+    model = ImageModel(sd_vae().eval(), LatentPyramid, transformer_class("1,8"), head, FlowSolver(), Guidance())
+    image, tokenizer = torch.rand(2, 3, 16, 16) * 2 - 1, model.tokenizer
+    mode = model.latent(image, cached=False)
+    assert torch.equal(mode, tokenizer.encode(image)) and not mode.requires_grad
+    sample = model.latent(image, False, seeded(2))
+    noise = seeded(2).normal("posterior", 4, 8, 8)
+    assert torch.equal(sample, tokenizer.latent(tokenizer.moments(image), noise)) and not torch.equal(sample, mode)
+    cached = tokenizer.moments(image).half()
+    assert torch.equal(model.latent(cached, True), tokenizer.latent(cached.float()))
+    codes = make_code_model("flexvar")  # have no posterior
+    latent = torch.randn(2, 4, 4, 4)
+    assert torch.equal(codes.latent(latent, True, seeded(2)), latent)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_scales_become_an_image_whose_pixels_are_larger_while_fine_ones_are_missing(kind):
+    model = MAKE[kind]()
+    targets = model.pyramid.build(torch.randn(2, 4, 4, 4), model.schedule).targets
+    for k in range(len(targets)):
+        latent = model.pyramid.latent(targets[: k + 1], model.schedule)
+        times = 4 // latent.shape[-1]  # VAR's latents have their full size from the first scale on
+        enlarged = latent.repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
+        assert torch.equal(model.image(targets[: k + 1]), model.tokenizer.decode(enlarged))
+
+
+def test_scales_that_a_part_does_not_serve_are_refused_before_anything_is_sampled():
+    model, label = make_code_model("flexvar"), torch.tensor([0])
+    model.pyramid = DoublingCodes(model.tokenizer)
+    assert model.sample(label, seeded(1), ScaleSchedule.parse("1,2,4,8")).shape == (1, 4, 8, 8)
+    for ask in (model.sample_scales, model.sample_latent, model.sample):  # the first without asking for a scale
+        with pytest.raises(ValueError, match="scales must double, got 1,3,4"):
+            ask(label, seeded(1), ScaleSchedule.parse("1,3,4"))
+    with pytest.raises(ValueError, match="cannot do 1,3,4"):
+        make_code_model("var").sample_scales(label, seeded(1), ScaleSchedule.parse("1,3,4"))

@@ -30,6 +30,7 @@ def imports(source: str) -> set[str]:
 @pytest.mark.parametrize(
     "module, rooms",
     [
+        ("yaml", "scalear/yaml_files"),
         ("lightning", "scalear/(data|training|distributed|commands)/"),
         ("scalear.commands", "scalear/(commands/|__main__)"),
         ("scalear.fast", "scalear/(fast/|image_model|training/|benchmark/|commands/|__main__)"),

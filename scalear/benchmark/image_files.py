@@ -15,6 +15,7 @@ from torchvision.transforms import (
     Normalize,
     RandomCrop,
     RandomHorizontalFlip,
+    RandomResizedCrop,
     Resize,
     ToTensor,
 )
@@ -57,12 +58,15 @@ class ImageFiles:
         Raises:
             ValueError: There are too few images for a batch.
         """
-        data, channels = self._data, self._data.index.image_channels
+        data, channels, augmentation = self._data, self._data.index.image_channels, self._data.augmentation
         steps = [ToTensor(), Normalize([0.5] * channels, [0.5] * channels)]
-        if data.flip:
+        if augmentation.flip:
             steps.insert(0, RandomHorizontalFlip())
-        if data.random_crop is not None:
-            steps.insert(0, RandomCrop(data.random_crop))
+        if augmentation.min_crop_fraction is not None:
+            area, square = (augmentation.min_crop_fraction**2, 1.0), (1.0, 1.0)
+            steps.insert(0, RandomResizedCrop(data.image_size, area, square, InterpolationMode.BICUBIC))
+        elif augmentation.crop is not None:
+            steps.insert(0, RandomCrop(data.image_size))
         if data.index.raw is not None:
             size = data.index.image_size
             steps[:0] = [Resize(size, InterpolationMode.BICUBIC), CenterCrop(size)]

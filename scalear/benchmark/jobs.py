@@ -109,10 +109,10 @@ class SampleJob(Job):
         label_B = torch.arange(self.images, device=device) % max(1, model.num_classes)
         draws = SeededDraws([(0, row) for row in range(self.images)], device)
         with self.subject.autocast():
-            latent_BChw = model.sample_latent(label_B, draws)
+            scales = list(model.sample_scales(label_B, draws))
             if self._decoder:
                 with part("decoder"):
-                    model.tokenizer.decode(latent_BChw)
+                    model.image(scales)
 
 
 class EncodeJob(Job):

@@ -194,7 +194,7 @@ class Judge:
             real, extractor = self._report.reference, self._report.extractor
             self._metrics = [FrechetDistance(), ManifoldMetrics()]
             self._real = real.features(extractor, needs_of(self._metrics, "real"), batch, subject.device)
-            self.what = f"FID and recall against {real.count():,} real ones ({real.name}); {extractor.name}"
+            self.what = f"FID and recall against {len(real.images):,} real ones ({real.name}); {extractor.name}"
 
     @torch.inference_mode()
     def scores(self, latent_NChw: Tensor) -> dict[str, float | None]:

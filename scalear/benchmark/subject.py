@@ -54,7 +54,7 @@ class Subject:
     def image_size(self) -> tuple[int, int]:
         """Pixels (H, W) of a generator's images; those of the dataset for a tokenizer."""
         if self.model is None:
-            return (self.data.random_crop or self.data.index.image_size,) * 2
+            return self.data.image_size, self.data.image_size
         return self.model.image_size()
 
     @property

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 
 from scalear.class_paths import Part
 from scalear.commands.parser import function_parser
@@ -13,6 +12,7 @@ from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.converted import load_conversion, save_conversion
 from scalear.interop.official.families import FAMILIES, family_named, pick
 from scalear.interop.official.reading import read_official
+from scalear.yaml_files import read_yaml
 
 _Family = Literal[*FAMILIES]
 
@@ -63,10 +63,7 @@ def _read_config(path: str | Path | None, family: str) -> dict:
     """Keyword arguments of `convert_state` that a config file stands for."""
     if path is None:
         return {}
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the config {path}: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold official constructor arguments as `name: value`, or a config of ours")
     return {"config": _part_of(str(path), family)} if "model" in content else {"arguments": content}

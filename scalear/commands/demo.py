@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 from scalear.__main__ import main
 from scalear.benchmark.jobs import TrainJob
@@ -18,6 +17,7 @@ from scalear.data.index import INDEX_NAME
 from scalear.files import write_json
 from scalear.hardware.machine import stopwatch
 from scalear.training.performance import Forecast, minutes
+from scalear.yaml_files import read_yaml
 
 
 def demo(
@@ -48,8 +48,8 @@ def demo(
     """
     folder = Path(output_dir)
     tokenizer_dir, generator_dir = folder / "tokenizer", folder / generator_name
-    settings = {"tokenizer": yaml.safe_load(Path(tokenizer).read_text())}
-    settings |= {"generator": yaml.safe_load(Path(generator).read_text()), "generator_name": generator_name}
+    settings = {"tokenizer": read_yaml(tokenizer)}
+    settings |= {"generator": read_yaml(generator), "generator_name": generator_name}
     seconds = _begin(folder, settings | {"pictures": pictures, "seed": seed, "fast": fast})
     weights, latents = tokenizer_dir / "tokenizer.safetensors", tokenizer_dir / "latents"
     seeds = [f"--{name}={seed}" for name in ("seed_everything", "model.seed", "data.seed")]

@@ -9,7 +9,7 @@ from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluat
 from scalear.evaluation.extractors import extractor_named
 from scalear.evaluation.metric import SampleMetric
 from scalear.evaluation.protocol import Protocol
-from scalear.evaluation.reference import Reference, floor_of
+from scalear.evaluation.side import Side, floor_of
 from scalear.files import check_free_file, write_json
 from scalear.hardware.machine import best_device
 
@@ -60,12 +60,12 @@ def evaluate(
         check_free_file(json, force)
     if bootstrap < 0 or (batch_size or 1) < 1:
         raise ValueError(f"need --bootstrap >= 0 and --batch_size >= 1, got {bootstrap} and {batch_size}")
-    fake, real = Reference.open(samples, samples_split), Reference.open(reference, reference_split)
+    fake, real = Side.open(samples, samples_split), Side.open(reference, reference_split)
     network = extractor_named(extractor, weights)
     _ = network.network  # whose file may be missing
     asked = [name for part in metrics for name in part.split(",")] if metrics else None
     chosen = choose_metrics([*default_metrics(), *(more_metrics or [])], network, real, fake, asked)
-    floor = floor_of(reference, reference_split, fake.count())
+    floor = floor_of(reference, reference_split, fake.count("pooled"))
     place = torch.device(device or best_device())
     protocol = Protocol(fake, real, network, chosen, floor, bootstrap, place)
     print("\n".join([f"{network.name} ...", *protocol.cautions()]), file=sys.stderr)

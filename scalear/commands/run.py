@@ -4,7 +4,6 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,6 +22,7 @@ from scalear.training.run_folder import check_new_run, check_results, record_lin
 from scalear.training.run_precision import RunTrainer, resolve_precision
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
+from scalear.yaml_files import parse_yaml
 
 _VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
 
@@ -53,7 +53,7 @@ class SaveStageConfig(SaveConfigCallback):
         config = self.parser.dump(config, skip_none=False)
         stage = trainer.state.fn.value
         write_bytes(Path(trainer.default_root_dir, f"{stage}.yaml"), config.encode())
-        log_config(trainer.loggers, stage, yaml.safe_load(config), "\n".join(_VERSIONS) + "\n\n" + config)
+        log_config(trainer.loggers, stage, parse_yaml(config), "\n".join(_VERSIONS) + "\n\n" + config)
 
 
 class RunParser(AsTyped, LightningArgumentParser):

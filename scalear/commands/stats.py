@@ -5,12 +5,10 @@ import sys
 import torch
 
 from scalear.commands.parser import function_parser
-from scalear.evaluation.evaluate import default_metrics, needs_of
 from scalear.evaluation.extractors import extractor_named
 from scalear.evaluation.feature_set import extract
-from scalear.evaluation.fid import FrechetDistance
 from scalear.evaluation.image_set import image_set
-from scalear.evaluation.reference import write_statistics
+from scalear.evaluation.statistics_file import statistics_needs, write_statistics
 from scalear.files import check_free_file
 from scalear.hardware.machine import best_device
 
@@ -45,12 +43,7 @@ def stats(
         raise ValueError(f"statistics are an .npz file: {output} must end so")
     check_free_file(output, force)
     images, network = image_set(dataset, split), extractor_named(extractor, weights)
-    distances = [
-        metric
-        for metric in default_metrics()
-        if isinstance(metric, FrechetDistance) and metric.feature in network.widths
-    ]
-    needs = needs_of(distances, "real")
+    needs = statistics_needs(network)
     if len(images) < needs.count:
         raise ValueError(f"statistics need {needs.count} images or more, {dataset} has {len(images)}")
     print(f"{network.name} ...", file=sys.stderr)

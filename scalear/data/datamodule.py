@@ -35,6 +35,10 @@ class ShardDataModule(LightningDataModule):
         seed: Of order and augmentation.
         flip: Mirror training images with probability 1/2. Switch it off where left and right mean something.
         random_crop: Side of a random crop of the packed images (the central one in evaluation). Default: whole images.
+        min_crop_fraction: Crop at a random scale, as ADM's `random_crop_arr` does: an image is first resized to a side
+            that is drawn from `random_crop` to `random_crop / min_crop_fraction`, rounded up (in evaluation to
+            `random_crop`, so that the whole is seen). Images must be packed at least as large. Default: crops are
+            taken at the packed size.
         shuffle_shards: Shards whose samples are mixed with each other; as many are open in each reader.
         max_bad_fraction: Part of the samples of an epoch that may be broken. These are logged and left out.
         cache_dir: Where to keep local copies of compressed and remote shards. Default: they are held in memory.
@@ -53,6 +57,7 @@ class ShardDataModule(LightningDataModule):
         seed: int = 0,
         flip: bool = True,
         random_crop: int | None = None,
+        min_crop_fraction: float | None = None,
         shuffle_shards: int = 16,
         max_bad_fraction: float = 0.0,
         cache_dir: str | None = None,
@@ -73,14 +78,18 @@ class ShardDataModule(LightningDataModule):
                 raise ValueError(f"data.{argument} is {value}, must be at least {low}")
         if not 0 <= max_bad_fraction < 1:
             raise ValueError(f"data.max_bad_fraction is {max_bad_fraction}, must be in [0, 1)")
+        if min_crop_fraction is not None and (random_crop is None or not 0 < min_crop_fraction <= 1):
+            raise ValueError(
+                f"data.min_crop_fraction is {min_crop_fraction}, must be in (0, 1], with a data.random_crop, which is "
+                f"{random_crop}; null crops at the packed size"
+            )
         self.data_dir = data_dir
         self.batch_size = batch_size
         self.global_batch = global_batch
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.flip = flip
-        self.random_crop = random_crop
+        self.augmentation = Augmentation(flip, random_crop, min_crop_fraction)
         self.shuffle_shards = shuffle_shards
         self.max_bad_fraction = max_bad_fraction
         self.cache_dir = cache_dir
@@ -94,12 +103,13 @@ class ShardDataModule(LightningDataModule):
     def index(self) -> DatasetIndex:
         """What the dataset holds. Read at first use, so that a config can be built where its data is not."""
         index = DatasetIndex.load(self.data_dir)
-        if self.random_crop is not None and (index.kind == "latents" or not 1 <= self.random_crop <= index.image_size):
-            raise ValueError(
-                f"data.random_crop is {self.random_crop}, but {self.data_dir} holds {index.kind} of images of side "
-                f"{index.image_size}: only images can be cropped, and not to more than their size"
-            )
+        self._check_crop(index)
         return index
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images of a batch, or of those that its latents were made from."""
+        return self.augmentation.crop or self.index.image_size
 
     @property
     def predict_splits(self) -> list[str]:
@@ -216,6 +226,23 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is not None:  # an accumulation window begins here, also with batches of another size
             self.num_done -= self.num_done % self.trainer.accumulate_grad_batches
 
+    def _check_crop(self, index: DatasetIndex) -> None:
+        crop, fraction = self.augmentation.crop, self.augmentation.min_crop_fraction
+        if crop is None:
+            return
+        if index.kind == "latents" or not 1 <= crop <= index.image_size:
+            raise ValueError(
+                f"data.random_crop is {crop}, but {self.data_dir} holds {index.kind} of images of side "
+                f"{index.image_size}: only images can be cropped, and not to more than their size"
+                + ("" if fraction is None else "; set data.min_crop_fraction to null, too")
+            )
+        if (side := self.augmentation.largest_side) > index.image_size:
+            raise ValueError(
+                f"data.min_crop_fraction {fraction} of a crop of {crop} resizes images to a side of up to {side}, but "
+                f"{self.data_dir} holds images of side {index.image_size}, and enlarged ones are not sharp: pack (or "
+                f"index) them at --image_size {side} or more, or set data.min_crop_fraction to null"
+            )
+
     def _check_global_batch(self, wanted: int) -> None:
         trainer, actual = self.trainer, self.samples_per_step
         if actual == wanted:
@@ -278,5 +305,4 @@ class ShardDataModule(LightningDataModule):
     def _build_loader(self, split: str, batches: TrainBatches | EvalBatches, plan: TrainPlan | None) -> ShardLoader:
         reader = ShardReader(self.data_dir, self.index, split, self.shuffle_shards, self.cache_dir)
         max_bad = int(self.max_bad_fraction * len(reader)) // self._world_size
-        augmentation = Augmentation(self.flip, self.random_crop)
-        return ShardLoader.build(ShardDataset(reader, batches, augmentation, plan, max_bad), self.num_workers)
+        return ShardLoader.build(ShardDataset(reader, batches, self.augmentation, plan, max_bad), self.num_workers)

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from scalear.data.batch import Batch
+from scalear.data.imaging import center_crop
 from scalear.data.plan import EvalBatches, TrainBatches, TrainPlan, augmentation_uniforms
 from scalear.data.reader import BrokenSampleError, ImageSample, LatentSample, ShardReader
 
 _log = logging.getLogger(__name__)
+# In place of a sample's uniform numbers: not mirrored, and the centre of the smallest resized image.
+_EVALUATION = (0.5, 0.5, 0.5, 0.0)
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,28 @@ class Augmentation:
     Attributes:
         flip: Mirror with probability 1/2. For latents the stored latent of the mirror image is taken.
         crop: Side of a random crop of images; None keeps them whole.
+        min_crop_fraction: Resize images first, to a side from `crop` to `crop / min_crop_fraction`, rounded up: ADM's
+            `random_crop_arr`. None crops them at the size that they have.
     """
 
     flip: bool
     crop: int | None
+    min_crop_fraction: float | None = None
+
+    @property
+    def largest_side(self) -> int:
+        """That images are resized to."""
+        return self.crop if self.min_crop_fraction is None else math.ceil(self.crop / self.min_crop_fraction)
+
+    def cropped(self, image: NDArray[np.uint8], vertical: float, horizontal: float, size: float) -> NDArray[np.uint8]:
+        """A square of a square image; place and size are numbers in [0, 1), parts of what is possible."""
+        if self.crop is None:
+            return image
+        if self.min_crop_fraction is not None:
+            image = _resized(image, self.crop + int(size * (self.largest_side - self.crop + 1)))
+        free = len(image) - self.crop + 1
+        top, left = int(vertical * free), int(horizontal * free)
+        return image[top : top + self.crop, left : left + self.crop]
 
 
 class ShardDataset(Dataset):
@@ -36,7 +59,7 @@ class ShardDataset(Dataset):
     Args:
         reader: Of the split.
         batches: The batches that will be asked for.
-        augmentation: Evaluation takes the centre of a crop and never flips.
+        augmentation: Evaluation takes the central crop, as much of an image as it can be, and never flips.
         plan: Order of training; None reads in the order of the shards, for evaluation.
         max_bad: Broken samples to leave out of a pass before it is refused.
     """
@@ -77,7 +100,10 @@ class ShardDataset(Dataset):
             rows.append(row)
         if not samples:
             raise ValueError(f"all {len(positions)} samples of a batch are broken, see the log")
-        uniforms = None if self._plan is None else augmentation_uniforms(self._plan.seed, positions)[rows]
+        if self._plan is None:
+            uniforms = np.tile(_EVALUATION, (len(rows), 1))
+        else:
+            uniforms = augmentation_uniforms(self._plan.seed, positions)[rows]
         is_latent = isinstance(samples[0], LatentSample)
         return Batch(
             inputs=self._moments(samples, uniforms) if is_latent else self._images(samples, uniforms),
@@ -88,30 +114,23 @@ class ShardDataset(Dataset):
             kind="latents" if is_latent else "images",
         )
 
-    def _moments(self, samples: list[LatentSample], uniforms: np.ndarray | None) -> Tensor:
-        flipped = self._flipped(samples, uniforms)
+    def _moments(self, samples: list[LatentSample], uniforms: NDArray) -> Tensor:
+        flipped = self._flipped(uniforms)
         moments = [s.flipped if mirror else s.moments for s, mirror in zip(samples, flipped, strict=True)]
         out = _empty_batch((len(moments), *moments[0].shape), getattr(torch, str(moments[0].dtype)))
         np.stack(moments, out=out.numpy())
         return out
 
-    def _images(self, samples: list[ImageSample], uniforms: np.ndarray | None) -> Tensor:
-        images = [sample.image for sample in samples]
-        if (crop := self._augmentation.crop) is not None:
-            places = np.full((len(images), 2), 0.5) if uniforms is None else uniforms[:, 1:3]
-            images = [_crop(image, crop, *place) for image, place in zip(images, places, strict=True)]
-        flipped = self._flipped(samples, uniforms)
-        image_BHWC = np.stack(
-            [image[:, ::-1] if mirror else image for image, mirror in zip(images, flipped, strict=True)]
-        )
+    def _images(self, samples: list[ImageSample], uniforms: NDArray) -> Tensor:
+        crops = [self._augmentation.cropped(s.image, *row[1:]) for s, row in zip(samples, uniforms, strict=True)]
+        flipped = self._flipped(uniforms)
+        image_BHWC = np.stack([crop[:, ::-1] if mirror else crop for crop, mirror in zip(crops, flipped, strict=True)])
         image_BCHW = torch.from_numpy(image_BHWC).permute(0, 3, 1, 2)
         out = _empty_batch(image_BCHW.shape, torch.float32)
         return out.copy_(image_BCHW).div_(127.5).sub_(1)
 
-    def _flipped(self, samples: list, uniforms: np.ndarray | None) -> list[bool]:
-        if uniforms is None or not self._augmentation.flip:
-            return [False] * len(samples)
-        return (uniforms[:, 0] < 0.5).tolist()
+    def _flipped(self, uniforms: NDArray) -> NDArray[np.bool_]:
+        return (uniforms[:, 0] < 0.5) & self._augmentation.flip
 
 
 class ShardLoader(DataLoader):
@@ -158,8 +177,7 @@ def _empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
 
-def _crop(image: np.ndarray, size: int, vertical: float, horizontal: float) -> np.ndarray:
-    """Cut out a square at a place given in [0, 1) of what is possible."""
-    top = int(vertical * (image.shape[0] - size + 1))
-    left = int(horizontal * (image.shape[1] - size + 1))
-    return image[top : top + size, left : left + size]
+def _resized(image_HWC: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A square image of another size. Of a square, ADM's centre crop is all."""
+    image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
+    return np.asarray(center_crop(image, side)).reshape(side, side, -1)

@@ -1,7 +1,7 @@
-"""What the processes of a run must agree on before a Trainer connects them."""
+"""What the processes of a run agree on."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
@@ -10,6 +10,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from torch import distributed
 from torch.distributed import TCPStore
 
 _LAUNCHERS: tuple[type[ClusterEnvironment], ...] = (
@@ -23,7 +24,7 @@ _stores: list[TCPStore] = []  # as long as this process lives: later ranks ask t
 
 
 def text_of_rank_zero(make: Callable[[], str]) -> str:
-    """What `make` gives on rank 0, on all ranks of this run.
+    """What `make` gives on rank 0, on all ranks of this run, before a Trainer connects them.
 
     Args:
         make: Called on rank 0 alone; its text is not empty.
@@ -37,6 +38,15 @@ def text_of_rank_zero(make: Callable[[], str]) -> str:
     text = make()
     os.environ[_INHERITED] = f"{os.getpid()}:{text}"
     return text
+
+
+def names_of_all_ranks(names: Iterable[str]) -> list[str]:
+    """Every name that some rank gives, once, in one order for all of them. Once they are connected."""
+    gathered = [list(names)]
+    if distributed.is_initialized():
+        gathered *= distributed.get_world_size()
+        distributed.all_gather_object(gathered, gathered[0])
+    return list(dict.fromkeys(name for part in gathered for name in part))
 
 
 def _from_store(environment: ClusterEnvironment, make: Callable[[], str]) -> str:

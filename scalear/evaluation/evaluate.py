@@ -3,21 +3,21 @@
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
 from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.bootstrap import intervals, resampled_needs
-from scalear.evaluation.feature_set import FeatureSet, Needs, extract
+from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.fid import FrechetDistance
-from scalear.evaluation.image_set import ImageSet
 from scalear.evaluation.inception_score import InceptionScore
 from scalear.evaluation.kid import KernelDistance
 from scalear.evaluation.labels import ClassVariety, LabelAccuracy
 from scalear.evaluation.manifold import ManifoldMetrics
 from scalear.evaluation.metric import SampleMetric
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 
 
 def default_metrics() -> list[SampleMetric]:
@@ -34,31 +34,33 @@ def default_metrics() -> list[SampleMetric]:
     ]
 
 
-def obstacle(metric: SampleMetric, extractor: FeatureExtractor, real: Reference, fake: Reference) -> str | None:
-    """Why these images cannot have a metric; None if they can."""
-    for what, needs, side in (("samples", metric.fake, fake), ("real images", metric.real, real)):
-        if unknown := (needs.points | needs.statistics) - extractor.widths.keys():
-            return f"{extractor.name} gives no {' and '.join(sorted(unknown))} features"
-        seen = needs.points | (needs.statistics - side.statistics.keys())
-        if (seen or needs.labels) and side.images is None:
-            return f"it needs the {what}, and {side.name} holds statistics alone"
-        if seen and len(side.images) < needs.count:
-            return f"it needs {needs.count} {what} or more, got {len(side.images)}"
-        if needs.labels and not side.images.labelled:
-            return f"the {what} have no labels"
+def obstacle(metric: SampleMetric, extractor: FeatureExtractor, real: Side, fake: Side) -> str | None:
+    """Why these sides cannot have a metric; None if they can."""
+    given = extractor.widths.keys()
+    if lacking := (metric.real | metric.fake).features - given:
+        return f"{extractor.name} gives no {min(lacking)} features, only {', '.join(given)}"
     if metric.needs_labels_known and not extractor.knows_labels:
         return f"{extractor.name} does not know the classes that labels count"
+    for side, needs, what in ((fake, metric.fake, "samples"), (real, metric.real, "real images")):
+        if not side.unstored(needs).images:
+            continue
+        if side.images is None:
+            return f"it needs {what}, and {side.name} holds statistics alone"
+        if len(side.images) < needs.count:
+            return f"it needs at least {needs.count} {what}, and {side.name} has {len(side.images)}"
+        if needs.labels and not side.images.labelled:
+            return f"it needs the class of each of the {what}, which {side.name} does not have"
     return None
 
 
 def choose_metrics(
     metrics: Sequence[SampleMetric],
     extractor: FeatureExtractor,
-    real: Reference,
-    fake: ImageSet | Reference,
+    real: Side,
+    fake: Side,
     asked: Sequence[str] | None = None,
 ) -> list[SampleMetric]:
-    """Those that these images can have, found out before the work begins.
+    """Those that both sides can have, found out before the work begins.
 
     Args:
         metrics: To choose from.
@@ -70,11 +72,17 @@ def choose_metrics(
     Raises:
         ValueError: One that was asked for cannot be had, or nobody knows it; the sides do not compare.
     """
-    fake = Reference.of(fake)
-    real.check(extractor, fake.image_shape)
-    fake.check(extractor)
-    known = {number: metric for metric in metrics for number in metric.numbers}
-    if unknown := sorted(set(asked or ()) - known.keys()):
+    for side in (fake, real):
+        side.check(extractor)
+    sizes = [side.image_shape and side.image_shape[:2] for side in (fake, real)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        ours, theirs = ("x".join(map(str, size)) for size in sizes)
+        raise ValueError(
+            f"samples of {ours} pixels ({fake.name}) do not compare with real images of {theirs} ({real.name}): take "
+            "those of the same size"
+        )
+    known = [number for metric in metrics for number in metric.numbers]
+    if unknown := [number for number in asked or () if number not in known]:
         raise ValueError(f"there is no metric {unknown[0]!r}; there are {', '.join(known)}")
     chosen = []
     for metric in metrics:
@@ -87,8 +95,8 @@ def choose_metrics(
     return chosen
 
 
-def needs_of(metrics: Sequence[SampleMetric], side: str) -> Needs:
-    """All that metrics need of a side, `real` or `fake`."""
+def needs_of(metrics: Sequence[SampleMetric], side: Literal["real", "fake"]) -> Needs:
+    """All that metrics need of a side."""
     return functools.reduce(operator.or_, (getattr(metric, side) for metric in metrics), Needs())
 
 
@@ -98,11 +106,11 @@ def score(metrics: Sequence[SampleMetric], real: FeatureSet, fake: FeatureSet) -
 
 
 def evaluate_samples(
-    samples: ImageSet | Reference,
-    reference: Reference,
+    samples: Side,
+    reference: Side,
     extractor: FeatureExtractor,
     metrics: Sequence[SampleMetric],
-    floor: ImageSet | None = None,
+    floor: Side | None = None,
     resamples: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
@@ -111,8 +119,8 @@ def evaluate_samples(
     """Compare samples with real images.
 
     Args:
-        samples: Generated images, with or without the classes that were asked for.
-        reference: Real images that no training saw, or their statistics.
+        samples: Generated images, with or without the classes that were asked for; or their statistics.
+        reference: Real images that no training saw; or their statistics.
         extractor: Network that measures.
         metrics: What is measured: of `choose_metrics`.
         floor: Other real images (of the training split), as many as samples, and measured like them: the best that
@@ -125,10 +133,14 @@ def evaluate_samples(
     Returns:
         Numbers by name; the Frechet distances of the floor as `fid_floor` and so on; ends of intervals as `fid_low`
         and `fid_high`.
+
+    Raises:
+        ValueError: The floor has another number of images, or samples that are to be drawn anew are not there.
     """
-    samples = Reference.of(samples)
-    if floor is not None and len(floor) != samples.count():
-        raise ValueError(f"the floor of {samples.count()} samples needs as many real images, got {len(floor)}")
+    if floor is not None and floor.count("pooled") != samples.count("pooled"):
+        raise ValueError(
+            f"the floor of {samples.count('pooled')} samples needs as many real images, got {floor.count('pooled')}"
+        )
     if resamples and samples.statistics:
         raise ValueError(f"intervals need the features of samples, and {samples.name} is known by its statistics")
     how = {"batch_size": batch_size, "device": device, "ranks": ranks}
@@ -140,7 +152,7 @@ def evaluate_samples(
         scores |= ranks.first(lambda: intervals(metrics, real, fake, scores, resamples))
     if floor is not None:
         distances = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
-        other = extract(extractor, floor, needs_of(distances, "fake"), **how)
+        other = floor.features(extractor, needs_of(distances, "fake"), **how)
         of_floor = ranks.first(lambda: score(distances, real, other))
         scores |= {f"{name}_floor": value for name, value in of_floor.items()}
     return scores

@@ -16,7 +16,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from scalear.evaluation.classifier import ImageClassifier, load_classifier
+from scalear.evaluation.classifier import load_classifier
 from scalear.evaluation.features import FeatureExtractor
 
 INCEPTION_WEIGHTS = "weights/pt_inception-2015-12-05-6726825d.pth"
@@ -44,6 +44,13 @@ class ClassifierFeatures(FeatureExtractor):
         network = self.network
         return {"pooled": self.num_features, "logits": network.num_classes, "texture": sum(network.widths[:2])}
 
+    def check_channels(self, channels: int) -> None:
+        if channels != self.network.image_channels:
+            raise ValueError(
+                f"{self.weights} was trained on images of {self.network.image_channels} channel(s), got {channels}: "
+                "use the extractor of this dataset"
+            )
+
     def _load(self) -> nn.Module:
         if self.seed is not None:
             raise ValueError(f"a classifier has the shape that its file says: {self.weights!r} is no file")
@@ -55,14 +62,8 @@ class ClassifierFeatures(FeatureExtractor):
         return classifier
 
     def _features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
-        network: ImageClassifier = self.network
-        if image_BCHW.shape[1] != network.image_channels:
-            raise ValueError(
-                f"{self.weights} was trained on images of {network.image_channels} channel(s), "
-                f"got {image_BCHW.shape[1]}: use the extractor of this dataset"
-            )
-        pooled_BF, texture_BF = network.features_and_texture(image_BCHW.float() / 127.5 - 1)
-        return {"pooled": pooled_BF, "logits": network.head(pooled_BF), "texture": texture_BF}
+        pooled_BF, texture_BF = self.network.features_and_texture(image_BCHW.float() / 127.5 - 1)
+        return {"pooled": pooled_BF, "logits": self.network.head(pooled_BF), "texture": texture_BF}
 
 
 class InceptionFeatures(FeatureExtractor):
@@ -76,7 +77,8 @@ class InceptionFeatures(FeatureExtractor):
         weights: Path of `pt_inception-2015-12-05-6726825d.pth`, or `random:SEED`.
     """
 
-    kind = "inception TF-2015"
+    kind = "inception"
+    published = {"6726825d": "TF-2015"}
     batch_size = 64
 
     def __init__(self, weights: str = INCEPTION_WEIGHTS) -> None:
@@ -87,10 +89,8 @@ class InceptionFeatures(FeatureExtractor):
         return {"pooled": 2048, "spatial": 17 * 17 * 7, "logits": 1008}
 
     def _load(self) -> nn.Module:
-        network = _Inception()
         if self.seed is not None:
-            network.randomise(self.seed)
-            return network
+            return _Inception().randomised(self.seed)
         if not Path(self.weights).is_file():
             raise ValueError(
                 f"no Inception weights at {self.weights}; get pt_inception-2015-12-05-6726825d.pth from "
@@ -98,6 +98,7 @@ class InceptionFeatures(FeatureExtractor):
                 "extractors are fashion and timm:MODEL"
             )
         try:
+            network = _Inception()
             network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
         except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.weights} is damaged or not torch-fidelity's Inception: {error}") from error
@@ -119,42 +120,47 @@ class _Inception(FeatureExtractorInceptionV3):
         nothing = io.BytesIO()
         torch.save({}, nothing)
         nothing.seek(0)
-        super().__init__("inception", ["2048", "logits_unbiased"], nothing)
+        with torch.random.fork_rng(devices=[]):
+            super().__init__("inception", ["2048", "logits_unbiased"], nothing)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: object, **kwargs: object) -> object:
         return super().load_state_dict(state_dict, *args, **kwargs) if state_dict else None
 
-    def randomise(self, seed: int) -> None:
-        """Normal weights of variance 2 / fan-in (He et al. 2015), which keep activations alive through all layers."""
+    def randomised(self, seed: int) -> "_Inception":
+        """Itself with He's weights (2015), which keep activations alive through all layers, and without biases."""
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             if parameter.ndim > 1:
-                deviation = (2 / parameter[0].numel()) ** 0.5
-                parameter.copy_(deviation * torch.randn(parameter.shape, generator=generator))
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(self.fc.bias)
+        return self
 
 
 class TimmFeatures(FeatureExtractor):
     """A network of timm: `pooled`, what its head reads, and `logits` where it has a classifier.
 
     Images are resized, cropped and normalised by Pillow as the network's own configuration says. With
-    `vit_large_patch14_dinov2.lvd142m`, the Frechet distance is FD-DINOv2 (Stein et al. 2023).
+    `vit_large_patch14_dinov2.lvd142m` at 224 pixels, the Frechet distance is FD-DINOv2 (Stein et al. 2023).
 
     Args:
         model: Name that timm gives it.
         weights: Path of its weights, as timm publishes them; or `random:SEED`.
+        image_size: Side of the images that it sees, in pixels. Default: that of its training.
     """
 
     batch_size = 32
 
-    def __init__(self, model: str, weights: str) -> None:
+    def __init__(self, model: str, weights: str, image_size: int | None = None) -> None:
         if not timm.is_model(model):
             raise ValueError(f"timm has no model {model!r}; `timm.list_models()` lists them")
-        with torch.device("meta"):
-            network = timm.create_model(model)
-        super().__init__(weights, network.num_features)
         self.model = model
-        self.kind = f"timm:{model}"
-        self._transform = create_transform(**resolve_model_data_config(network))
+        self._config = {} if image_size is None else {"input_size": (3, image_size, image_size)}
+        with torch.device("meta"):
+            network = timm.create_model(model, pretrained_cfg_overlay=self._config)
+        super().__init__(weights, network.head_hidden_size)
+        seen = resolve_model_data_config(network)
+        self.kind = f"timm:{model}, {seen['input_size'][-1]} px"
+        self._transform = create_transform(**seen)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -165,7 +171,7 @@ class TimmFeatures(FeatureExtractor):
         if self.seed is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                return timm.create_model(self.model)
+                return timm.create_model(self.model, pretrained_cfg_overlay=self._config)
         if not Path(self.weights).is_file():
             source = timm.get_pretrained_cfg(self.model)
             where = f"https://huggingface.co/{source.hf_hub_id}" if source and source.hf_hub_id else "timm"
@@ -174,7 +180,8 @@ class TimmFeatures(FeatureExtractor):
                 "or set the extractor's `weights` to its path"
             )
         try:
-            return timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay={"file": self.weights})
+            file = {"file": self.weights}
+            return timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=self._config | file)
         except Exception as error:  # timm's filters raise nearly anything on other networks' weights
             raise ValueError(f"{self.weights} is damaged or holds no {self.model}: {error}") from error
 
@@ -187,7 +194,7 @@ class TimmFeatures(FeatureExtractor):
 
 
 def extractor_named(name: str, weights: str | None = None) -> FeatureExtractor:
-    """The extractor that a command calls `inception`, `fashion` or `timm:MODEL`.
+    """The extractor that a command calls `inception`, `fashion`, `timm:MODEL` or `timm:MODEL@SIZE`.
 
     Args:
         name: Of the network.
@@ -198,7 +205,10 @@ def extractor_named(name: str, weights: str | None = None) -> FeatureExtractor:
     """
     kind, _, model = name.partition(":")
     if kind == "timm" and model:
-        return TimmFeatures(model, weights or f"weights/{model}.safetensors")
+        model, _, size = model.partition("@")
+        if size and not size.isdecimal():
+            raise ValueError(f"{name!r} must end in @ and a number of pixels, as in timm:{model}@224")
+        return TimmFeatures(model, weights or f"weights/{model}.safetensors", int(size) if size else None)
     if name == "inception":
         return InceptionFeatures(weights or INCEPTION_WEIGHTS)
     if name == "fashion":

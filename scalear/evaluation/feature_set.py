@@ -31,6 +31,16 @@ class Needs:
     labels: bool = False
     count: int = 1
 
+    @property
+    def images(self) -> bool:
+        """Whether any image must be looked at."""
+        return bool(self.features or self.labels)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Names of all features."""
+        return self.points | self.statistics
+
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             self.points | other.points,
@@ -57,8 +67,6 @@ class FeatureSet:
     @classmethod
     def joined(cls, parts: Sequence["FeatureSet"]) -> "FeatureSet":
         """What several processes saw of one set, its parts in order."""
-        if len(parts) == 1:
-            return parts[0]
         statistics = {}
         for name in parts[0].statistics:
             total = RunningStatistics()
@@ -75,11 +83,9 @@ def extract(
     needs: Needs,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
-    ranks: PatientRanks = ALONE,
+    rows: range | None = None,
 ) -> FeatureSet:
-    """Features of all images; one batch of images is in memory at a time.
-
-    Each rank looks at a part of them, in the batches of one process; rank 0 gets all features, others their own.
+    """Features of images; one batch of images is in memory at a time.
 
     Args:
         extractor: Network that measures.
@@ -87,34 +93,52 @@ def extract(
         needs: What is kept.
         batch_size: Images per pass; changes nothing but memory. Default: the extractor's.
         device: Where the extractor runs.
-        ranks: Who shares the work; all call this at once.
+        rows: Places of the images, without gaps: the share of one process, see `FeatureSet.joined`. Default: all.
 
     Raises:
-        ValueError: A file is broken, or the features are not finite, or those of the first batch all the same.
+        ValueError: A file is broken, or the features are not finite, or they are the same for all images.
+    """
+    rows = range(len(images)) if rows is None else rows
+    points = {name: torch.empty(len(rows), extractor.widths[name]) for name in needs.points}
+    running = {name: RunningStatistics() for name in needs.statistics}
+    labels, done = torch.empty(len(rows), dtype=torch.int64), 0
+    for block in images.blocks(batch_size or extractor.batch_size, rows):
+        place = slice(done, done + len(block.labels))
+        features = extractor(torch.tensor(block.images, device=device).permute(0, 3, 1, 2))
+        if done == 0 and (block.images != block.images[0]).any() and _constant(features["pooled"]):
+            raise ValueError(
+                f"{extractor.name} gives the same features for different images of {images.name}: its weights are "
+                "damaged, or not trained"
+            )
+        for name, kept_NF in points.items():
+            kept_NF[place] = features[name].cpu()
+        for name, statistics in running.items():
+            statistics.add(features[name])
+        labels[place] = torch.tensor(block.labels)
+        done = place.stop
+    return FeatureSet(points, {name: statistics.result() for name, statistics in running.items()}, labels)
+
+
+def extract_together(
+    extractor: FeatureExtractor,
+    images: ImageSet,
+    needs: Needs,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    ranks: PatientRanks = ALONE,
+) -> FeatureSet:
+    """As `extract`, but all ranks share the work; rank 0 gets the features, the others none.
+
+    Images go through the network in the batches of one process, whose rounding so stays the same.
     """
     batch_size = batch_size or extractor.batch_size
     batches = -(-len(images) // batch_size)
     first, last = (number * batches // ranks.count for number in (ranks.rank, ranks.rank + 1))
-    start, stop = first * batch_size, min(last * batch_size, len(images))
-    points = {name: torch.empty(stop - start, extractor.widths[name]) for name in needs.points}
-    running = {name: RunningStatistics() for name in needs.statistics}
-    labels, done = torch.empty(stop - start, dtype=torch.int64), 0
-    for block in images.blocks(batch_size, start, stop):
-        rows = slice(done, done + len(block.labels))
-        features = extractor(torch.tensor(block.images, device=device).permute(0, 3, 1, 2))
-        pooled_BF = features["pooled"]
-        if done == 0 and len(pooled_BF) > 1 and (pooled_BF == pooled_BF[0]).all():
-            raise ValueError(
-                f"the first {len(pooled_BF)} images of {images.name} have the same features by {extractor.name}: it is "
-                "one image again and again, or the network's weights are damaged"
-            )
-        for name, kept_NF in points.items():
-            kept_NF[rows] = features[name].cpu()
-        for name, total in running.items():
-            total.add(features[name])
-        labels[rows] = torch.tensor(block.labels)
-        done = rows.stop
-    statistics = {name: total.result() for name, total in running.items() if total.count}
-    seen = FeatureSet(points, statistics, labels)
-    parts = ranks.gather(seen)
-    return seen if parts is None else FeatureSet.joined([part for part in parts if len(part.labels)])
+    rows = range(first * batch_size, min(last * batch_size, len(images)))
+    part = extract(extractor, images, needs, batch_size, device, rows) if rows else None
+    parts = [part for part in ranks.gather(part) or [FeatureSet()] if part is not None]
+    return parts[0] if len(parts) == 1 else FeatureSet.joined(parts)
+
+
+def _constant(features_BF: Tensor) -> bool:
+    return bool((features_BF == features_BF[0]).all())

@@ -4,6 +4,7 @@ A number such as FID means nothing without the network that measured it, so ever
 wherever its numbers go. Legend: B batch, C channels, H W pixels, F features.
 """
 
+import functools
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -33,6 +34,8 @@ class FeatureExtractor(ABC):
 
     kind: ClassVar[str]
     """Name of the network in reports."""
+    published: ClassVar[dict[str, str]] = {}
+    """What weights are called in the field, by the start of their SHA-256."""
     batch_size: ClassVar[int] = 250
     """Images that pass through the network at a time unless told otherwise."""
     knows_labels: ClassVar[bool] = False
@@ -45,16 +48,14 @@ class FeatureExtractor(ABC):
 
     @property
     def name(self) -> str:
-        """What stands beside numbers measured with this network: kind, resizing and the weights' SHA-256, begun.
+        """What stands beside numbers measured with this network: its kind and the start of its weights' SHA-256.
 
-        Extractors of one name give the same features; their files may lie at different paths.
+        Extractors of one name give the same features, wherever their files lie.
         """
-        path = Path(self.weights)
         if self.seed is not None:
-            weights = f"random weights, seed {self.seed}"
-        else:
-            weights = hashlib.sha256(path.read_bytes()).hexdigest()[:8] if path.is_file() else f"no file {path}"
-        return f"{self.kind} ({weights})"
+            return f"{self.kind} (random weights, seed {self.seed})"
+        checksum = _checksum(self.weights)[:8] if Path(self.weights).is_file() else f"no file {self.weights}"
+        return f"{self.kind} ({self.published.get(checksum, checksum)})"
 
     @property
     def seed(self) -> int | None:
@@ -94,6 +95,7 @@ class FeatureExtractor(ABC):
                 f"features need uint8 images (B, C, H, W), got {image_BCHW.dtype} of shape {tuple(image_BCHW.shape)}; "
                 "convert with scalear.evaluation.images.to_uint8"
             )
+        self.check_channels(image_BCHW.shape[1])
         self.network.to(image_BCHW.device)
         # bfloat16 features would round FID itself.
         with torch.autocast(image_BCHW.device.type, enabled=False):
@@ -102,6 +104,13 @@ class FeatureExtractor(ABC):
             raise ValueError(f"features by {self.name} are not finite: its weights are damaged, copy them again")
         return features
 
+    def check_channels(self, channels: int) -> None:  # noqa: B027
+        """Refuse images that are not what the network was trained on. By default it takes grey ones and RGB.
+
+        Raises:
+            ValueError: So many channels it does not take.
+        """
+
     @abstractmethod
     def _load(self) -> nn.Module:
         """Read `weights`."""
@@ -109,3 +118,9 @@ class FeatureExtractor(ABC):
     @abstractmethod
     def _features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         """uint8 images -> features_BF by name."""
+
+
+@functools.cache  # files of weights may be large, and stay what they are
+def _checksum(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,11 +9,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 from scalear.evaluation.statistics import FeatureStatistics, frechet_distance
 from scalear.hardware.float64 import in_float64, widest_float
 
-SMALL = 10_000  # samples, below which FID is mostly bias
+SMALL = 10_000  # images, below which the bias of FID is large
 
 
 class FrechetDistance(SampleMetric):
@@ -38,15 +38,15 @@ class FrechetDistance(SampleMetric):
             a, b = a.scaled(factor_F), b.scaled(factor_F)
         return {self.numbers[0]: frechet_distance(a, b)}
 
-    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
-        width = extractor.widths[self.feature]
-        counts = {"samples": fake.count(self.feature), "real images": real.count(self.feature)}
-        few = {side: count for side, count in counts.items() if count and count < max(SMALL, width + 1)}
-        if not few:
-            return []
-        of = " and ".join(f"{count:,} {side}" for side, count in few.items())
-        singular = ", of which covariances are singular" if min(few.values()) <= width else ""
-        return [f"{self.numbers[0]} of {of} is too large by its bias{singular}; the field takes 50,000"]
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        number, width, lines = self.numbers[0], extractor.widths[self.feature], []
+        for side, what in ((fake, "samples"), (real, "real images")):
+            count = side.count(self.feature)
+            if count is not None and count <= width:
+                lines.append(f"{number}: {count:,} {what} leave the covariance of {width:,} features singular")
+            elif count is not None and count < SMALL:
+                lines.append(f"{number} of {count:,} {what} is biased upwards: it compares at this count only")
+        return lines
 
 
 class FrechetFeatureDistance(FrechetInceptionDistance):

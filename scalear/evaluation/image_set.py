@@ -59,8 +59,12 @@ class ImageSet(ABC):
         """SHA-256, in hexadecimal, of the files that the images come from."""
 
     @abstractmethod
-    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        """Images from `start` to `stop`, by default all, `size` at a time; the last block may be smaller.
+    def blocks(self, size: int, rows: range | None = None) -> Iterator[Block]:
+        """Images in their order, `size` at a time; the last block may be smaller.
+
+        Args:
+            size: Images of a block.
+            rows: Places of those that are wanted, without gaps; None for all.
 
         Raises:
             ValueError: A file is broken.
@@ -69,6 +73,11 @@ class ImageSet(ABC):
     def load(self) -> "ArraySet":
         """All images in memory."""
         return ArraySet(*next(self.blocks(len(self))), self.name)
+
+    def _slices(self, size: int, rows: range | None) -> Iterator[slice]:
+        """Where blocks lie."""
+        rows = range(len(self)) if rows is None else rows
+        return (slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size))
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,9 @@ class ArraySet(ImageSet):
     def fingerprint(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self.images)).hexdigest()
 
-    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        for rows in _rows(size, start, stop, len(self)):
-            yield Block(self.images[rows], self.labels[rows])
+    def blocks(self, size: int, rows: range | None = None) -> Iterator[Block]:
+        for block in self._slices(size, rows):
+            yield Block(self.images[block], self.labels[block])
 
 
 class SampleSet(ImageSet):
@@ -119,19 +128,16 @@ class SampleSet(ImageSet):
     def __init__(self, path: str | Path, num_classes: int | None = None, count: int | None = None) -> None:
         self.name = Path(path).name if count is None else f"first {count:,} of {Path(path).name}"
         self._path = path
-        with open_sample_file(path) as archive:
-            labels = archive["arr_1"].astype(np.int64) if "arr_1" in archive else None
-        with self._open() as (_, shape):
-            count, *self.image_shape = shape
-        self.image_shape = tuple(self.image_shape)
-        self.labels = np.full(count, -1) if labels is None else labels
-        if self.labels.shape != (count,):
-            raise ValueError(f"{path} holds {count} images and labels of shape {self.labels.shape}, must be ({count},)")
+        with open_sample_file(path) as archive, self._images() as (_, shape):
+            labels = archive["arr_1"] if "arr_1" in archive else np.full(shape[0], -1)
+        if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{path} holds {shape[0]} images, but {labels.dtype} labels of shape {labels.shape}")
+        self.image_shape = shape[1:]
+        self.labels = labels[:count].astype(np.int64)
         if num_classes is not None:
             self.labels[self.labels >= num_classes] = -1
-        self.labels = self.labels[:count]
-        self.origin = _origin(path)
         self.labelled = bool((self.labels >= 0).all())
+        self.origin = _origin(path)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -139,30 +145,31 @@ class SampleSet(ImageSet):
     def fingerprint(self) -> str:
         return _sha256([self._path])
 
-    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        with self._open() as (file, _):
-            file.seek(start * math.prod(self.image_shape), os.SEEK_CUR)
-            for rows in _rows(size, start, stop, len(self)):
-                labels = self.labels[rows]
-                content = file.read(len(labels) * math.prod(self.image_shape))
-                yield Block(np.frombuffer(content, np.uint8).reshape(-1, *self.image_shape), labels)
+    def blocks(self, size: int, rows: range | None = None) -> Iterator[Block]:
+        bytes_each = math.prod(self.image_shape)
+        with self._images() as (file, _):
+            file.seek(bytes_each * (rows.start if rows else 0), os.SEEK_CUR)
+            for block in self._slices(size, rows):
+                labels = self.labels[block]
+                content = file.read(len(labels) * bytes_each)
+                yield Block(np.frombuffer(content, np.uint8).reshape(len(labels), *self.image_shape), labels)
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[BinaryIO, tuple[int, ...]]]:
-        """The bytes of the images, and the shape of all."""
-        with zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran_order, dtype = read(file)
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not all(shape) or fortran_order:
-                raise ValueError(
-                    f"{self._path} holds {dtype} images of shape {shape} (Fortran order: {fortran_order}), must be "
-                    "uint8 (N, H, W, 1 or 3)"
-                )
-            try:
+    def _images(self) -> Iterator[tuple[BinaryIO, tuple[int, ...]]]:
+        """The bytes of all images, to be read in order, and their shape (N, H, W, C)."""
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open("arr_0.npy") as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran_order, dtype = read(file)
+                if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or not all(shape) or fortran_order:
+                    raise ValueError(
+                        f"{self._path} holds {dtype} images of shape {shape} (Fortran order: {fortran_order}), must be "
+                        "uint8 (N, H, W, 1 or 3)"
+                    )
                 yield file, shape
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise ValueError(f"{self._path} is damaged: {error}; write or copy it again") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{self._path} is damaged ({error}): write or copy it again") from error
 
 
 class FolderSet(ImageSet):
@@ -181,20 +188,17 @@ class FolderSet(ImageSet):
 
     def __init__(self, folder: str | Path) -> None:
         paths = find_images(str(folder))
-        order = sorted(paths, key=lambda path: [(part.isdecimal() and int(part), part) for part in _parts(path)])
         self.name = str(folder)
-        self._paths = [Path(folder, path) for path in order]
-        headers = Counter(_header(path) for path in self._paths)
-        sizes = Counter(size for size, _ in headers.elements())
-        if len(sizes) > 1:
-            (usual, _), *others = sizes.most_common()
-            odd = next(path for path in self._paths if _header(path)[0] != usual)
+        self._paths = [Path(folder, path) for path in sorted(paths, key=_by_numbers)]
+        sizes, modes = zip(*map(_header, self._paths), strict=True)
+        (width, height), _ = Counter(sizes).most_common(1)[0]
+        odd = next((place for place, size in enumerate(sizes) if size != (width, height)), None)
+        if odd is not None:
             raise ValueError(
-                f"{folder} holds images of {len(sizes)} sizes: most are {usual[0]}x{usual[1]}, {odd.name} is not; "
-                "pack them to one size with `scalear data pack`"
+                f"{folder} holds images of {len(set(sizes))} sizes: most are {width}x{height}, {self._paths[odd].name} "
+                f"is {sizes[odd][0]}x{sizes[odd][1]} pixels; make one size of them, as `scalear data pack` does"
             )
-        ((width, height),) = sizes
-        self.image_shape = (height, width, 1 if all(mode in ("1", "L") for _, mode in headers) else 3)
+        self.image_shape = (height, width, 1 if set(modes) <= {"1", "L"} else 3)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -202,9 +206,9 @@ class FolderSet(ImageSet):
     def fingerprint(self) -> str:
         return _sha256(self._paths)
 
-    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        for rows in _rows(size, start, stop, len(self)):
-            images = [self._image(path) for path in self._paths[rows]]
+    def blocks(self, size: int, rows: range | None = None) -> Iterator[Block]:
+        for block in self._slices(size, rows):
+            images = [self._image(path) for path in self._paths[block]]
             yield Block(np.stack(images), np.full(len(images), -1))
 
     def _image(self, path: Path) -> NDArray[np.uint8]:
@@ -237,9 +241,8 @@ class ShardSet(ImageSet):
             raise ValueError(
                 f"need {self._count} images of {split!r} in {data_dir}, which holds {available} {index.kind}"
             )
-        self.labels = None
         self.image_shape = (index.image_size, index.image_size, index.image_channels)
-        self.labelled = index.num_classes > 0
+        self.labelled, self.labels = index.num_classes > 0, None
         which = "all" if self._count == available else f"first {self._count:,}, class by class,"
         self.name = f"{which} of {index.name} {split}"
         self._data_dir = data_dir
@@ -254,10 +257,11 @@ class ShardSet(ImageSet):
         hashes = [shard.sha256 for shard in self._index.shards(self._split)]
         return hashlib.sha256(" ".join([*hashes, str(self._count)]).encode()).hexdigest()
 
-    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+    def blocks(self, size: int, rows: range | None = None) -> Iterator[Block]:
         # The spare images are needed only where a class is too small for its share: then the shards are read again.
         chosen = itertools.chain(self._chosen(spare=False), self._chosen(spare=True))
-        chosen = itertools.islice(chosen, start, self._count if stop is None else stop)
+        rows = range(self._count) if rows is None else rows
+        chosen = itertools.islice(chosen, rows.start, rows.stop)
         while batch := list(itertools.islice(chosen, size)):
             samples = [shard[number] for shard, number in batch]
             yield Block(np.stack([sample.image for sample in samples]), np.array([sample.label for sample in samples]))
@@ -305,14 +309,9 @@ def _origin(path: str | Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _rows(size: int, start: int, stop: int | None, count: int) -> Iterator[slice]:
-    """Of `count` images those of each block, from `start` to `stop` or the end."""
-    stop = count if stop is None else stop
-    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
-
-
-def _parts(path: str) -> list[str]:
-    return re.split(r"(\d+)", path)
+def _by_numbers(path: str) -> list[tuple[int, str]]:
+    """A key that sorts 10.png after 9.png."""
+    return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", path)]
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:

@@ -6,7 +6,7 @@ import torch
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 
 
 class InceptionScore(SampleMetric):
@@ -27,6 +27,20 @@ class InceptionScore(SampleMetric):
             raise ValueError(f"split_size must be at least 1, got {split_size}")
         self.split_size = split_size
 
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        count, size, lines = len(fake.images), self.split_size, []
+        if count % size:
+            lines.append(f"is is biased downwards: of the splits of {size:,} samples, the last has {count % size:,}")
+        if (labels := fake.images.labels) is not None:
+            classes = len(np.unique(labels))
+            seen = [len(np.unique(labels[start : start + size])) for start in range(0, count - size + 1, size)]
+            if seen and min(seen) < 0.9 * min(classes, size):  # some are missing by chance where labels are drawn
+                lines.append(
+                    f"is takes splits of {size:,} samples in their order, and one has {min(seen)} of {classes} "
+                    "classes: it is too small; let the classes take turns"
+                )
+        return lines
+
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """`is`, the mean over splits, and `is_std`, their standard deviation; not bound to `real`."""
         scores = []
@@ -39,18 +53,3 @@ class InceptionScore(SampleMetric):
             scores.append(kl_BK.sum(dim=1).mean().exp())
         score = torch.stack(scores)
         return {"is": score.mean().item(), "is_std": score.std(correction=0).item()}
-
-    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
-        count, size = fake.count(), self.split_size
-        found = []
-        if count % size:
-            found.append(f"is takes splits of {size:,} samples, and the last one has {count % size:,}: it is too small")
-        if (labels := fake.images.labels) is not None:
-            classes = len(np.unique(labels))
-            seen = [len(np.unique(labels[start : start + size])) for start in range(0, count - size + 1, size)]
-            if seen and min(seen) < 0.9 * min(classes, size):  # some are missing by chance where labels are drawn
-                found.append(
-                    f"is takes splits of {size:,} samples in their order, and one has {min(seen)} of {classes} "
-                    "classes: it is too small; let the classes take turns"
-                )
-        return found

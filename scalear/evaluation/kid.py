@@ -7,7 +7,7 @@ from torch import Tensor
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 
 
 class KernelDistance(SampleMetric):
@@ -42,8 +42,8 @@ class KernelDistance(SampleMetric):
             distances.append(squared_mmd(a_NF, b_NF))
         return {"kid": float(np.mean(distances)), "kid_std": float(np.std(distances))}
 
-    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
-        few = min(real.count(), fake.count())
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        few = min(len(real.images), len(fake.images))
         if few >= self.subset_size:
             return []
         return [f"kid takes subsets of {self.subset_size:,}, and one side has {few:,} images: that one is taken whole"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 
 
 class ManifoldMetrics(SampleMetric):
@@ -58,12 +58,13 @@ class ManifoldMetrics(SampleMetric):
             "coverage": (nearest_N < wide_N).double().mean().item(),
         }
 
-    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
-        if real.count() == fake.count():
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        num_fake, num_real = len(fake.images), len(real.images)
+        if num_fake == num_real:
             return []
         return [
-            f"precision, recall, density and coverage of {fake.count():,} samples against {real.count():,} real images "
-            "compare with those at the same two counts only"
+            f"precision, recall, density and coverage of {num_fake:,} samples against {num_real:,} real images compare "
+            "at the same two counts only"
         ]
 
     def _radii(self, points_NF: Tensor, ks: tuple[int, ...]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 
 
 class SampleMetric(ABC):
@@ -29,6 +29,6 @@ class SampleMetric(ABC):
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """The numbers by name; one that these images cannot give may be left out."""
 
-    def cautions(self, extractor: FeatureExtractor, real: Reference, fake: Reference) -> list[str]:
-        """What is to be known of the numbers of these images, one line each."""
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        """What must be known of the numbers at these counts of images, a line each."""
         return []

@@ -10,10 +10,9 @@ import torch
 
 from scalear.evaluation.bootstrap import LEVEL
 from scalear.evaluation.features import FeatureExtractor
-from scalear.evaluation.image_set import ImageSet
 from scalear.evaluation.labels import balance_cautions
 from scalear.evaluation.metric import SampleMetric
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 from scalear.hardware.machine import describe as describe_machine
 
 _PACKAGES = ("scalear", "torch", "numpy", "pillow", "timm", "torch-fidelity")
@@ -35,11 +34,11 @@ class Protocol:
         device: Where the network ran.
     """
 
-    samples: Reference
-    reference: Reference
+    samples: Side
+    reference: Side
     extractor: FeatureExtractor
     metrics: Sequence[SampleMetric]
-    floor: ImageSet | None = None
+    floor: Side | None = None
     resamples: int = 0
     device: torch.device | str = "cpu"
 
@@ -63,7 +62,7 @@ class Protocol:
         return {
             "samples": _side(self.samples),
             "reference": _side(self.reference),
-            "floor": None if self.floor is None else _side(Reference.of(self.floor)),
+            "floor": None if self.floor is None else _side(self.floor),
             "extractor": self.extractor.name,
             "metrics": [_settings(metric) for metric in self.metrics],
             "intervals": {"resamples": self.resamples, "level": LEVEL} if self.resamples else None,
@@ -89,7 +88,7 @@ class Protocol:
         lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>13}" for cell in row[1:]) for row in rows]
         lines.append(f"{_told(self.samples, 'samples')} against {_told(self.reference, 'real images')}")
         if self.floor is not None:
-            lines.append(f"real images: {_told(Reference.of(self.floor), 'others')}, measured as the samples are")
+            lines.append(f"real images: {_told(self.floor, 'others')}, measured as the samples are")
         return "\n".join(line.rstrip() for line in lines)
 
     def line(self, scores: Mapping[str, float]) -> str:
@@ -146,7 +145,7 @@ def sampling_words(origin: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _side(side: Reference) -> dict[str, Any]:
+def _side(side: Side) -> dict[str, Any]:
     images = side.images
     return {
         "name": side.name,
@@ -166,6 +165,6 @@ def _settings(metric: SampleMetric) -> dict[str, Any]:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "numbers": metric.numbers, **plain}
 
 
-def _told(side: Reference, what: str) -> str:
+def _told(side: Side, what: str) -> str:
     count = side.count("pooled")
     return f"{count:,} {what} ({side.name})" if count else f"{what} of unknown count ({side.name})"

@@ -81,12 +81,16 @@ class RunningStatistics:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al. 2017, eq. 6; Dowson & Landau 1982).
 
-    The trace of the root is the sum of roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), a symmetric matrix, which
-    unlike a matrix root exists and is real for every pair of covariances, singular ones too.
+    With S = R R^T, the trace of that root is the sum of the singular values of R_a^T R_b, which are real for every pair
+    of covariances. Singular ones (of fewer images than features) cost a matrix root half of its digits; not these.
     """
-    values, vectors = torch.linalg.eigh(a.covariance_FF)
-    root_FF = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root_FF @ b.covariance_FF @ root_FF).clamp_min(0).sqrt().sum()
+    cross = torch.linalg.svdvals(_root(a.covariance_FF).T @ _root(b.covariance_FF)).sum()
     apart = (a.mean_F - b.mean_F).square().sum()
     distance = apart + a.covariance_FF.trace() + b.covariance_FF.trace() - 2 * cross
     return max(0.0, distance.item())  # rounding can leave equal sets a hair below zero
+
+
+def _root(covariance_FF: Tensor) -> Tensor:
+    """A matrix R with R R^T = S."""
+    values_F, vectors_FF = torch.linalg.eigh(covariance_FF)
+    return vectors_FF * values_F.clamp_min(0).sqrt()

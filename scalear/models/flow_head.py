@@ -104,7 +104,7 @@ class FlowHead(Head):
             cond, uncond = velocity_both.to(state_dtype).chunk(2)
             return uncond + weight * (cond - uncond)
 
-        jump = guidance.start_time if guided else 0.0
+        jump = guidance.jump if guided else 0.0
         tokens_BlC = sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales, jump), jump)
         require_finite(tokens_BlC, f"velocities of scale {schedule.names[k]}")
         return tokens_BlC

@@ -107,18 +107,16 @@ class Generator(nn.Module):
             draws: Random numbers of each image; see `scalear.draws`.
             sampling: Settings of the head: how one scale is sampled.
             guidance: Classifier-free guidance.
-            schedule: Scales; those of the transformer by default.
+            schedule: Scales, which pyramid and transformer serve; those of the transformer by default.
             forced: Per scale None, or known content and where it is known, (B, l) bool. It replaces what was sampled
                 before anything reads it.
 
         Raises:
-            ValueError: A label is out of range, the head takes other settings, the transformer does not serve the
-                schedule, or `forced` does not fit it.
+            ValueError: A label is out of range, the head takes other settings, or `forced` does not fit the schedule.
         """
         schedule, batch = schedule or self.schedule, len(label_B)
         self.check_labels(label_B)
         self.check_sampling(sampling)
-        self.transformer.check(schedule)
         if forced is not None and len(forced) != schedule.num_scales:
             raise ValueError(f"forced has {len(forced)} entries for the {schedule.num_scales} scales {schedule}")
         labels = label_B

@@ -164,7 +164,7 @@ class Editor:
         tokens = self.tokenizer.latent_size(size)
         schedule = schedule or self.schedule(tokens)
         schedule.require_final(tokens)
-        self.model.generator.transformer.check(schedule)
+        self.model.check(schedule)
         place, cells = _window(corner, _size(image_BCHW), 1), _window(corner, _size(image_BCHW), self.tokenizer.stride)
         missing_B1HW = image_BCHW.new_ones(len(image_BCHW), 1, *canvas)
         missing_B1HW[place] = 0 if mask_B1HW is None else mask_B1HW.to(missing_B1HW)

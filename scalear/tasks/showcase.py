@@ -78,8 +78,10 @@ def flexible_picture(editor: Editor, label_B: Tensor, seed: int = 0) -> NDArray[
     """Images of the given labels with the same seeds, one row for each of `flexible_schedules`, uint8 (H, W, C)."""
     model = editor.model
     scale = _scale(model.image_size()[0])
-    rows = []
-    for schedule in flexible_schedules(model.schedule):
+    rows, schedules = [], flexible_schedules(model.schedule)
+    for schedule in schedules:
+        model.check(schedule)  # the last one, too, before the first is sampled
+    for schedule in schedules:
         draws = SeededDraws([(seed, index) for index in range(len(label_B))], label_B.device)
         image_BCHW = model.sample(label_B, draws, schedule)
         height, width = model.image_size(schedule)

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from scalear.data.batch import Batch
 from scalear.distributed.gradients import clip_gradient, gradient_norm, not_finite
+from scalear.distributed.ranks import names_of_all_ranks
 from scalear.training.loggers import log_text, logs_now
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_length import run_length
@@ -17,20 +18,28 @@ class NonFiniteLossError(ValueError):
     """A loss or its gradient is NaN or infinite. All ranks raise it at once, so that the last step can be saved."""
 
 
-def mean_losses(trainer: Trainer, terms: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Mean of every term over the ranks, detached.
+def mean_losses(
+    trainer: Trainer, terms: dict[str, Tensor], batch: Batch, names_differ: bool = False
+) -> dict[str, Tensor]:
+    """Mean of every term over the ranks that have it, detached; on all ranks the same.
 
     Args:
         trainer: Knows the ranks.
-        terms: Scalars by name; the same names on all ranks.
+        terms: Scalars by name.
         batch: This rank's samples, for the message.
+        names_differ: Ranks may have other names. They tell each other first, which costs a round between processes.
 
     Raises:
         NonFiniteLossError: A term is not finite on some rank.
     """
-    values = torch.stack([value.detach().float() for value in terms.values()])
-    values = trainer.strategy.reduce(values, reduce_op="mean")
-    means = dict(zip(terms, values, strict=True))
+    names = names_of_all_ranks(terms) if names_differ else list(terms)
+    here = {name: value.detach().float() for name, value in terms.items()}
+    absent = torch.zeros_like(next(iter(here.values())))
+    values = torch.stack([here.get(name, absent) for name in names])
+    shares = values.new_tensor([name in here for name in names])
+    values, shares = trainer.strategy.reduce(torch.stack([values, shares]), reduce_op="mean")
+    values = values / shares
+    means = dict(zip(names, values, strict=True))
     if not values.isfinite().all():
         bad = {name: value.item() for name, value in means.items() if not value.isfinite()}
         raise NonFiniteLossError(

@@ -40,15 +40,16 @@ def named_checkpoint(name: str | None, trainer: Mapping[str, Any], command: str)
     if name not in ("last", "best"):
         return name
     folders = _folders(trainer)
-    whole = [path for path in checkpoints_of(trainer["default_root_dir"], folders) if _metadata(path)]
-    found = max(whole, key=_age, default=None)
+    paths = checkpoints_of(trainer["default_root_dir"], folders)
+    whole = {path: metadata for path in paths if (metadata := _metadata(path))}
+    found = max(whole, key=lambda path: _age(path, whole[path]), default=None)
     if name == "best":
-        found = found and _best(found)
+        found = found and _best(found, whole[found])
         remedy = "train with a callback lightning.pytorch.callbacks.ModelCheckpoint that has `monitor`, or take last"
     else:
         remedy = "train first, or name a file"
     if found is None and (command, name) != ("fit", "last"):
-        places = " or ".join(dict.fromkeys(map(str, folders)))
+        places = " or ".join(map(str, folders))
         what = "whole checkpoint" if name == "last" else "checkpoint that was chosen by a monitored value"
         raise ValueError(f"--ckpt_path {name}: there is no {what} in {places}: {remedy}")
     rank_zero_info(f"--ckpt_path {name}: {found or 'there is no checkpoint yet, a new run begins'}")
@@ -60,12 +61,13 @@ def _folders(trainer: Mapping[str, Any]) -> list[Path]:
     root, callbacks = Path(trainer["default_root_dir"]), trainer.get("callbacks") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     arguments = [callback.get("init_args") or {} for callback in callbacks if not isinstance(callback, str)]
-    return [root / "checkpoints", *(Path(given["dirpath"]) for given in arguments if given.get("dirpath"))]
+    others = (Path(given["dirpath"]) for given in arguments if given.get("dirpath"))
+    return list(dict.fromkeys([root / "checkpoints", *others]))
 
 
-def _best(newest: Path) -> Path | None:
+def _best(newest: Path, metadata: dict[str, Any]) -> Path | None:
     """The best checkpoint that the newest one knows of; in its own folder, if the run was moved."""
-    for state in _metadata(newest).get("callbacks", {}).values():
+    for state in metadata.get("callbacks", {}).values():
         if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):
             path = Path(state["best_model_path"])
             return next((place for place in (path, newest.with_name(path.name)) if place.exists()), None)
@@ -99,6 +101,6 @@ def _metadata(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and "global_step" in found else {}
 
 
-def _age(path: Path) -> tuple[float, float]:
+def _age(path: Path, metadata: dict[str, Any]) -> tuple[float, float]:
     when = path.stat().st_mtime
-    return _metadata(path).get(_SAVED_AT, when), when
+    return metadata.get(_SAVED_AT, when), when

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from scalear.training.generator.sample_store import Origin, sample_origins
 from scalear.training.interruption import checkpoint_folder
 from scalear.training.named_checkpoints import REQUEUED, checkpoints_of, identity
+from scalear.yaml_files import parse_yaml
 
 _REMEDY = "choose another --trainer.default_root_dir, or replace {} with --force"
 _IDENTITY = "weights: "
@@ -103,7 +103,7 @@ def _recorded(record: Path) -> Origin:
     text = record.read_text()
     prefix = f"# {_IDENTITY}"
     line = next((line for line in text.splitlines() if line.startswith(prefix)), "unknown")
-    return _without(_origin(yaml.safe_load(text), line.removeprefix(prefix)), _WITHOUT_INFLUENCE)
+    return _without(_origin(parse_yaml(text), line.removeprefix(prefix)), _WITHOUT_INFLUENCE)
 
 
 def _origin(config: dict[str, Any], weights: str) -> Origin:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cli_fixtures import Experiment, run
+from code_fixtures import prepare_flexvar
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,6 +40,13 @@ def finish(process: subprocess.Popen) -> str:
 
 def losses(folder: Path) -> list[float]:
     return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars("train/loss")]
+
+
+def first_losses(folder: Path) -> dict[str, float]:
+    """All that a run logged of the first step's loss, by name."""
+    events = EventAccumulator(str(folder)).Reload()
+    names = [name for name in events.Tags()["scalars"] if name.startswith(("train/loss", "train/accuracy"))]
+    return {name: event.value for name in names for event in events.Scalars(name) if event.step == 0}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -75,6 +83,29 @@ def test_two_ranks_train_as_one(experiment: Experiment):
     one, two = losses(experiment.root / "flowar"), losses(experiment.root / "two")
     assert len(one) == 4 and one[0] != one[-1]
     assert two == pytest.approx(one, rel=0, abs=1e-5)
+
+
+def test_ranks_with_scales_of_their_own_train_as_one_that_accumulates(images: Path, tmp_path: Path):
+    """What is logged of a scale is the mean over the ranks that have it."""
+    schedules = ["--model.schedules.per_batch=true", "--model.schedules.max_between=2"]
+    settings = ["--data.batch_size=4", "--trainer.log_every_n_steps=1"]
+    args = ["-c", prepare_flexvar(tmp_path, images), *schedules, *settings]
+    process = start("fit", *args, f"--trainer.default_root_dir={tmp_path / 'two'}", *TWO_RANKS)
+    output = finish(process)
+    assert process.returncode == 0, output
+    accumulating = ["--trainer.accumulate_grad_batches=2", f"--trainer.default_root_dir={tmp_path / 'accumulating'}"]
+    assert run("fit", *args, *accumulating) == 0
+    two, one = (torch.load(tmp_path / folder / "checkpoints/last.ckpt") for folder in ("two", "accumulating"))
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], tensor, rtol=0, atol=1e-5)
+
+    assert run("fit", *args, "--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path / 'first'}") == 0
+    parts = [first_losses(tmp_path / folder) for folder in ("first", "accumulating")]  # of positions 0 to 3, 4 to 7
+    assert parts[0].keys() != parts[1].keys()
+    expected = {
+        name: np.mean([part[name] for part in parts if name in part]) for name in parts[0].keys() | parts[1].keys()
+    }
+    assert first_losses(tmp_path / "two") == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["vq", "rvq"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fixtures import image_of, moments_of, png, sample, write_images, write_latents
+from data_fixtures import image_of, moments_of, numbers, pixels, png, sample, write_images
 from lightning.pytorch import LightningModule, Trainer
 
 from scalear.data.batch import Batch
@@ -18,28 +18,6 @@ from scalear.training.optim import RunLength
 from scalear.training.run_length import run_length
 
 NUM_TRAIN = 22
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("images")
-    write_images(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def latents(tmp_path_factory, images: Path) -> Path:
-    directory = tmp_path_factory.mktemp("latents")
-    write_latents(directory, ShardDataModule(str(images), 1).index)
-    return directory
-
-
-def numbers(batch: Batch) -> list[int]:
-    return [int(key.removeprefix("image")) for key in batch.keys]
-
-
-def pixels(image: torch.Tensor) -> np.ndarray:
-    return ((image[0] + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def stream(directory: Path, num_epochs: int, *, world_size: int = 1, num_workers: int = 0) -> list[list[Batch]]:
@@ -104,21 +82,6 @@ def test_half_of_the_samples_are_flipped_by_their_position_only(images: Path, la
     assert of_latents[0].inputs.dtype == torch.float16  # as it is stored
     assert flips(of_images) == flips(of_latents)
     assert 0.35 < np.mean(flips(of_images)) < 0.65
-
-
-def test_crops_are_random_in_training_and_central_in_evaluation(images: Path):
-    data = ShardDataModule(str(images), 4, random_crop=6, flip=False)
-    for batch in data.val_dataloader():
-        for number, image in zip(numbers(batch), batch.inputs, strict=True):
-            np.testing.assert_array_equal(pixels(image), image_of(number)[1:7, 1:7])
-    places = set()
-    for batch in data.train_dataloader():
-        for number, image in zip(numbers(batch), batch.inputs, strict=True):
-            windows = np.lib.stride_tricks.sliding_window_view(image_of(number), (6, 6))
-            places.update(zip(*np.nonzero((windows == pixels(image)).all((2, 3))), strict=True))
-    assert len(places) > 5
-    with pytest.raises(ValueError, match="random_crop is 9"):
-        ShardDataModule(str(images), 4, random_crop=9).train_dataloader()
 
 
 def test_evaluation_is_complete_in_order_and_not_augmented(images: Path, latents: Path):

@@ -5,24 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from data_fixtures import IMAGE_SIZE, write_images
+from data_fixtures import IMAGE_SIZE, numbers
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from scalear.data.batch import Batch
 from scalear.data.datamodule import ShardDataModule
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("images")
-    write_images(directory)
-    return directory
-
-
-def numbers(batch: Batch) -> list[int]:
-    return [int(key.removeprefix("image")) for key in batch.keys]
 
 
 def same(one: Batch, other: Batch) -> bool:

@@ -12,7 +12,7 @@ from scalear.evaluation.fid import FrechetDistance
 from scalear.evaluation.image_set import ArraySet, ShardSet
 from scalear.evaluation.labels import ClassVariety
 from scalear.evaluation.manifold import ManifoldMetrics
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 
 EMBEDDED = Path(__file__).parents[2] / "data" / "fashion-mnist"
 
@@ -36,8 +36,8 @@ def test_real_images_are_near_and_damaged_ones_far(extractor):
     noise = 25.5 * np.random.default_rng(0).standard_normal(train.images.shape)
     noisy = (train.images + noise).round().clip(0, 255).astype(np.uint8)
     metrics = [FrechetDistance(), ManifoldMetrics(), ClassVariety()]
-    near = evaluate_samples(train, Reference.of(val), extractor, metrics)
-    far = evaluate_samples(ArraySet(noisy, train.labels, "noisy"), Reference.of(val), extractor, metrics)
+    near = evaluate_samples(Side.of(train), Side.of(val), extractor, metrics)
+    far = evaluate_samples(Side.of(ArraySet(noisy, train.labels, "noisy")), Side.of(val), extractor, metrics)
     assert near["fid"] < 0.05 * far["fid"]
     assert min(near["precision"], near["recall"]) > 0.8
     assert 0.8 < near["variety_min"] < 1.25

@@ -10,14 +10,14 @@ from PIL import Image
 from scalear.data.index import DatasetIndex
 from scalear.data.shards import ShardFile
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
-from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples
+from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, summary
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.feature_set import FeatureSet
 from scalear.evaluation.image_set import ArraySet, SampleSet, ShardSet
 from scalear.evaluation.images import save_samples
 from scalear.evaluation.labels import class_variety
 from scalear.evaluation.manifold import ManifoldMetrics
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 
 
 def precision_recall(real, fake, k=3, block_size=512):
@@ -118,16 +118,18 @@ def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
     save_classifier(tmp_path / "classifier.safetensors", ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
     extractor = ClassifierFeatures(str(tmp_path / "classifier.safetensors"), num_features=8)
     real, other = image_set(90, 0, "val"), image_set(90, 1, "train")
-    reference = Reference.of(real)
-    metrics = choose_metrics(default_metrics(), extractor, reference, real)
-    copies = evaluate_samples(real, reference, extractor, metrics, other)
+    reference, floor = Side.of(real), Side.of(other)
+    metrics = choose_metrics(default_metrics(), extractor, reference, reference)
+    copies = evaluate_samples(reference, reference, extractor, metrics, floor)
     assert copies["fid"] == pytest.approx(0, abs=1e-6) and copies["fid_floor"] > 1e-7
     assert copies["precision"] == copies["recall"] == copies["variety_min"] == 1.0
 
-    collapsed = ArraySet(real.images[real.labels], real.labels, "one image per class")
-    scores = evaluate_samples(collapsed, reference, extractor, metrics, other, batch_size=32)
+    collapsed = Side.of(ArraySet(real.images[real.labels], real.labels, "one image per class"))
+    scores = evaluate_samples(collapsed, reference, extractor, metrics, floor, batch_size=32)
     assert scores["fid"] > scores["fid_floor"] == pytest.approx(copies["fid_floor"], rel=1e-6)
     assert scores["variety_min"] == pytest.approx(0, abs=1e-6) and scores["recall"] < 0.2
     assert 0 <= scores["accuracy"] <= 1
+    text = summary(scores, collapsed, reference, floor, extractor)
+    assert all(part in text for part in ("floor", "one image per class", "val", "train", extractor.name))
     with pytest.raises(ValueError, match="as many"):
-        evaluate_samples(real, reference, extractor, metrics, image_set(80, 1, "train"))
+        evaluate_samples(reference, reference, extractor, metrics, Side.of(image_set(80, 1, "train")))

@@ -9,7 +9,7 @@ from scalear.evaluation.evaluate import choose_metrics, default_metrics
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.image_set import ArraySet
 from scalear.evaluation.protocol import Protocol, sampling_words, short_count
-from scalear.evaluation.reference import Reference
+from scalear.evaluation.side import Side
 from scalear.evaluation.statistics import FeatureStatistics
 
 
@@ -19,13 +19,13 @@ def extractor(tmp_path) -> ClassifierFeatures:
     return ClassifierFeatures(str(tmp_path / "classifier.safetensors"), num_features=8)
 
 
-def images(count: int, labels=None, name: str = "images") -> Reference:
+def images(count: int, labels=None, name: str = "images") -> Side:
     """Of no content: nobody looks at them."""
     labels = np.full(count, -1) if labels is None else labels
-    return Reference.of(ArraySet(np.broadcast_to(np.uint8(0), (count, 1, 1, 1)), labels, name))
+    return Side.of(ArraySet(np.broadcast_to(np.uint8(0), (count, 1, 1, 1)), labels, name))
 
 
-def cautions(extractor, samples: Reference, reference: Reference) -> str:
+def cautions(extractor, samples: Side, reference: Side) -> str:
     metrics = choose_metrics(default_metrics(), extractor, reference, samples)
     return "\n".join(Protocol(samples, reference, extractor, metrics).cautions())
 
@@ -33,14 +33,16 @@ def cautions(extractor, samples: Reference, reference: Reference) -> str:
 def test_counts_that_are_too_small_are_told(extractor):
     assert cautions(extractor, images(50_000), images(50_000)) == ""
     few = cautions(extractor, images(2500), images(50_000))
-    assert "fid of 2,500 samples is too large by its bias; the field takes 50,000" in few and "real images is" not in few
+    assert (
+        "fid of 2,500 samples is too large by its bias; the field takes 50,000" in few and "real images is" not in few
+    )
     assert "is takes splits of 5,000 samples, and the last one has 2,500" in few
     assert "of 2,500 samples against 50,000 real images compare with those at the same two counts only" in few
     fewer = cautions(extractor, images(8), images(500))
     assert "fid of 8 samples and 500 real images is too large by its bias, of which covariances are singular" in fewer
     assert "kid takes subsets of 1,000, and one side has 8 images" in fewer
     statistics = FeatureStatistics(torch.zeros(8), torch.eye(8))
-    alone = Reference("adm.npz", None, {"pooled": statistics})
+    alone = Side("adm.npz", None, {"pooled": statistics})
     assert cautions(extractor, images(50_000), alone) == ""  # nobody knows of how many images it is
     assert "fid of 2,500 samples is" in cautions(extractor, images(2500), alone)
 

@@ -121,6 +121,17 @@ def test_statistics_that_cannot_be_derived_are_carried(tmp_path, capsys):
     assert torch.equal(torch.load(tmp_path / "back.pth", weights_only=True)[hits], case.state()[hits])
 
 
+def test_numbers_of_a_config_are_numbers(tmp_path, capsys):
+    case, path = Case(FOLDER / "flexvar-a.safetensors"), tmp_path / "arguments.yaml"
+    source = saved(case.state("var"), tmp_path / "flexvar.pth")
+    given = yaml.safe_dump({"patch_nums": case.constructor["var_kwargs"]["patch_nums"]})
+    for number, expected in (("1e-6", 0), ("1e-5", 2)):
+        path.write_text(f"{given}norm_eps: {number}")
+        code, text = convert(capsys, source, tmp_path / f"{number}.safetensors", "--config", path)
+        assert code == expected, text
+    assert "norm_eps 1e-05 is not supported" in text
+
+
 def test_a_config_of_ours_says_what_the_file_must_fit(kl16, tmp_path, capsys):
     bottleneck = node(Gaussian, latent_channels=16)
     shape = {"channels": 32, "channel_multipliers": [1, 2], "decoder_attention": False}

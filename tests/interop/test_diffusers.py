@@ -9,8 +9,10 @@ from cli_fixtures import Experiment, run
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from scalear.class_paths import settings_part
 from scalear.evaluation.images import load_samples
-from scalear.interop.hub.diffusers import ScaleARPipeline
+from scalear.guidance import Guidance
+from scalear.interop.hub.diffusers import ScaleARPipeline, ScaleARScheduler
 from scalear.interop.hub.pretrained import ScaleARModel
 
 
@@ -58,6 +60,30 @@ def test_a_round_trip_through_diffusers_changes_nothing(pipe, tmp_path):
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     parts = {f"{part}/{name}" for part in ("transformer", "vae") for name in ("config.json", WEIGHTS)}
     assert files == parts | {"model_index.json", "scheduler/scheduler_config.json"}
+
+
+def is_fast(pipe: ScaleARPipeline) -> bool:
+    return any("forward" in vars(module) for part in (pipe.transformer, pipe.vae) for module in part.modules())
+
+
+def test_it_is_one_model_and_as_fast_as_its_run(experiment, folder, pipe, tmp_path):
+    pipe([0])
+    model = pipe.image_model
+    assert is_fast(pipe) and pipe.image_model is model
+    pipe.scheduler = ScaleARScheduler.from_config(pipe.scheduler.config, guidance=settings_part(Guidance(9.0)))
+    assert pipe.image_model.guidance.weight == 9.0
+    plain = ScaleARPipeline.from_pretrained(folder, fast=False)
+
+    places = (f"--ckpt_path={experiment.checkpoint('flowar')}", f"--output_dir={tmp_path / 'plain'}")
+    assert run("export", *experiment.generator("flowar"), *places, "--model.fast=false") == 0
+    exported = ScaleARModel.from_pretrained(tmp_path / "plain")
+    for slow in (plain, ScaleARPipeline.from_model(exported)):
+        slow([0])
+        assert not is_fast(slow)
+        slow.save_pretrained(tmp_path / "again")
+        assert ScaleARPipeline.from_pretrained(tmp_path / "again").config.fast is False
+    fast = ScaleARModel.from_pretrained(tmp_path / "plain", fast=True)
+    assert is_fast(ScaleARPipeline.from_model(fast)) and fast.config["fast"]
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

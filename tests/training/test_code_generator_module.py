@@ -9,7 +9,7 @@ from cli_fixtures import CLASSIFIER
 from data_fixtures import write_images
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from model_fixtures import NUM_CLASSES, NUM_CODES, var_transformer_class
+from model_fixtures import NUM_CLASSES, NUM_CODES, DoublingCodes, var_transformer_class
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_generator_module import assert_equal_states, fit, load, make_trainer
 from tokenizer_fixtures import make_residual, make_vq
@@ -65,8 +65,9 @@ def make_module(
 
 
 def test_settings_that_codes_have_no_use_for_are_refused_or_said(dataset, tmp_path, caplog):
-    with pytest.raises(ValueError, match="start_time 0.3 is a time of the flow, and codes are sampled without one"):
-        make_module("var", guidance=Guidance(2.0, start_time=0.3))
+    for time in (0.1, 0.3):  # 0.1 is what a flow has where nothing is typed
+        with pytest.raises(ValueError, match=f"start_time {time} is a time of the flow, and codes are sampled without"):
+            make_module("var", guidance=Guidance(2.0, start_time=time))
     fit(dataset, tmp_path, 1, module=make_module("var", sample_posterior=True))
     assert "sample_posterior is not used: the latents of" in caplog.text
 
@@ -136,3 +137,10 @@ def test_a_model_with_one_list_refuses_random_ones(dataset, tmp_path):
         fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(side=8)))
     with pytest.raises(ValueError, match=r"model.schedules \(PaperSchedules\) does not fit: scales 3 end at 3 tokens"):
         fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(side=3)))
+
+
+def test_scales_to_sample_are_checked_before_the_first_step(dataset, tmp_path):
+    module = make_module("flexvar", scales="1,3,4")
+    module.model.pyramid = DoublingCodes(module.model.tokenizer)
+    with pytest.raises(ValueError, match="scales must double, got 1,3,4"):
+        fit(dataset, tmp_path, 1, module=module)

@@ -71,6 +71,7 @@ class ScaleARPipeline(DiffusionPipeline):
         vae: The tokenizer.
         scheduler: How to sample.
         id2label: Name of each class index, as a string.
+        fast: Let parts take faster ways to the same results.
     """
 
     def __init__(
@@ -79,11 +80,13 @@ class ScaleARPipeline(DiffusionPipeline):
         vae: ScaleARComponent,
         scheduler: ScaleARScheduler,
         id2label: dict[str, str] | None = None,
+        fast: bool = True,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
-        self.register_to_config(id2label=id2label)
+        self.register_to_config(id2label=id2label, fast=fast)
         self.image_processor = VaeImageProcessor()
+        self._made_of: tuple[nn.Module | SchedulerMixin, ...] = ()
 
     @classmethod
     def from_model(cls, model: ScaleARModel) -> "ScaleARPipeline":
@@ -96,20 +99,26 @@ class ScaleARPipeline(DiffusionPipeline):
             ScaleARComponent.wrap(model.tokenizer_part, images.tokenizer),
             ScaleARScheduler(settings_part(images.sampling), settings_part(images.guidance), pyramid, model.scales),
             names,
+            model.fast,
         )
 
     @property
     def image_model(self) -> ImageModel:
-        """The components as one model, which shares their weights."""
-        generator, scheduler = self.transformer.part, self.scheduler
-        return ImageModel(
-            self.vae.part,
-            build_class(scheduler.config.pyramid),
-            lambda context_dim: generator.transformer,
-            lambda content, cond_dim, schedule: generator.head,
-            scheduler.sampling,
-            scheduler.guidance,
-        )
+        """The components as one model, which shares their weights; made anew where one of them was replaced."""
+        components = self.transformer, self.vae, self.scheduler
+        if self._made_of != components:
+            generator, scheduler = self.transformer.part, self.scheduler
+            self._image_model = ImageModel(
+                self.vae.part,
+                build_class(scheduler.config.pyramid),
+                lambda context_dim: generator.transformer,
+                lambda content, cond_dim, schedule: generator.head,
+                scheduler.sampling,
+                scheduler.guidance,
+                fast=self.config.fast,
+            )
+            self._made_of = components
+        return self._image_model
 
     @torch.no_grad()
     def __call__(
@@ -151,9 +160,10 @@ class ScaleARPipeline(DiffusionPipeline):
             for content in model.sample_scales(label_B, draws, schedule, guidance):
                 contents.append(content)
                 bar.update()
-            image = model.pyramid.latent(contents, schedule)
-            if output_type != "latent":
-                image = self.image_processor.postprocess(model.tokenizer.decode(image).float(), output_type)
+            if output_type == "latent":
+                image = model.pyramid.latent(contents, schedule)
+            else:
+                image = self.image_processor.postprocess(model.image(contents, schedule).float(), output_type)
         return ImagePipelineOutput(images=image) if return_dict else (image,)
 
 

@@ -47,7 +47,8 @@ def export_model(
     given |= {"sampling": settings_part(model.sampling), "guidance": asdict(model.guidance)}
     # Built on the meta device, and then given the modules that hold the weights already.
     with torch.device("meta"):
-        exported = ScaleARModel({"class_path": _IMAGE_MODEL, "init_args": given}, str(schedule), class_names)
+        part = {"class_path": _IMAGE_MODEL, "init_args": given}
+        exported = ScaleARModel(part, str(schedule), class_names, parts["fast"])
     exported.model = model
     if format == "scalear":
         exported.save_pretrained(output_dir, force=force)

@@ -58,21 +58,25 @@ class ScaleARModel(
     """Labels to images. In evaluation mode and on the CPU when made; moves as any module.
 
     Args:
-        model: Part (`class_path`, `init_args`) of an `ImageModel`, without the arguments that name the tokenizer's
+        model: Part (`class_path`, `init_args`) of an `ImageModel`, without `fast` and what names the tokenizer's
             weights.
         scales: Scales to sample, such as "1,2,4"; None for the generator's.
         class_names: Name of each label, if they have names.
+        fast: Let parts take faster ways to the same results.
 
     Attributes:
         model: The `ImageModel`. Replace its `sampling` or `guidance` to sample otherwise.
     """
 
-    def __init__(self, model: Part, scales: str | None = None, class_names: list[str] | None = None) -> None:
+    def __init__(
+        self, model: Part, scales: str | None = None, class_names: list[str] | None = None, fast: bool = True
+    ) -> None:
         super().__init__()
-        self.config = {"model": model, "scales": scales, "class_names": class_names}
-        self.model = build(ImageModel, model)
+        self.config = {"model": model, "scales": scales, "class_names": class_names, "fast": fast}
+        self.model = build(ImageModel, model | {"init_args": model["init_args"] | {"fast": fast}})
         self.scales = scales
         self.class_names = class_names
+        self.fast = fast
         self.eval()
 
     @property

@@ -32,8 +32,7 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
             f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
             f"{tokenizer.image_channels}"
         )
-    side = data.random_crop or index.image_size
-    latent_size = tokenizer.latent_size((side, side))
+    latent_size = tokenizer.latent_size((data.image_size, data.image_size))
     model.pyramid.check(model.schedule, latent_size)
     if tokenizer.schedule is not None and model.schedule != tokenizer.schedule:
         raise ValueError(
@@ -42,7 +41,7 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
         )
     if schedules is not None:
         try:
-            model.generator.transformer.check(schedules.draw(seed=0, step=0))
+            model.generator.transformer.check(schedules.draw(seed=0, number=0))
             model.pyramid.check(ScaleSchedule((schedules.final,)), latent_size)
         except ValueError as error:
             raise ValueError(f"model.schedules ({type(schedules).__name__}) does not fit: {error}") from error

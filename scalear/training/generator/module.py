@@ -41,7 +41,7 @@ class GeneratorModule(GuardedModule):
     """A generator on top of a frozen tokenizer.
 
     `fit` learns from images or cached latents; `predict` samples the requested labels into `samples.npz` and
-    `grid.png`; `test` does the same and measures the samples.
+    `grid.png`; `test` does the same and measures the samples. Both go on where a killed job was.
 
     Args:
         tokenizer: Images to latents and back; frozen, and not part of checkpoints.
@@ -54,8 +54,8 @@ class GeneratorModule(GuardedModule):
         samples: What `test` and `predict` sample.
         label_drop_prob: Share of training samples whose label becomes the null class.
         report: How `test` measures samples; None writes them only.
-        schedules: Draws the scales of every training step; None trains on those of the generator. Validation and
-            sampling use the generator's, unless `samples` names others.
+        schedules: Draws the scales of every training step, or batch; None trains on those of the generator. Validation
+            and sampling use the generator's, unless `samples` names others.
         sample_posterior: Train on samples of the tokenizer's posterior instead of its mode.
         weights: File of `scalear convert` to start from, or to sample from without a checkpoint. In `fit`, tables of
             another number of classes or other scales than the file's start afresh.
@@ -85,10 +85,10 @@ class GeneratorModule(GuardedModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(sampling, TokenSampling) and guidance.start_time != Guidance.start_time:
+        if isinstance(sampling, TokenSampling) and guidance.start_time is not None:
             raise ValueError(
                 f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
-                "leave it out"
+                "leave it out, or set it to null"
             )
         self.model = ImageModel(tokenizer, pyramid, transformer, head, sampling, guidance, label_drop_prob, fast)
         self.optimizer = optimizer
@@ -113,7 +113,7 @@ class GeneratorModule(GuardedModule):
         # Also in `fit`, whose first grid may be hours away.
         label_N = self.samples.labels(model.num_classes)
         schedule = self.samples.schedule(model.schedule)
-        model.generator.transformer.check(schedule)
+        model.check(schedule)
         model.tokenizer.load_weights()
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
@@ -152,11 +152,13 @@ class GeneratorModule(GuardedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout alone draws from the global generator; a resumed run drops what the uninterrupted one would have.
         torch.manual_seed(stream_seed((self.seed, DROPOUT, int(batch.position[0]))))
-        schedule = self.model.schedule
+        schedule, per_batch = self.model.schedule, False
         if self.schedules is not None:
-            schedule = self.schedules.draw(self.seed, self.trainer.global_step)
+            per_batch = self.schedules.per_batch
+            number = int(batch.position[0]) if per_batch else self.trainer.global_step
+            schedule = self.schedules.draw(self.seed, number)
         loss = self._loss(batch, [(self.seed, TRAINING, position) for position in batch.position.tolist()], schedule)
-        for name, value in mean_losses(self.trainer, _loss_terms(loss), batch).items():
+        for name, value in mean_losses(self.trainer, _loss_terms(loss), batch, names_differ=per_batch).items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return loss.total
 
@@ -194,15 +196,9 @@ class GeneratorModule(GuardedModule):
         schedule = self.samples.schedule(self.model.schedule)
         return self.model.sample(label_B, SeededDraws(streams, self.device), schedule)
 
-    @torch.no_grad()
     def latent(self, batch: Batch, draws: SeededDraws) -> Tensor:
-        """latent_BChw of images or of cached moments."""
-        tokenizer = self.model.tokenizer
-        moments = batch.inputs.float() if batch.kind == "latents" else tokenizer.moments(batch.inputs)
-        noise = None
-        if self.sample_posterior and tokenizer.has_posterior:
-            noise = draws.normal("posterior", tokenizer.latent_channels, *moments.shape[-2:])
-        return tokenizer.latent(moments, noise)
+        """latent_BChw that a batch is learned as."""
+        return self.model.latent(batch.inputs, batch.kind == "latents", draws if self.sample_posterior else None)
 
     def _loss(self, batch: Batch, streams: list[tuple[int, ...]], schedule: ScaleSchedule) -> Loss:
         draws = SeededDraws(streams, self.device)

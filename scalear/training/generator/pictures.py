@@ -71,10 +71,6 @@ def sampled_images(module: GeneratorModule, label_B: Tensor) -> Tensor:
 def pyramid_images(module: GeneratorModule, batch: Batch, count: int) -> Tensor:
     """The first real images of a batch at every scale, coarse to fine, each scale a row of `count` images."""
     draws = SeededDraws([(module.seed, index) for index in range(len(batch))], module.device)
-    latent_BChw = module.latent(batch, draws)[:count]
-    pyramid = module.model.pyramid.build(latent_BChw, module.model.schedule)
-    rows = []
-    for k in range(pyramid.schedule.num_scales):
-        coarse = module.model.pyramid.latent(pyramid.targets[: k + 1], pyramid.schedule)
-        rows.append(module.model.tokenizer.decode(torch.nn.functional.interpolate(coarse, latent_BChw.shape[-2:])))
-    return torch.cat(rows)
+    model, latent_BChw = module.model, module.latent(batch, draws)[:count]
+    targets = model.pyramid.build(latent_BChw, model.schedule).targets
+    return torch.cat([model.image(targets[: k + 1]) for k in range(len(targets))])

@@ -9,7 +9,7 @@ from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ImageSet
 from scalear.evaluation.metric import SampleMetric
 from scalear.evaluation.protocol import Protocol
-from scalear.evaluation.reference import Reference, floor_of
+from scalear.evaluation.side import Side, floor_of
 from scalear.training.loggers import log_text
 from scalear.training.run_metrics import write_metrics
 
@@ -38,9 +38,9 @@ class SampleReport:
         self.metrics = [*default_metrics(), *(more_metrics or [])]
 
     @property
-    def reference(self) -> Reference:
+    def reference(self) -> Side:
         """What samples are compared with."""
-        return Reference.open(self.data_dir, self.reference_split)
+        return Side.open(self.data_dir, self.reference_split)
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Find out before anything is sampled what would end the measurement of (H, W) images after it.
@@ -49,19 +49,22 @@ class SampleReport:
             ValueError: A file is missing, or the size of the real images is not that of the samples.
         """
         _ = self.extractor.network
-        try:
-            self.reference.check(self.extractor, image_size)
-        except ValueError as error:
-            remedy = "set model.report.data_dir to such images, or model.report to null to sample only"
-            raise ValueError(f"{error}: {remedy}") from error
+        real = self.reference
+        real.check(self.extractor)
+        if real.image_shape is not None and image_size != real.image_shape[:2]:
+            ours, theirs = ("x".join(map(str, size)) for size in (image_size, real.image_shape[:2]))
+            raise ValueError(
+                f"samples are {ours} pixels, the real images ({real.name}) {theirs}: set model.report.data_dir to such "
+                "images, or model.report to null to sample only"
+            )
 
     def measure(self, samples: ImageSet, module: LightningModule, ranks: PatientRanks) -> None:
         """Evaluate samples and report. Runs on all ranks, which share the work."""
-        real = self.reference
-        chosen = choose_metrics(self.metrics, self.extractor, real, samples)
+        fake, real = Side.of(samples), self.reference
+        chosen = choose_metrics(self.metrics, self.extractor, real, fake)
         floor = floor_of(self.data_dir, self.reference_split, len(samples))
-        protocol = Protocol(Reference.of(samples), real, self.extractor, chosen, floor, device=module.device)
-        scores = evaluate_samples(samples, real, self.extractor, chosen, floor, device=module.device, ranks=ranks)
+        protocol = Protocol(fake, real, self.extractor, chosen, floor, device=module.device)
+        scores = evaluate_samples(fake, real, self.extractor, chosen, floor, device=module.device, ranks=ranks)
         rank_zero_info("\n" + protocol.report(scores))
         if ranks.rank == 0:
             write_metrics(module.trainer, protocol.result(scores))

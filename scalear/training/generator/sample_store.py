@@ -22,7 +22,7 @@ _COMPLETE, _GRID, _PARTIAL, _RECORD = "samples.npz", "grid.png", "samples.partia
 _BATCH = re.compile(r"(\d+)-(\d+)\.npz")  # its first and last image
 
 Origin = dict[str, Any]
-"""What samples follow from: weights and settings, by dotted names. Equal ones give equal pixels."""
+"""What samples follow from: weights and settings, by dotted names. Equal ones give equal images, up to rounding."""
 
 
 def sample_origins(folder: str | Path) -> dict[Path, Origin | None]:

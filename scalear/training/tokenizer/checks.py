@@ -27,10 +27,10 @@ def check_data(
             f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
             f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
         )
-    size = data.random_crop or index.image_size
-    _check_scales(tokenizer, schedule, tokenizer.latent_size((size, size)))
+    size = data.image_size, data.image_size
+    _check_scales(tokenizer, schedule, tokenizer.latent_size(size))
     if loss.adversarial is not None:
-        loss.adversarial.discriminator.check_size((size, size))
+        loss.adversarial.discriminator.check_size(size)
 
 
 def _check_scales(tokenizer: Tokenizer, schedule: ScaleSchedule | None, full: tuple[int, int]) -> None:
