@@ -33,18 +33,17 @@ def cautions(extractor, samples: Side, reference: Side) -> str:
 def test_counts_that_are_too_small_are_told(extractor):
     assert cautions(extractor, images(50_000), images(50_000)) == ""
     few = cautions(extractor, images(2500), images(50_000))
-    assert (
-        "fid of 2,500 samples is too large by its bias; the field takes 50,000" in few and "real images is" not in few
-    )
-    assert "is takes splits of 5,000 samples, and the last one has 2,500" in few
-    assert "of 2,500 samples against 50,000 real images compare with those at the same two counts only" in few
+    assert "fid of 2,500 samples is biased upwards" in few and "fid of 50,000" not in few
+    assert "is is biased downwards: of the splits of 5,000 samples, the last has 2,500" in few
+    assert "of 2,500 samples against 50,000 real images compare at the same two counts only" in few
     fewer = cautions(extractor, images(8), images(500))
-    assert "fid of 8 samples and 500 real images is too large by its bias, of which covariances are singular" in fewer
+    assert "fid: 8 samples leave the covariance of 8 features singular" in fewer
+    assert "fid of 500 real images is biased upwards" in fewer
     assert "kid takes subsets of 1,000, and one side has 8 images" in fewer
     statistics = FeatureStatistics(torch.zeros(8), torch.eye(8))
     alone = Side("adm.npz", None, {"pooled": statistics})
     assert cautions(extractor, images(50_000), alone) == ""  # nobody knows of how many images it is
-    assert "fid of 2,500 samples is" in cautions(extractor, images(2500), alone)
+    assert "fid of 2,500 samples is biased upwards" in cautions(extractor, images(2500), alone)
 
 
 def test_classes_that_are_not_alike_or_not_in_turns_are_told(extractor):
