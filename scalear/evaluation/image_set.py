@@ -315,9 +315,10 @@ def _by_numbers(path: str) -> list[tuple[int, str]]:
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str]:
-    """Width and height, and mode, without reading the pixels."""
+    """Width and height, and mode, without decoding; of a PNG also whether it is whole."""
     try:
         with Image.open(path) as image:
+            image.verify()
             return image.size, image.mode
     except Exception as error:  # Pillow raises nearly anything on broken bytes
         raise ValueError(f"{path} is no image that can be read: {error}") from error

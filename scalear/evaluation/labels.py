@@ -11,7 +11,7 @@ from torch import Tensor
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.metric import SampleMetric
 
-BLOCK = 4096  # images whose features are in float64 at a time
+BLOCK = 1024  # images whose features are in float64 at a time
 
 
 def balance_cautions(label_N: NDArray[np.int64]) -> list[str]:

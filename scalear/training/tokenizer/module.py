@@ -14,6 +14,7 @@ from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.bottleneck import TrainingRequest
 from scalear.tokenizers.objective import TokenizerLoss
+from scalear.tokenizers.perceptual import LPIPS
 from scalear.tokenizers.weights import begin_from
 from scalear.training.frozen import freeze
 from scalear.training.guarded_module import GuardedModule, mean_losses
@@ -34,6 +35,7 @@ class TokenizerModule(GuardedModule):
         optimizer: AdamW and its schedule, for tokenizer and discriminator.
         loss: What is minimised.
         rfid: FID between images and reconstructions: a torchmetrics metric with `update(images, real=...)` on uint8.
+        lpips: LPIPS between images and reconstructions, as a measure; as a loss it is `loss.perceptual`.
         seed: Names the posterior noise, with each sample's position in the stream.
         statistics_samples: Training images that the latent statistics are taken over; fewer if there are fewer.
         per_channel_std: Scale every latent channel to unit variance. False scales all by one number, like SD's
@@ -57,6 +59,7 @@ class TokenizerModule(GuardedModule):
         optimizer: OptimizerSettings,
         loss: TokenizerLoss,
         rfid: Metric | None = None,
+        lpips: LPIPS | None = None,
         seed: int = 0,
         statistics_samples: int = 10_000,
         per_channel_std: bool = True,
@@ -83,13 +86,15 @@ class TokenizerModule(GuardedModule):
         self.codebook_loaded = False
         schedule = tokenizer.schedule if scales is None else ScaleSchedule.parse(scales)
         self._num_tested = 0
-        self.metrics = TokenizerMetrics(rfid, tokenizer.num_codes, schedule)
+        self.metrics = TokenizerMetrics(rfid, tokenizer.num_codes, schedule, lpips)
 
     def setup(self, stage: str) -> None:
         if self.trainer.datamodule is not None:
             check_data(self.tokenizer, self.loss, self.metrics.schedule, self.trainer.datamodule)
         if isinstance(self.metrics.rfid, FeatureFID) and stage != "predict":
             _ = self.metrics.rfid.extractor.network  # read now, not at the first validation
+        if self.metrics.lpips is not None and stage != "predict":
+            self.metrics.lpips.load_weights()
         if stage == "fit":
             check_training(self.tokenizer, self.loss, self.sizes, self.trainer)
             self.loss.load_weights()
