@@ -29,8 +29,10 @@ class InceptionScore(SampleMetric):
 
     def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
         count, size, lines = len(fake.images), self.split_size, []
-        if count % size:
-            lines.append(f"is is biased downwards: of the splits of {size:,} samples, the last has {count % size:,}")
+        if count < size:
+            lines.append(f"is of {count:,} samples, fewer than a split of {size:,}, is biased downwards")
+        elif count % size:
+            lines.append(f"is is biased downwards: the last split has {count % size:,} samples, the others {size:,}")
         if (labels := fake.images.labels) is not None:
             classes = len(np.unique(labels))
             seen = [len(np.unique(labels[start : start + size])) for start in range(0, count - size + 1, size)]

@@ -34,8 +34,9 @@ def test_counts_that_are_too_small_are_told(extractor):
     assert cautions(extractor, images(50_000), images(50_000)) == ""
     few = cautions(extractor, images(2500), images(50_000))
     assert "fid of 2,500 samples is biased upwards" in few and "fid of 50,000" not in few
-    assert "is is biased downwards: of the splits of 5,000 samples, the last has 2,500" in few
+    assert "is of 2,500 samples, fewer than a split of 5,000, is biased downwards" in few
     assert "of 2,500 samples against 50,000 real images compare at the same two counts only" in few
+    assert "the last split has 2,000 samples, the others 5,000" in cautions(extractor, images(12_000), images(9))
     fewer = cautions(extractor, images(8), images(500))
     assert "fid: 8 samples leave the covariance of 8 features singular" in fewer
     assert "fid of 500 real images is biased upwards" in fewer
