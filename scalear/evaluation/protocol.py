@@ -43,15 +43,18 @@ class Protocol:
     device: torch.device | str = "cpu"
 
     def cautions(self) -> list[str]:
-        """What is to be known of the numbers, one line each: counts too small, classes not alike."""
+        """What is to be known of the numbers, one line each: counts too small, classes not alike, no floor."""
         found = [
             caution
             for metric in self.metrics
             for caution in metric.cautions(self.extractor, self.reference, self.samples)
         ]
         images = self.samples.images
-        balanced = images is None or not images.labelled or images.labels is None
-        return found if balanced else found + balance_cautions(images.labels)
+        if images is not None and images.labelled and images.labels is not None:
+            found += balance_cautions(images.labels)
+        if self.floor is None:
+            found.append("there is no floor: no other real images, as many as samples, were at hand")
+        return found
 
     def result(self, scores: Mapping[str, float]) -> dict[str, Any]:
         """Numbers and protocol, for JSON."""
@@ -73,8 +76,7 @@ class Protocol:
 
     def report(self, scores: Mapping[str, float]) -> str:
         """For the console: a table, what is to be known of it, and the line."""
-        cautions = [f"caution: {caution}" for caution in self.cautions()]
-        return "\n".join([self.table(scores), *cautions, self.line(scores)])
+        return "\n".join([self.table(scores), *self.cautions(), self.line(scores)])
 
     def table(self, scores: Mapping[str, float]) -> str:
         """A row for each number, and of what they are."""

@@ -93,14 +93,21 @@ def test_the_record_is_whole(images, sides, tmp_path, capsys):
     assert re.match(r"FID-12 0.00 \[-?[\d.]+, [\d.]+\], ", intervals["line"])
 
 
-def test_a_run_says_how_its_samples_were_made(experiment: Experiment, images, tmp_path):
+def test_a_run_says_how_its_samples_were_made(experiment: Experiment, images, sides, tmp_path):
     folder = tmp_path / "run"
-    sampled = (*experiment.generator(folder), f"--ckpt_path={experiment.checkpoint('flowar')}")
-    assert run("predict", *sampled, "--model.sampling.method=euler", "--model.sampling.grid=uniform") == 0
-    shutil.move(folder / "samples.npz", tmp_path / "elsewhere.npz")  # the record goes with it
+    typed = (*experiment.generator(folder), f"--ckpt_path={experiment.checkpoint('flowar')}")
+    typed = (*typed, "--model.sampling.method=euler", "--model.sampling.grid=uniform")
+    assert run("predict", *typed) == 0
+    shutil.copy(folder / "samples.npz", tmp_path / "elsewhere.npz")  # the record goes with it
     found = evaluate(tmp_path, tmp_path / "elsewhere.npz", images)
     assert ", cfg 4.5, euler 3, EMA, seed 0, sampled in 32-true, measured in" in found["line"]
     assert found["protocol"]["samples"]["origin"]["model.guidance.weight"] == 4.5
+
+    assert run("test", *typed, f"--model.report.data_dir={sides['adm']}") == 0
+    tested = json.loads((folder / "metrics.json").read_text())
+    assert tested["fid"] == pytest.approx(found["fid"], rel=1e-6) and tested["precision"] != found["precision"]
+    assert "ref adm.npz, cfg 4.5, euler 3, EMA, seed 0" in tested["line"]
+    assert "there is no floor: no other real images, as many as samples, were at hand" in tested["cautions"]
 
 
 def test_a_network_with_spatial_features_has_sfid_and_its_statistics(images, tmp_path):

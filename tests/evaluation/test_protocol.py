@@ -27,7 +27,10 @@ def images(count: int, labels=None, name: str = "images") -> Side:
 
 def cautions(extractor, samples: Side, reference: Side) -> str:
     metrics = choose_metrics(default_metrics(), extractor, reference, samples)
-    return "\n".join(Protocol(samples, reference, extractor, metrics).cautions())
+    *found, last = Protocol(samples, reference, extractor, metrics).cautions()
+    assert last == "there is no floor: no other real images, as many as samples, were at hand"
+    assert Protocol(samples, reference, extractor, metrics, floor=reference).cautions() == found
+    return "\n".join(found)
 
 
 def test_counts_that_are_too_small_are_told(extractor):
