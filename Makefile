@@ -58,7 +58,7 @@ test-fast: $(READY) ## run the tests of parts alone: no whole commands, no proce
 	$(BIN)/pytest $(PARALLEL) -m 'not slow and not integration'
 
 test-parity: $(READY) ## compare with recordings of the official code (SCALEAR_PARITY_DIR: other recordings)
-	$(BIN)/pytest tests/interop/test_parity.py
+	$(BIN)/pytest tests/interop/official/test_parity.py
 
 test-slow: $(READY) ## run the tests of full-size models too
 	$(BIN)/pytest -m ''

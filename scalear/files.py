@@ -83,14 +83,14 @@ def atomic_folder(folder: str | Path, force: bool = False) -> Iterator[Path]:
         OSError: It cannot be written.
     """
     folder = Path(folder).absolute()
-    check_free(folder, force)
+    check_new_folder(folder, force)
     work = _new_name(folder)
     partial = work / folder.name  # what is written may name the folder that it lies in
     partial.mkdir(parents=True)
     try:
         yield partial
         _sync_tree(partial)
-        check_free(folder, force)  # somebody else may have been quicker
+        check_new_folder(folder, force)  # somebody else may have been quicker
         if folder.exists():
             others = sorted(_names(folder) - _names(partial))
             if others:
@@ -105,7 +105,7 @@ def atomic_folder(folder: str | Path, force: bool = False) -> Iterator[Path]:
     _sync_folder(folder.parent)
 
 
-def check_free(folder: str | Path, force: bool) -> None:
+def check_new_folder(folder: str | Path, force: bool) -> None:
     """Refuse to write where something is.
 
     Args:
@@ -122,21 +122,21 @@ def check_free(folder: str | Path, force: bool) -> None:
         raise ValueError(f"{folder} is not empty; choose another folder, or replace it with force (--force true)")
 
 
-def check_free_file(path: str | Path, force: bool) -> None:
+def check_new_file(path: str | Path, force: bool) -> None:
     """Refuse to write a file where something is.
 
     Args:
-        path: Of the file.
+        path: Where a file is to be made.
         force: Whether a file that is there may be replaced.
 
     Raises:
-        ValueError: There is a folder; or a file, which is not to be replaced.
+        ValueError: `path` is a folder; or a file, and not to be replaced.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the file to write")
-    if path.is_file() and not force:
-        raise ValueError(f"{path} is there already: choose another name, or replace it with --force")
+        raise ValueError(f"{path} is a folder: name a file")
+    if not force and path.exists():
+        raise ValueError(f"{path} is there already: choose another place, or replace it with --force")
 
 
 def _new_name(path: Path) -> Path:

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from scalear import files
-from scalear.files import atomic_file, atomic_folder, atomic_path, check_free, write_bytes, write_json
+from scalear.files import (
+    atomic_file,
+    atomic_folder,
+    atomic_path,
+    check_new_file,
+    check_new_folder,
+    write_bytes,
+    write_json,
+)
 from scalear.tensor_files import read_tensors, write_tensors
 
 
@@ -224,13 +232,23 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
 def test_where_a_folder_may_be_made(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("content")
-    check_free(tmp_path / "absent", force=False)
-    check_free(tmp_path / "empty", force=False)
-    check_free(tmp_path, force=True)
+    check_new_folder(tmp_path / "absent", force=False)
+    check_new_folder(tmp_path / "empty", force=False)
+    check_new_folder(tmp_path, force=True)
     with pytest.raises(ValueError, match="file is a file; choose another folder"):
-        check_free(tmp_path / "file", force=True)
+        check_new_folder(tmp_path / "file", force=True)
     with pytest.raises(ValueError, match="is not empty"):
-        check_free(tmp_path, force=False)
+        check_new_folder(tmp_path, force=False)
+
+
+def test_where_a_file_may_be_made(tmp_path):
+    (tmp_path / "file").write_text("content")
+    check_new_file(tmp_path / "absent", force=False)
+    check_new_file(tmp_path / "file", force=True)
+    with pytest.raises(ValueError, match="file is there already: choose another place, or replace it with --force"):
+        check_new_file(tmp_path / "file", force=False)
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        check_new_file(tmp_path, force=True)
 
 
 @pytest.mark.integration

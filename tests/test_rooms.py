@@ -98,3 +98,10 @@ def test_the_reading_order_of_the_readme_is_one():
     for place, path in enumerate(order):
         needed = {f"{module.replace('.', '/')}.py" for module in modules(path)} & method
         assert needed <= set(order[:place]), path
+
+
+def test_tests_mirror_the_rooms():
+    folders = {path.parent.relative_to(ROOT / "tests") for path in ROOT.glob("tests/**/test_*.py")} - {Path("configs")}
+    assert [str(folder) for folder in folders if not Path(ROOT, "scalear", folder).is_dir()] == []
+    split = {path.parent for path in ROOT.glob("scalear/*/*/__init__.py")}  # rooms in which others lie
+    assert {path.relative_to(ROOT / "scalear") for path in split} <= folders

@@ -4,7 +4,6 @@ import pytest
 
 from scalear.scales import STEP_TABLES, ScaleSchedule
 from scalear.schedules import FixedSchedule, OfficialSchedules, PaperSchedules, continue_schedule, make_schedule
-from scalear.tasks.showcase import flexible_schedules
 
 DRAWS = 10_000
 
@@ -153,14 +152,3 @@ def test_schedules_are_functions_of_seed_and_step(sampler):
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PaperSchedules(**settings)
-
-
-def test_what_pictures_of_flexibility_show():
-    lists = flexible_schedules(ScaleSchedule.parse("256px-10"))
-    assert [schedule.num_scales for schedule in lists[:4]] == [6, 8, 10, 12]
-    assert [str(schedule) for schedule in lists[4:7]] == [
-        str(ScaleSchedule.parse(name)) for name in ("256px-10", "384px-11", "512px-12")
-    ]
-    assert [schedule.sizes[-1] for schedule in lists[7:]] == [(16, 24), (16, 32), (32, 16)]
-    small = flexible_schedules(ScaleSchedule.parse("1,2,3,4,6,8"))
-    assert [schedule.num_scales for schedule in small] == [3, 4, 5, 6, 6, 7, 8, 6, 6, 6]

@@ -4,30 +4,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from scalear.benchmark.record import Record
 from scalear.benchmark.setting import Setting
 from scalear.benchmark.subject import Build
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.worker import Worker
 
 
-@dataclass
-class Result:
-    """One line of a report; `--json` writes a list of these, without the spread."""
+@dataclass(kw_only=True)
+class Result(Record):
+    """What was measured of one job."""
 
-    job: str
-    config: str
-    batch: int
-    threads: int
-    precision: str
-    machine: str
-    seconds_per_image: float
-    work_tflop: float | None
-    work_source: str
-    yardstick_tflops: float
-    fraction: float | None
-    peak_rss_bytes: int
-    parts: dict[str, float]
     spread: float
+    """(slowest - fastest) / median of the repeats."""
 
 
 def compare(settings: list[Setting], build: Build) -> list[Result]:

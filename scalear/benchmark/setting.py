@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from scalear.benchmark.jobs import EncodeJob, Job, LoadJob, SampleJob, TrainJob
+from scalear.benchmark.record import check_json
 from scalear.benchmark.subject import Subject
 
 
@@ -50,21 +51,6 @@ class JobOptions:
                 f"got {self.batch}, {self.repeats} and {self.warmup}"
             )
         check_json(self.json)
-
-
-def check_json(name: str | None) -> None:
-    """Refuse what could not be written once the results are there.
-
-    Raises:
-        ValueError: It is a folder, or in none.
-    """
-    if name is None:
-        return
-    path = Path(name)
-    if path.is_dir():
-        raise ValueError(f"--json {name} is a folder: name a file")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--json {name}: there is no folder {path.parent} for {path.name}: make it first")
 
 
 @dataclass

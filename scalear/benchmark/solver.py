@@ -5,14 +5,15 @@ Every solver makes the same images from the same noise. Legend: B batch, N image
 
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-from scalear.benchmark.setting import check_json
-from scalear.benchmark.subject import Load, Subject
+from scalear.benchmark.record import Record, check_json
+from scalear.benchmark.subject import Subject
 from scalear.benchmark.timing import yardstick
 from scalear.draws import SeededDraws
 from scalear.evaluation.evaluate import needs_of, score
@@ -22,7 +23,7 @@ from scalear.evaluation.images import to_uint8
 from scalear.evaluation.manifold import ManifoldMetrics
 from scalear.evaluation.statistics import FeatureStatistics
 from scalear.flow import FAST8, FlowSolver
-from scalear.hardware.machine import describe, stopwatch
+from scalear.hardware.machine import stopwatch
 
 OFFICIAL = FlowSolver("euler", 25, "flowar")
 CANDIDATES = [
@@ -47,11 +48,9 @@ class SolverOptions:
     """Sample with several flow solvers from the same noise, and compare evaluations, seconds, quality and distance.
 
     Raises:
-        ValueError: A number is too small, or there is no place for the results.
+        ValueError: A number is too small, a solver is none, or there is no place for the results.
     """
 
-    ckpt_path: str | None = None
-    """Checkpoint of the run."""
     images: int = 1000
     """Images that each solver makes."""
     batch: int = 250
@@ -69,25 +68,19 @@ class SolverOptions:
         if self.images < 4 or self.batch < 1:  # recall looks for third neighbours
             raise ValueError(f"--images must be at least 4 and --batch 1, got {self.images} and {self.batch}")
         check_json(self.json)
+        _ = self.candidates
+
+    @property
+    def candidates(self) -> list[FlowSolver]:
+        """The solvers to compare."""
+        return [parse_solver(text) for text in self.solvers] if self.solvers else CANDIDATES
 
 
 @dataclass(kw_only=True)
-class SolverResult:
-    """One line of the report. `--json` writes a list of these: the entries of other benchmarks, then its own."""
+class SolverResult(Record):
+    """What was measured of one solver."""
 
-    job: str = field(default="solver", init=False)
-    config: str
-    batch: int
-    threads: int
-    precision: str
-    machine: str
-    seconds_per_image: float
-    work_tflop: None = field(default=None, init=False)
-    work_source: str = field(default="none", init=False)
-    yardstick_tflops: float
-    fraction: None = field(default=None, init=False)
-    peak_rss_bytes: None = field(default=None, init=False)
-    parts: dict[str, float] = field(default_factory=dict, init=False)
+    job: str = "solver"
     solver: str
     evaluations: list[int]
     """Of the network, for each scale."""
@@ -103,16 +96,15 @@ class SolverResult:
 
 
 def compare_solvers(
-    options: SolverOptions, solvers: list[FlowSolver], config: str, subject: Subject, load: Load
+    options: SolverOptions, config: str, subject: Subject, load: Callable[[], None]
 ) -> tuple[list[SolverResult], str]:
     """Make images with each solver, and measure them.
 
     Args:
-        options: How many images, of which checkpoint.
-        solvers: What is compared.
+        options: What is compared, on how many images.
         config: Name of the config.
-        subject: Its parts.
-        load: Reads a checkpoint into a module.
+        subject: Its parts: a generator's.
+        load: Gives the module its trained weights.
 
     Returns:
         The results in the order of the solvers, and with what the images were compared.
@@ -120,19 +112,18 @@ def compare_solvers(
     Raises:
         ValueError: It is no flow head, a solver does not fit its scales, or files are missing.
     """
-    if subject.model is None or subject.model.generator.head.sampling_type is not FlowSolver:
+    if subject.model.generator.head.sampling_type is not FlowSolver:
         raise ValueError("`benchmark solver` compares flow solvers: take the config of a FlowAR generator")
     schedule = subject.model.schedule
-    for solver in solvers:
+    for solver in options.candidates:
         evaluations(solver, schedule.num_scales)  # refuses what does not fit the scales before the work begins
-    load(subject.module, options.ckpt_path)
-    subject.module.to(subject.device).eval()
+    load()
 
     judge = Judge(subject, options.batch)
     print(f"the reference, {name(REFERENCE)} ...", file=sys.stderr)
     exact_BChw, _ = sample(subject, REFERENCE, min(options.batch, options.images), options.batch)
     results = []
-    for solver in solvers:
+    for solver in options.candidates:
         print(f"{name(solver)} ...", file=sys.stderr)
         before = yardstick(subject.device, subject.product_dtype)
         latent_NChw, seconds = sample(subject, solver, options.images, options.batch)
@@ -142,9 +133,7 @@ def compare_solvers(
             SolverResult(
                 config=config,
                 batch=options.batch,
-                threads=torch.get_num_threads(),
-                precision=subject.precision,
-                machine=describe(subject.device),
+                **subject.how(),
                 seconds_per_image=seconds,
                 yardstick_tflops=(before + yardstick(subject.device, subject.product_dtype)) / 2,
                 solver=name(solver),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scalear.data.batch import Batch
+from scalear.hardware.machine import describe
 from scalear.hardware.precision import MIXED_DTYPES, autocast
 from scalear.image_model import ImageModel
 from scalear.tokenizers.base import Tokenizer
@@ -51,6 +52,10 @@ class Subject:
         """Of matrix products."""
         return MIXED_DTYPES.get(self.precision, torch.float32)
 
+    def how(self) -> dict[str, Any]:
+        """How the work is done, as records say it."""
+        return {"threads": torch.get_num_threads(), "precision": self.precision, "machine": describe(self.device)}
+
     def image_size(self) -> tuple[int, int]:
         """Pixels (H, W) of a generator's images; those of the dataset for a tokenizer."""
         if self.model is None:
@@ -71,15 +76,11 @@ class Subject:
 
     def latent(self, batch: Batch) -> Tensor:
         """Modes of a batch's latents."""
-        inputs = batch.inputs.to(self.device)
-        moments = inputs.float() if batch.kind == "latents" else self.tokenizer.moments(inputs)
-        return self.tokenizer.latent(moments)
+        return self.model.latent(batch.inputs.to(self.device), batch.kind == "latents")
 
 
 Build = Callable[[list[str], torch.device], Subject]
 """Makes the parts of a config from its arguments."""
-Load = Callable[[nn.Module, str | None], None]
-"""Gives a generator's module the weights of a checkpoint."""
 
 
 def fill_zeros(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from scalear.benchmark.time_shares import shares
 from scalear.benchmark.timing import peak_rss_bytes, yardstick
 from scalear.benchmark.work import Work, counted_work, official_work
 from scalear.fast.allocator import passing_settings_on
-from scalear.hardware.machine import describe, stopwatch
+from scalear.hardware.machine import stopwatch
 
 
 class Worker:
@@ -81,9 +81,7 @@ class _Bench:
         """Runs that are not timed. Images of a run, and how it is carried out."""
         for _ in range(self._setting.options.warmup):
             self._job.run()
-        machine = describe(self._setting.device)
-        how = {"threads": torch.get_num_threads(), "precision": self._subject.precision, "machine": machine}
-        return self._job.images, how
+        return self._job.images, self._subject.how()
 
     def repeat(self) -> tuple[float, float]:
         """Seconds of a run, and TFLOP/s of the yardstick around it."""

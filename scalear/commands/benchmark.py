@@ -2,19 +2,19 @@
 
 import re
 import shlex
-from dataclasses import asdict
+from functools import partial
 
 import torch
 
 from scalear.benchmark.comparison import compare, print_report
+from scalear.benchmark.record import save_records
 from scalear.benchmark.setting import JobOptions, Setting, config_name, config_places
-from scalear.benchmark.solver import CANDIDATES, SolverOptions, compare_solvers, parse_solver, table
+from scalear.benchmark.solver import SolverOptions, compare_solvers, table
 from scalear.benchmark.subject import Subject
 from scalear.commands.parser import CommandParser, summary
 from scalear.commands.run import PartsOnly
-from scalear.files import write_json
+from scalear.commands.trained import Trained
 from scalear.hardware.precision import AUTO, fastest
-from scalear.training.checkpoints import load_weights
 
 _JOB_HELP = """\
 That product is the yardstick: fraction = work per image / (seconds per image x yardstick). What is not listed below
@@ -26,8 +26,7 @@ must be typed: otherwise the fastest one here is taken, whatever the config says
 _SOLVER_HELP = """\
 Prints for each its evaluations per scale, seconds, FID and recall (with the extractor of the config's report), the root
 mean square distance of the first batch's latents to a solution in 200 steps, and whether it is on the Pareto front of
-evaluations against FID or distance. A guided evaluation, of both branches in one batch, counts once. What is not listed
-below goes to the config, as in `scalear test`.
+evaluations against FID or distance. A guided evaluation, of both branches in one batch, counts once.
 """
 
 
@@ -48,9 +47,7 @@ def run(args: list[str]) -> None:
         settings.append(parse_setting(changed(args, shlex.split(options.against)), options.against))
     results = compare(settings, build_subject)
     print_report(results)
-    if options.json:
-        records = [{key: value for key, value in asdict(result).items() if key != "spread"} for result in results]
-        write_json(options.json, records)
+    save_records(options.json, results)
 
 
 def parse_setting(args: list[str], note: str = "") -> Setting:
@@ -93,22 +90,21 @@ def build_subject(args: list[str], device: torch.device) -> Subject:
         args: Of the config, as `scalear fit` takes them.
         device: Where the parts are put.
     """
-    typed = any(re.match(r"--trainer\.precision\b", arg) for arg in args)
-    config = PartsOnly(["fit", *args]).config_init["fit"]
+    return _subject(PartsOnly(args, prog="scalear benchmark"), args, device)
+
+
+def _subject(parts: PartsOnly, args: list[str], device: torch.device) -> Subject:
+    config, typed = parts.config_init, any(re.match(r"--trainer\.precision\b", arg) for arg in args)
     precision = config.trainer.precision if typed else AUTO
     return Subject(config.model, config.data, fastest(device) if precision == AUTO else precision, device)
 
 
 def _run_solver(args: list[str]) -> None:
-    parser = CommandParser(prog="scalear benchmark solver", description=f"{summary(SolverOptions)} {_SOLVER_HELP}")
-    parser.add_class_arguments(SolverOptions)
-    own, config_args = parser.split(args)
-    options = SolverOptions(**parser.parse_args(own))
-    solvers = [parse_solver(text) for text in options.solvers] if options.solvers else CANDIDATES
+    trained = Trained(args, "benchmark solver", SolverOptions, _SOLVER_HELP)
+    options = trained.request
     if options.threads:
         torch.set_num_threads(options.threads)
-    subject = build_subject(config_args, torch.device(options.device))
-    results, measured = compare_solvers(options, solvers, config_name(config_args), subject, load_weights)
+    subject = _subject(trained, args, torch.device(options.device))
+    results, measured = compare_solvers(options, config_name(args), subject, partial(trained.load, subject.device))
     print(f"{table(results)}\n\n{options.images:,} images; {measured}")
-    if options.json:
-        write_json(options.json, [asdict(result) for result in results])
+    save_records(options.json, results)

@@ -7,7 +7,7 @@ import torch
 
 from scalear.class_paths import Part
 from scalear.commands.parser import function_parser
-from scalear.files import atomic_file, check_free_file
+from scalear.files import atomic_file, check_new_file
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.converted import load_conversion, save_conversion
 from scalear.interop.official.families import FAMILIES, family_named, pick
@@ -42,7 +42,7 @@ def convert(
         ValueError: A file is missing, damaged or in the way; or the weights do not fit. Nothing is written then.
     """
     source, output = Path(source), Path(output)
-    check_free_file(output, force)
+    check_new_file(output, force)
     if reverse:
         conversion = load_conversion(source, family)
         official = revert_state(conversion)
@@ -77,9 +77,9 @@ def _part_of(path: str, family: str) -> Part:
 
     wanted = family_named(family).part
     with torch.device("meta"):
-        cli = PartsOnly(["fit", "-c", path])
-    cli._dump_config()
-    given, module = cli.config_dump["model"]["init_args"], cli.config_init["fit"].model
+        parts = PartsOnly(["-c", path])
+    parts._dump_config()
+    given, module = parts.config_dump["model"]["init_args"], parts.config_init.model
     if wanted == "tokenizer" and "tokenizer" in given:
         part = given["tokenizer"]
         return {**part, "init_args": {key: value for key, value in part["init_args"].items() if key != "weights"}}

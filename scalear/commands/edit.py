@@ -1,7 +1,7 @@
 """`scalear edit`: in-paint, out-paint, refine or extend an image."""
 
-from scalear.commands.parser import CommandParser, add_ignored
-from scalear.commands.trained import add_request, editor_of, request_of
+from scalear.commands.parser import CommandParser
+from scalear.commands.trained import Trained
 from scalear.tasks.edit_requests import EDITS, edit_file
 
 
@@ -14,12 +14,7 @@ def run(args: list[str]) -> None:
     parser = CommandParser(prog="scalear edit", description="Edit an image with FlexVAR.")
     edits = parser.add_subcommands()
     for name, request_type in EDITS.items():
-        command = add_request(CommandParser(description=request_type.__doc__), request_type)
-        add_ignored(command, "force")
-        edits.add_subcommand(name, command, help=request_type.__doc__)
-    config = parser.instantiate_classes(parser.parse_args(args[1:]))
-    options = config[config.subcommand]
-    request = request_of(EDITS[config.subcommand], options)
-    editor = editor_of(options, request.threshold)
-    with editor.model.autocast(options.precision):
-        edit_file(request, editor)
+        edits.add_subcommand(name, CommandParser(), help=request_type.__doc__)
+    name = parser.parse_args(args[1:2]).subcommand
+    trained = Trained(args[2:], f"edit {name}", EDITS[name])
+    edit_file(trained.request, trained.editor(trained.request.threshold))

@@ -10,7 +10,7 @@ from scalear.evaluation.extractors import extractor_named
 from scalear.evaluation.metric import SampleMetric
 from scalear.evaluation.protocol import Protocol
 from scalear.evaluation.side import Side, floor_of
-from scalear.files import check_free_file, write_json
+from scalear.files import check_new_file, write_json
 from scalear.hardware.machine import best_device
 
 
@@ -57,7 +57,7 @@ def evaluate(
         ValueError: A side cannot be read, the two do not compare, or a number that was asked for cannot be had.
     """
     if json is not None:
-        check_free_file(json, force)
+        check_new_file(json, force)
     if bootstrap < 0 or (batch_size or 1) < 1:
         raise ValueError(f"need --bootstrap >= 0 and --batch_size >= 1, got {bootstrap} and {batch_size}")
     fake, real = Side.open(samples, samples_split), Side.open(reference, reference_split)
@@ -91,7 +91,6 @@ def run(args: list[str]) -> None:
         args: The command line, from the command's name on.
     """
     parser = evaluate_parser()
-    own, others = parser.split(args[1:])
-    options = parser.instantiate_classes(parser.parse_args([*own, *others]))
+    options = parser.instantiate_classes(parser.parse_args(args[1:]))
     options.pop("config", None)
     evaluate(**options)

@@ -1,25 +1,50 @@
 """What went wrong, in words of the user: errors without what jsonargparse and DataLoader workers wrap around them."""
 
+import difflib
 import re
+import sys
 
 
 def message_of(error: BaseException) -> str:
     """What an error says to somebody who typed a command."""
-    text = _meant(str(error)) or type(error).__name__
-    if text.startswith("Caught ") and "\n" in text:  # of a DataLoader's worker, with its traceback
-        name = text.split()[1]
-        return text.rsplit(f"{name}: ", 1)[-1].strip()
-    return re.sub(r'^Parser key "([\w.]+)":\s+', r"\1: ", _missing(text))
+    text = str(error)
+    meant = _meant(text) or type(error).__name__
+    if meant.startswith("Caught ") and "\n" in meant:  # of a DataLoader's worker, with its traceback
+        name = meant.split()[1]
+        return meant.rsplit(f"{name}: ", 1)[-1].strip()
+    for pattern, say in ((_REQUIRED, _missing), (_NO_CLASS, _unknown)):
+        if found := pattern.search(meant):
+            return say(found, ".".join(re.findall(r'Parser key "([\w.]+)"', text[: text.index(found[0])])))
+    return re.sub(r'^Parser key "([\w.]+)":\s+', r"\1: ", meant)
 
 
-def _missing(text: str) -> str:
+_REQUIRED = re.compile(r"the following arguments are required: (\w+(?:(?:\.|, )\w+)*)")
+_NO_CLASS = re.compile(
+    r"Expected a dot import path string: ([\w.]+?)\.?(?!\S)|"
+    r"(?:No m|m)odule (?:named )?'([\w.]+)'(?: has no attribute '\w+')?\. Got value: (\2\.[\w.]+)"
+)
+
+
+def _missing(found: re.Match, key: str) -> str:
     """Missing arguments by the names that are typed: without their command, and the config for what it holds."""
-    missing = re.match(r"the following arguments are required: (.+)", text)
-    if not missing:
-        return text
-    names = [name.split(".", 1)[-1] for name in missing[1].split(", ")]
+    names = [f"{key}.{name}" if key else name.split(".", 1)[-1] for name in found[1].split(", ")]
     typed = dict.fromkeys("config (-c)" if name in ("model", "data") else name for name in names)
     return f"these arguments are missing: {', '.join(typed)}"
+
+
+def _unknown(found: re.Match, key: str) -> str:
+    """Of a setting that names a class which there is not: what may be written."""
+    module, _, name = (found[1] or found[3]).rpartition(".")
+    if module and not module.startswith("scalear"):
+        return f"{key}: there is no class {module}.{name}: is its module where Python looks, as with PYTHONPATH=.?"
+    # Short names are found among what is imported.
+    modules = [imported for path, imported in sys.modules.items() if path.startswith("scalear.")]
+    known = {each for imported in modules for each, value in vars(imported).items() if isinstance(value, type)}
+    if name in known and not module:
+        return f"{key} cannot be a {name}: name a class of the kind that belongs there"
+    near = difflib.get_close_matches(name, known, n=1)
+    instead = f"did you mean {near[0]}?" if near else "name one of scalear's, or another one with its module"
+    return f"{key}: there is no class {found[1] or found[3]}: {instead}"
 
 
 def _meant(text: str) -> str:

@@ -6,7 +6,6 @@ Does not import PyTorch, so that commands which need none start at once.
 import functools
 import os
 import re
-from argparse import SUPPRESS
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ class AsTyped:
     """Of a parser: options mean what people who type them mean.
 
     A `null` stays one, however deep its option lies: jsonargparse hands options down to the classes they belong to as
-    text, in which null has become `None`. A switch (an option that is true or false) may be typed without a value.
-    What is typed wins over the files of `-c`, also before and between them. `~` begins a path in the home folder,
-    typed or in YAML.
+    text, in which null has become `None`. A switch (an option that is true or false) may be typed without a value; a
+    list of texts takes all that follows up to the next option. What is typed wins over the files of `-c`, also before
+    and between them. `~` begins a path in the home folder, typed or in YAML.
     """
 
     def parse_args(self, args: Sequence[str], **kwargs: object) -> Namespace:
@@ -45,13 +44,23 @@ class AsTyped:
         waiting = list(args)
         while waiting:
             arg = waiting.pop(0)
+            flag, equals, value = arg.partition("=")
             if self._is_switch(arg):
                 given = waiting and waiting[0].lower() in ("true", "false")
                 arg = f"{arg}={waiting.pop(0) if given else 'true'}"
+            elif self._is_list(flag) and not equals:
+                count = next((place for place, text in enumerate(waiting) if text.startswith("-")), len(waiting))
+                arg = f"{arg}={waiting[:count]}"
+                del waiting[:count]
+            elif self._is_list(flag) and not re.match(r"\[|null$", value):
+                arg = f"{flag}={[value]}"
             yield re.sub(r"^(--[\w.]+=)None$", r"\1null", arg)
 
     def _is_switch(self, arg: str) -> bool:
         return _type_of(self._option_string_actions.get(arg)) is bool
+
+    def _is_list(self, arg: str) -> bool:
+        return _type_of(self._option_string_actions.get(arg)) == list[str] | None
 
 
 class CommandParser(AsTyped, ArgumentParser):
@@ -61,27 +70,18 @@ class CommandParser(AsTyped, ArgumentParser):
         super().__init__(*args, exit_on_error=exit_on_error, **kwargs)
 
     def split(self, args: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Arguments of this parser, and all others, which the parser of a config reads.
-
-        An option that takes a list takes all that follows up to the next option.
-        """
+        """Arguments of this parser, and all others, which the parser of a config reads."""
         own: list[str] = []
         others: list[str] = []
         waiting = list(self._spelled_out(args))
         while waiting:
             arg = waiting.pop(0)
-            name, equals, value = arg.partition("=")
+            name, equals, _ = arg.partition("=")
             action = self._option_string_actions.get(name)
             if action is None:
                 (others if others or arg.startswith("-") else own).append(arg)
-            elif equals and _type_of(action) == list[str] | None and not value.startswith("["):
-                own.append(f"{name}={[value]}")
             elif equals or action.nargs == 0 or not waiting:
                 own.append(arg)
-            elif _type_of(action) == list[str] | None:
-                count = next((place for place, value in enumerate(waiting) if value.startswith("-")), len(waiting))
-                own.append(f"{arg}={waiting[:count]}")
-                del waiting[:count]
             else:
                 own.append(f"{arg}={waiting.pop(0)}")
         return own, others
@@ -93,13 +93,23 @@ def files_first(args: Sequence[str]) -> list[str]:
     waiting = list(args)
     while waiting:
         arg = waiting.pop(0)
-        is_file = bool(re.match(r"(-c|--config)(=|$)", arg))
-        (files if is_file else others).append(arg)
-        if is_file and "=" not in arg and waiting:
+        (files if _is_file_flag(arg) else others).append(arg)
+        if _is_file_flag(arg) and "=" not in arg and waiting:
             files.append(waiting.pop(0))
     files = [re.sub(r"^(--config=|-c=|)(~.*)", lambda found: found[1] + os.path.expanduser(found[2]), f) for f in files]
     first = next((place for place, arg in enumerate(others) if arg.startswith("-")), len(others))
     return [*others[:first], *files, *others[first:]]
+
+
+def config_files(args: Sequence[str]) -> list[str]:
+    """The files of `-c`, in their order."""
+    ordered = files_first(args)
+    flags = [(arg, after) for arg, after in zip(ordered, [*ordered[1:], ""], strict=True) if _is_file_flag(arg)]
+    return [arg.partition("=")[2] if "=" in arg else after for arg, after in flags]
+
+
+def _is_file_flag(arg: str) -> bool:
+    return bool(re.match(r"(-c|--config)(=|$)", arg))
 
 
 def _at_home(value: Any) -> Any:
@@ -141,15 +151,3 @@ def summary(described: Any) -> str:
 def add_arguments_file(parser: ArgumentParser) -> None:
     """`--config`: the options of a command from a file."""
     parser.add_argument("--config", action="config", help="YAML file with the arguments below.")
-
-
-def add_checkpoint(parser: ArgumentParser) -> None:
-    """`--ckpt_path`: where trained weights are."""
-    what = "Checkpoint of the run, or last, or best; not needed where model.weights names a converted model."
-    parser.add_argument("--ckpt_path", type=str | None, help=what)
-
-
-def add_ignored(parser: ArgumentParser, *names: str) -> None:
-    """Options that configs have and a command has no use for."""
-    for name in names:
-        parser.add_argument(f"--{name}", type=dict | int | bool | None, help=SUPPRESS)

@@ -9,7 +9,7 @@ from scalear.models import blocks, flow_blocks, flow_head, mamba, norms, positio
 from scalear.tokenizers import autoencoder, diffusers_adapters, discriminator, gaussian, perceptual, quantizer, residual
 from scalear.training import classifier_module, ema
 from scalear.training.generator import module as generator_module
-from scalear.training.generator import pictures
+from scalear.training.generator import sample_grid
 from scalear.training.tokenizer import codebook, latent_writer, scale_picture
 from scalear.training.tokenizer import module as tokenizer_module
 
@@ -36,10 +36,10 @@ __all__ = [
     "manifold",
     "norms",
     "perceptual",
-    "pictures",
     "positions",
     "quantizer",
     "residual",
+    "sample_grid",
     "scale_picture",
     "sources",
     "token_head",

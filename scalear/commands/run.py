@@ -1,6 +1,7 @@
 """`scalear fit`, `validate`, `test` and `predict`: LightningCLI, with one folder per run."""
 
 import warnings
+from argparse import SUPPRESS
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
 from scalear.commands.parser import AsTyped
+from scalear.commands.run_config import parse_run
 from scalear.commands.run_trainer import configuration_errors, trainer_arguments
 from scalear.files import write_bytes
 from scalear.hardware.precision import AUTO
@@ -57,7 +59,7 @@ class SaveStageConfig(SaveConfigCallback):
 
 
 class RunParser(AsTyped, LightningArgumentParser):
-    """Options of `scalear {fit,validate,test,predict}`."""
+    """Options of `scalear {fit,validate,test,predict}`, and of commands that build the parts of a config."""
 
 
 class ScalearCLI(LightningCLI):
@@ -68,10 +70,10 @@ class ScalearCLI(LightningCLI):
     Args:
         args: The command line, from the command's name on.
         run: Carry the command out; False reads a config only, and then no name comes first.
-        prog: The words before the options.
+        parser: What the parser is made with: `prog`, the words before the options, and `description`.
     """
 
-    def __init__(self, args: list[str], run: bool = True, prog: str = "scalear") -> None:
+    def __init__(self, args: list[str], run: bool = True, **parser: str) -> None:
         self._command = args[0] if run else None
         super().__init__(
             LightningModule,
@@ -92,7 +94,7 @@ class ScalearCLI(LightningCLI):
             args=args,
             run=run,
             parser_class=RunParser,
-            parser_kwargs={"prog": prog, "exit_on_error": False},
+            parser_kwargs={"prog": "scalear", "exit_on_error": False} | parser,
         )
 
     def subcommands(self) -> dict[str, set[str]]:
@@ -108,7 +110,7 @@ class ScalearCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Without LightningCLI's warning that `args` are given: they always are."""
-        self.config = parser.parse_args(args)
+        self.config = parse_run(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Names and `auto` become what they mean here, and are recorded like anything typed.
@@ -191,16 +193,32 @@ class ScalearCLI(LightningCLI):
 
 
 class PartsOnly(ScalearCLI):
-    """Builds model and data of a config, and no trainer."""
+    """Model and data of a config as `fit` makes them, from the same seed, and no trainer.
+
+    Args:
+        args: Options as `fit` takes them.
+        parser: As of `ScalearCLI`.
+    """
+
+    def __init__(self, args: list[str], **parser: str) -> None:
+        super().__init__(args, run=False, **parser)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lets configs have all that those of runs have; what there is no use for is not in the help."""
+        for action in parser._actions:
+            if action.dest.startswith("trainer"):
+                action.help = SUPPRESS
+        for name in ("ckpt_path", "force", "weights_only", "verbose", "return_predictions"):
+            if f"--{name}" not in parser._option_string_actions:
+                parser.add_argument(f"--{name}", type=str | bool | None, help=SUPPRESS)
 
     def before_instantiate_classes(self) -> None: ...
 
     def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate_classes(self.config)
+        with configuration_errors():
+            self.config_init = self.parser.instantiate_classes(self.config)
 
     def after_instantiate_classes(self) -> None: ...
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
 
 
 def run(args: list[str]) -> None:

@@ -9,7 +9,7 @@ from scalear.evaluation.extractors import extractor_named
 from scalear.evaluation.feature_set import extract
 from scalear.evaluation.image_set import image_set
 from scalear.evaluation.statistics_file import statistics_needs, write_statistics
-from scalear.files import check_free_file
+from scalear.files import check_new_file
 from scalear.hardware.machine import best_device
 
 
@@ -41,7 +41,7 @@ def stats(
     """
     if not output.endswith(".npz"):
         raise ValueError(f"statistics are an .npz file: {output} must end so")
-    check_free_file(output, force)
+    check_new_file(output, force)
     images, network = image_set(dataset, split), extractor_named(extractor, weights)
     needs = statistics_needs(network)
     if len(images) < needs.count:

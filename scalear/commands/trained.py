@@ -1,64 +1,74 @@
 """The generator of a run and its trained weights, as the commands take them that need no Trainer."""
 
 from dataclasses import fields
-from typing import Any
 
-from jsonargparse import Namespace
-from lightning.pytorch import LightningModule
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
 
-from scalear.commands import part_names  # noqa: F401  (which may stand in the config)
-from scalear.commands.parser import CommandParser, add_checkpoint, add_ignored
+from scalear.commands.parser import summary
+from scalear.commands.run import PartsOnly
 from scalear.hardware.machine import best_device
-from scalear.hardware.precision import AUTO, Precision
 from scalear.tasks.editing import Editor
 from scalear.training.checkpoints import load_weights
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.named_checkpoints import named_checkpoint
 
 
-def add_request(parser: CommandParser, request_type: type) -> CommandParser:
-    """Add the options of a request, and a config of `scalear fit`, of which the model alone is built.
+class Trained(PartsOnly):
+    """A request, and the generator of a config to carry it out with.
 
     Args:
-        parser: Of a command.
-        request_type: A dataclass; its fields become options.
-    """
-    parser.add_class_arguments(request_type)
-    parser.add_argument("-c", "--config", action="config", help="Config of the run, or fit.yaml in its folder.")
-    add_checkpoint(parser)
-    parser.add_argument(
-        "--precision", type=Precision, default=AUTO, help="Of matrix products; `auto` is the fastest here."
-    )
-    parser.add_subclass_arguments(LightningModule, "model", required=True)
-    add_ignored(parser, "data", "trainer", "seed_everything", "weights_only", "verbose", "return_predictions")
-    return parser
+        args: What follows the name of the command.
+        prog: That name, after `scalear`.
+        request_type: A dataclass: its fields are options of the command. It refuses what cannot be done before
+            anything is built.
+        more_help: What the help says beside the first paragraph of the request's docstring.
 
-
-def request_of(request_type: type, options: Namespace) -> Any:
-    """The request that was typed.
-
-    Args:
-        request_type: As it was added to the parser.
-        options: What the parser made of the command line.
-    """
-    return request_type(**{field.name: options[field.name] for field in fields(request_type)})
-
-
-def editor_of(options: Namespace, threshold: float = 0.5) -> Editor:
-    """The generator of a run with its trained weights, on an accelerator if there is one.
-
-    Args:
-        options: What the parser made of the command line.
-        threshold: See `Editor`.
+    Attributes:
+        request: Of this type.
+        module: The generator, with weights as in a new run until `load` was called.
 
     Raises:
-        ValueError: The config is not a generator's, this one cannot edit, or there are no trained weights.
+        ValueError: The config describes something else.
     """
-    module = options.model
-    if not isinstance(module, GeneratorModule):
-        raise ValueError(f"a {type(module).__name__} generates nothing: take the config of a generator")
-    editor = Editor(module.model, threshold)
-    run = {"default_root_dir": "runs/default"} | (options.trainer or {})
-    load_weights(module, named_checkpoint(options.ckpt_path, run, "this command"))
-    module.to(best_device()).eval()
-    return editor
+
+    def __init__(self, args: list[str], prog: str, request_type: type, more_help: str = "") -> None:
+        self._request_type = request_type
+        super().__init__(args, prog=f"scalear {prog}", description=f"{summary(request_type)} {more_help}")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(self._request_type)
+        what = "Checkpoint of the run, or last, or best; not needed where model.weights names a converted model."
+        parser.add_argument("--ckpt_path", type=str | None, help=what)
+        super().add_arguments_to_parser(parser)
+
+    def before_instantiate_classes(self) -> None:
+        given = {field.name: self.config[field.name] for field in fields(self._request_type)}
+        self.request = self._request_type(**given)
+
+    def after_instantiate_classes(self) -> None:
+        self.module = self.config_init.model
+        if not isinstance(self.module, GeneratorModule):
+            raise ValueError(
+                f"{self.parser.prog} takes generators, and a {type(self.module).__name__} generates nothing: take the "
+                "config of a generator"
+            )
+
+    def load(self, device: torch.device | str = "cpu") -> None:
+        """Give the generator its trained weights, in evaluation mode.
+
+        Raises:
+            ValueError: There are none, or they are of another model.
+        """
+        load_weights(self.module, named_checkpoint(self.config.ckpt_path, self.config.trainer, self.parser.prog))
+        self.module.to(device).eval()
+
+    def editor(self, threshold: float = 0.5) -> Editor:
+        """The generator as an editor, on an accelerator if there is one.
+
+        Raises:
+            ValueError: It cannot edit, or as `load`.
+        """
+        editor = Editor(self.module.model, threshold)
+        self.load(best_device())
+        return editor

@@ -2,29 +2,28 @@
 
 import functools
 import hashlib
-import json
 import os
 import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
+from scalear.data.image_tree import in_class_order
 from scalear.data.index import INDEX_NAME, DatasetIndex, RawInfo, Shard, shard_url
 from scalear.data.pack import print_classes
 from scalear.data.parallel import check_stop, run_parallel
 from scalear.data.samples import WORDNET_ID, has_image, label_value
+from scalear.data.shard_lists import FoundShards, find_shards
 from scalear.data.shards import read_samples, shard_content
-from scalear.data.sources import SPLITS, in_class_order
 from scalear.hardware.cpus import allowed_cpus
 
-_SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _PLACES = ("cls", "json.label", "json.cls", "json.class", "json.class_id", "json.class_name", "key")
 _MANY_CLASSES = 100_000
 
@@ -76,19 +75,26 @@ def index(
             f"{directory} cannot be written: make a folder of links to its shards (ln -s {directory}/*.tar FOLDER), "
             "and an index of that"
         )
-    found = _find_shards(path)
+    named = None if class_names is None else _read_names(class_names)
+    found = find_shards(path)
     places = _PLACES if label is None else (label,)
     if label is None and found.label is not None:
         places = (found.label,)
     scans = _scan(directory, found, places, allowed_cpus() if num_workers is None else num_workers)
-    splits = {
-        split: [scans[shard].shard for shard in shards if scans[shard].shard.num_samples]
-        for split, shards in found.splits.items()
-    }
     _say_what_is_left_out(found, scans)
-    splits = _hold_out({split: shards for split, shards in splits.items() if shards}, val_shards)
-    place, values = _choose_label(scans.values(), places)
-    names = [] if place is None else _class_names(place, values, class_names)
+    scans_of = {split: [scans[shard] for shard in shards] for split, shards in found.splits.items()}
+    place, values, unlabelled = _choose_label(scans_of, places)
+    splits = {
+        split: shards
+        for split, group in scans_of.items()
+        if split not in unlabelled and (shards := [scan.shard for scan in group if scan.shard.num_samples])
+    }
+    splits = _hold_out(splits, val_shards)
+    for split in unlabelled:
+        print(f"left out: the split {split}, which has no label at {place}")
+    if place is None and named is not None:
+        raise ValueError(f"no sample has a label for which {class_names} has a name; say --label, or leave it out")
+    names = [] if place is None else _class_names(place, values, named)
     made = DatasetIndex(
         name or directory.resolve().name, "images", image_size, image_channels, names, splits, raw=RawInfo(place)
     )
@@ -102,27 +108,6 @@ def index(
     return made
 
 
-@dataclass
-class _Found:
-    """Names of the shards of each split; what a list says of their samples and label; which of all are not there."""
-
-    splits: dict[str, list[str]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    label: str | None = None
-    names: set[str] = field(default_factory=set)
-    absent: list[str] = field(default_factory=list)
-
-    def add(self, directory: Path, split: str | None, url: str, size: int | None) -> None:
-        name = url if re.match(r"(?!file:)\w+://", url) else _local_name(directory, url)
-        self.names.add(name)
-        if "://" not in name and not (directory / name).is_file():
-            self.absent.append(name)
-            return
-        self.splits.setdefault(split or _split_in(name) or "train", []).append(name)
-        if size is not None:
-            self.sizes[name] = size
-
-
 @dataclass(frozen=True)
 class _Scan:
     """What reading one shard found: how often which value stands at each place where a label may be."""
@@ -132,59 +117,7 @@ class _Scan:
     without_image: list[str]
 
 
-def _find_shards(path: Path) -> _Found:
-    found = _Found()
-    directory = path if path.is_dir() else path.parent
-    lists = {file: _read_json(file) for file in ([path] if path.is_file() else sorted(path.glob("*.json")))}
-    for file, content in lists.items():  # of WIDS
-        for part in (content, *content.get("datasets", [])):
-            named = (str(name) for name in (part.get("split"), part.get("name"), file.stem) if name)
-            split = next(filter(None, map(_split_in, named)), None)
-            for shard in part.get("shardlist", []):
-                found.add(directory, split, shard["url"], shard.get("nsamples"))
-    if not found.names:
-        infos = [content["splits"] for content in lists.values() if isinstance(content.get("splits"), dict)]
-        for split, part in (item for splits in infos for item in splits.items() if "filenames" in item[1]):
-            sizes = part.get("shard_lengths") or [None] * len(part["filenames"])
-            for name, size in zip(part["filenames"], sizes, strict=True):
-                found.add(directory, _split_in(split) or split, name, size)
-            found.label = f"json.{part['alt_label']}" if part.get("alt_label") else found.label
-    if not found.names and path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.name.endswith(_SHARD_SUFFIXES) and not file.name.startswith(".") and file.is_file():
-                found.add(directory, None, file.relative_to(directory).as_posix(), None)
-    if not found.splits:
-        listed = f": {len(found.absent)} are listed but not there, such as {found.absent[0]}" if found.absent else ""
-        raise ValueError(f"{path} holds no shards ({', '.join(_SHARD_SUFFIXES)}){listed}; fetch them first")
-    return found
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}  # it is not a list, whatever it is
-    return content if isinstance(content, dict) else {}
-
-
-def _local_name(directory: Path, url: str) -> str:
-    """Of a shard that a list names, relative to the folder; lists written elsewhere have paths of their own."""
-    path = Path(re.sub(r"^file:(//)?", "", url))
-    for root in (directory, directory.resolve()):
-        if path.is_relative_to(root):
-            return path.relative_to(root).as_posix()
-    parts = [part for part in path.parts if part not in (path.anchor, "..", ".")]
-    tails = ("/".join(parts[start:]) for start in range(len(parts)))
-    return next((tail for tail in tails if (directory / tail).is_file()), "/".join(parts))
-
-
-def _split_in(path: str) -> str | None:
-    """The split that a path names, if it does; the file's name counts more than the folders'."""
-    words = [word for part in reversed(path.split("/")) for word in re.split(r"[^a-z]+", part.lower())]
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
-
-
-def _scan(directory: Path, found: _Found, places: Sequence[str], num_workers: int) -> dict[str, _Scan]:
+def _scan(directory: Path, found: FoundShards, places: Sequence[str], num_workers: int) -> dict[str, _Scan]:
     names = [name for shards in found.splits.values() for name in shards]
     scans: dict[str, _Scan] = {}
     task = functools.partial(_scan_shard, directory, places)
@@ -194,10 +127,10 @@ def _scan(directory: Path, found: _Found, places: Sequence[str], num_workers: in
     ):
         for scan in results:
             scans[scan.shard.name] = scan
-            if scan.shard.num_samples != found.sizes.get(scan.shard.name, scan.shard.num_samples):
+            num_images, listed = scan.shard.num_samples, found.sizes.get(scan.shard.name)
+            if listed is not None and listed not in (num_images, num_images + len(scan.without_image)):
                 raise ValueError(
-                    f"shard {scan.shard.name} holds {scan.shard.num_samples} images, its list says "
-                    f"{found.sizes[scan.shard.name]}: fetch the shard again"
+                    f"shard {scan.shard.name} holds {num_images} images, its list says {listed}: fetch the shard again"
                 )
             bar.update()
     return scans
@@ -227,17 +160,17 @@ def _scan_shard(directory: Path, places: Sequence[str], name: str) -> _Scan:
     return _Scan(Shard(name, num_samples, checksum), values, without_image)
 
 
-def _say_what_is_left_out(found: _Found, scans: Mapping[str, _Scan]) -> None:
+def _say_what_is_left_out(found: FoundShards, scans: Mapping[str, _Scan]) -> None:
     if found.absent:
         print(f"left out: {len(found.absent)} listed shards that are not there, such as {found.absent[0]}")
     empty = [name for name, scan in scans.items() if not scan.shard.num_samples]
     if len(empty) == len(scans):
-        raise ValueError(f"none of the {len(scans)} shards holds an image, such as {empty[0]}")
+        raise ValueError(f"none of the {len(scans)} shards holds a sample with one image, such as {empty[0]}")
     if empty:
         print(f"left out: {len(empty)} shards without images, such as {empty[0]}")
     keys = [f"{key} of {name}" for name, scan in scans.items() for key in scan.without_image]
     if keys:
-        print(f"left out: {len(keys)} samples without an image, such as {keys[0]}")
+        print(f"left out: {len(keys)} samples without one image, such as {keys[0]}")
 
 
 def _hold_out(splits: dict[str, list[Shard]], val_shards: int) -> dict[str, list[Shard]]:
@@ -249,36 +182,57 @@ def _hold_out(splits: dict[str, list[Shard]], val_shards: int) -> dict[str, list
     return splits | {"train": splits["train"][:-val_shards], "val": splits["train"][-val_shards:]}
 
 
-def _choose_label(scans: Iterable[_Scan], places: Sequence[str]) -> tuple[str | None, Counter]:
-    """The first place where all samples have a label, and how often each value stands there."""
-    if places == ("none",):
-        return None, Counter()
-    counts = {place: sum((scan.values[place] for scan in scans), Counter()) for place in places}
-    for place in places:
-        missing, classes = counts[place].pop(None, 0), len(counts[place])
-        if missing and (len(places) == 1 or (place == "cls" and classes)):
+def _choose_label(scans: Mapping[str, Sequence[_Scan]], places: Sequence[str]) -> tuple[str | None, Counter, list[str]]:
+    """The first place where samples have labels, how often each value stands there, and the splits that have none.
+
+    The split "train" must have them, and others may lack them as a whole, as the test images of ImageNet do.
+    """
+    for place in () if places == ("none",) else places:
+        counts = {split: sum((scan.values[place] for scan in group), Counter()) for split, group in scans.items()}
+        values = sum(counts.values(), Counter())
+        by_wordnet = place == "key" and any(map(_is_wordnet_id, values))
+        if by_wordnet:  # then other names are no classes
+            counts = {split: _only_wordnet_ids(found) for split, found in counts.items()}
+        labelled = [split for split, found in counts.items() if split == "train" or found.keys() - {None}]
+        values = sum((counts[split] for split in labelled or counts), Counter())
+        missing = values.pop(None, 0)
+        if missing and (len(places) == 1 or (values and (place != "key" or by_wordnet))):
             raise ValueError(
-                f"{missing:,} of {missing + counts[place].total():,} samples have no label at {place}; say --label "
+                f"{missing:,} of {missing + values.total():,} samples have no label at {place}; say --label "
                 "json.FIELD, key or none"
             )
         # A name that nothing else says to be a class is one only if few samples make many: not image_1, image_2.
-        told = len(places) == 1 or place != "key" or 1 < classes <= counts[place].total() / 2
-        told = told or all(map(WORDNET_ID.fullmatch, counts[place]))
-        if not missing and classes and told:
-            return place, counts[place]
-    return None, Counter()
+        told = len(places) == 1 or place != "key" or by_wordnet or 1 < len(values) <= values.total() / 2
+        if values and not missing and told:
+            return place, values, [split for split in counts if split not in labelled]
+    return None, Counter(), []
 
 
-def _class_names(place: str, values: Counter, file: str | None) -> list[str]:
+def _is_wordnet_id(value: int | str | None) -> bool:
+    return isinstance(value, str) and WORDNET_ID.fullmatch(value) is not None
+
+
+def _only_wordnet_ids(values: Counter) -> Counter:
+    found = Counter({value: count for value, count in values.items() if _is_wordnet_id(value)})
+    return found + Counter({None: values.total() - found.total()})
+
+
+def _read_names(file: str) -> list[str]:
+    try:
+        return [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"class_names {file} is no text file that can be read: {error}") from error
+
+
+def _class_names(place: str, values: Counter, named: list[str] | None) -> list[str]:
     numbers, words = ([value for value in values if type(value) is kind] for kind in (int, str))
-    named = [] if file is None else [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
     if numbers and words:
         raise ValueError(f"labels at {place} are numbers ({numbers[0]}) and words ({words[0]!r}); say --label")
     if words:
         if unknown := sorted(set(words) - set(named)) if named else []:
-            raise ValueError(f"{file} does not name the class {unknown[0]!r}, which shards have at {place}")
+            raise ValueError(f"class_names does not name the class {unknown[0]!r}, which shards have at {place}")
         return named or in_class_order(words)
-    limit = len(named) or _MANY_CLASSES
+    limit = len(named) if named else _MANY_CLASSES
     if min(numbers) < 0 or max(numbers) >= limit:
         raise ValueError(f"labels at {place} are {min(numbers)} to {max(numbers)}, must be in [0, {limit - 1}]")
     if absent := sorted(set(range(max(numbers) + 1)) - set(numbers)):

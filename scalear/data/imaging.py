@@ -1,19 +1,15 @@
 """Any picture to a square 8-bit one, and to bytes."""
 
-import contextlib
 import io
 import math
-import struct
-import warnings
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import Image, ImageCms
+
+from scalear.data.decoding import MODES, orientation
 
 ImageFormat = Literal["png", "jpg", "webp"]
-MODES = {1: "L", 3: "RGB"}
-"""Pillow's mode of an image with so many channels."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -24,33 +20,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # of EXIF orientations, so that the picture is upright
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LARGE_PIXELS = 1 << 24  # of a resized image of which only the centre is wanted
-
-
-def open_image(content: bytes | memoryview, max_pixels: int | None = None) -> Image.Image:
-    """Decode an image file, in whatever mode it is.
-
-    What lies beside the pixels decides nothing: where text, profile or EXIF are too large for Pillow or broken, the
-    file is read without them.
-
-    Args:
-        content: Of the file.
-        max_pixels: Most pixels to decode. Default: Pillow's limit, 179 million.
-
-    Raises:
-        ValueError: There are more pixels.
-        Exception: Whatever Pillow raises on broken bytes.
-    """
-    try:
-        return _decode(content, max_pixels)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{error} If the file is to be trusted, pack it with a greater --source.max_pixels") from error
-    except Exception:
-        with contextlib.suppress(Exception):  # if that is not the reason, the first failure is the news
-            return _decode(_without_metadata(bytes(content)), max_pixels)
-        raise
 
 
 def standardise(image: Image.Image, channels: int) -> Image.Image:
@@ -66,7 +36,8 @@ def standardise(image: Image.Image, channels: int) -> Image.Image:
     Raises:
         ValueError: The value range of a 32-bit image is unknown.
     """
-    image = _upright(image)
+    if (turn := _TURNS.get(orientation(image))) is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     elif image.mode == "LAB":
@@ -111,56 +82,6 @@ def encode(image: Image.Image, format: ImageFormat, quality: int) -> bytes:
     with io.BytesIO() as stream:
         image.save(stream, **options)
         return stream.getvalue()
-
-
-def _decode(content: bytes | memoryview, max_pixels: int | None) -> Image.Image:
-    with _pixel_limit(max_pixels), Image.open(io.BytesIO(content)) as image:
-        image.load()
-        return image
-
-
-@contextlib.contextmanager
-def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
-    """Lets Pillow refuse what has more pixels. Its limit is one for the whole process, and holds half of the number."""
-    if max_pixels is None:
-        yield
-        return
-    usual = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS = max_pixels / 2
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = usual
-
-
-def _without_metadata(content: bytes) -> bytes:
-    """The same picture without text, profile and (in AVIF) EXIF, which Pillow reads, and may refuse, while it decodes.
-
-    Other formats come back as they are: there broken metadata fails only where it is asked for.
-    """
-    if content[4:8] == b"ftyp":
-        return content.replace(b"Exif", b"free")  # the type of an item: one of unknown type is passed over
-    if not content.startswith(_PNG_SIGNATURE):
-        return content
-    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
-    while start + 12 <= len(content):
-        (length,) = struct.unpack_from(">I", content, start)
-        chunk = content[start : start + 12 + length]
-        # A capital letter: without this chunk there is no picture. tRNS is transparency.
-        if chunk[4:5].isupper() or chunk[4:8] in (b"tRNS", b"eXIf"):
-            kept.append(chunk)
-        start += len(chunk)
-    return b"".join(kept)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # EXIF can be broken in many ways; it then says nothing about the picture
-        turn = None
-    return image if turn is None else image.transpose(turn)
 
 
 def _resized_centre(image: Image.Image, width: int, height: int, size: int) -> Image.Image:

@@ -13,8 +13,8 @@ SCHEMA_VERSION = 1
 INDEX_NAME = "index.json"
 Kind = Literal["images", "latents"]
 
-# A relative path or a URL. gopen hands URLs to a shell, so an index must not smuggle in more than names.
-_SHARD_NAME = re.compile(r"([a-z][a-z0-9]*://[\w.@:-]+/)?[\w.%+=@~-]+(/[\w.%+=@~-]+)*", re.ASCII)
+# A URL or a relative path. gopen hands URLs to a shell, so an index must not smuggle in more than names.
+_SHARD_NAME = re.compile(r"[a-z][a-z0-9]*://[\w.@:-]+(/[\w.%+=@~-]+)+|(?!/|\w+:)[^\x00-\x1f]+", re.ASCII)
 
 
 @dataclass(frozen=True)

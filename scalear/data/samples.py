@@ -7,11 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from scalear.data.imaging import IMAGE_EXTENSIONS, center_crop, open_image, standardise
+from scalear.data.decoding import jpeg_pixels, open_image
+from scalear.data.imaging import center_crop, standardise
 from scalear.data.index import DatasetIndex
 
 Members = Mapping[str, bytes | memoryview]
 """Content of a sample's files by extension, in small letters."""
+
+_IMAGE_EXTENSIONS = frozenset(
+    "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp".split()
+)  # which tools write into shards, and Pillow opens
 
 WORDNET_ID = re.compile(r"(?<![a-z0-9])n\d{8}(?!\d)")
 """What ImageNet calls a class."""
@@ -39,13 +44,19 @@ class SampleReader:
             Exception: Whatever Pillow raises on broken bytes.
         """
         _, content = encoded_image(members)
-        image = open_image(content)
-        if self._raw is not None:
-            image = center_crop(standardise(image, self._channels), self._size)
-        found, expected = (*image.size, len(image.getbands())), (self._size, self._size, self._channels)
-        if found != expected:
-            raise ValueError(f"width, height and channels are {found}, the index says {expected}")
-        return np.asarray(image).reshape(self._size, self._size, self._channels)
+        pixels = jpeg_pixels(content, self._size, self._channels)
+        if pixels is not None and self._raw is not None:
+            top, left = ((side - self._size) // 2 for side in pixels.shape[:2])
+            pixels = pixels[top : top + self._size, left : left + self._size]
+        if pixels is None:
+            image = open_image(content)
+            if self._raw is not None:
+                image = center_crop(standardise(image, self._channels), self._size)
+            pixels = np.atleast_3d(np.asarray(image))
+        (height, width, channels), expected = pixels.shape, (self._size, self._size, self._channels)
+        if (width, height, channels) != expected:
+            raise ValueError(f"width, height and channels are {width, height, channels}, the index says {expected}")
+        return pixels
 
     def label(self, key: str, members: Members) -> int:
         """The label of a sample; -1 in a dataset without classes.
@@ -75,19 +86,21 @@ def encoded_image(members: Members) -> tuple[str, bytes | memoryview]:
     Raises:
         ValueError: There is none, or more than one.
     """
-    images = [item for item in members.items() if _is_image(item[0])]
+    images = _images(members)
     if len(images) != 1:
         raise ValueError(f"has {len(images)} images among its members {sorted(members)}, must be 1")
     return images[0]
 
 
 def has_image(members: Members) -> bool:
-    """Whether there is an image among the members."""
-    return any(map(_is_image, members))
+    """Whether one of the members is the image."""
+    return len(_images(members)) == 1
 
 
-def _is_image(extension: str) -> bool:
-    return extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+def _images(members: Members) -> list[tuple[str, bytes | memoryview]]:
+    """Members that may be the image: those like `jpg`, else those like `seg.png`."""
+    images = [item for item in members.items() if item[0].rpartition(".")[2] in _IMAGE_EXTENSIONS]
+    return [item for item in images if "." not in item[0]] or images
 
 
 def label_value(place: str, key: str, members: Members) -> int | str | None:

@@ -3,8 +3,6 @@
 import functools
 import gzip
 import hashlib
-import logging
-import os
 import re
 import struct
 from abc import ABC, abstractmethod
@@ -17,16 +15,13 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from scalear.data.imaging import open_image
+from scalear.data.decoding import MAX_PIXELS, open_image
+from scalear.data.image_tree import files_of_splits, find_images, in_class_order
 from scalear.data.index import DatasetIndex, Shard
 from scalear.data.plan import TrainPlan
 from scalear.data.reader import ImageShard, open_shard
 
-_log = logging.getLogger(__name__)
-
 _MIXED_SHARDS = 64  # are open at a time when shards are packed again
-SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation", "dev"), "val")
-"""What folders and files of a split are called, in small letters, and how we call it."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +71,18 @@ class ImageFolder(ImageSource):
 
     The name of a class is the path of its folder relative to the root, such as "n01440764" or "animals/dog"; labels
     count the classes in the order of their names, numbers by their value. Images directly in the root, and no class
-    folders, make an unlabelled dataset. Files that Pillow cannot open by their extension are left out, hidden ones too.
+    folders, make an unlabelled dataset. Hidden files, and those that Pillow does not open by their extension, are left
+    out.
+
+    Where all images lie in folders `train`, `val` or `test` at the same depth, above the classes or below them, these
+    become the splits (also `Training`, `valid`, `validation`, `dev`, `train2017`, `test_set` and the like).
 
     Args:
-        root: Folder of the training images; or a folder of nothing but `train` and `val` (`valid`, `validation`,
-            `dev`) or `test`, which become these splits.
+        root: Folder of the training images, or of all splits.
         val_root: Folder of the validation images, with the same classes.
         val_fraction: Part of every class that becomes the validation split instead, in [0, 1).
         labelled: False if the folders below the root are not classes.
-        max_pixels: Most pixels of an image, against files that are made to fill the memory. Default: 179 million.
+        max_pixels: Most pixels of an image, against files that are made to fill the memory.
     """
 
     image_channels = 3
@@ -95,12 +93,13 @@ class ImageFolder(ImageSource):
         val_root: str | None = None,
         val_fraction: float = 0.0,
         labelled: bool = True,
-        max_pixels: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}, must be in [0, 1)")
         if val_root is not None and val_fraction:
             raise ValueError(f"give either val_root ({val_root}) or val_fraction ({val_fraction}), not both")
+        _check_max_pixels(max_pixels)
         self.root = root
         self.val_root = val_root
         self.val_fraction = val_fraction
@@ -108,61 +107,44 @@ class ImageFolder(ImageSource):
         self.max_pixels = max_pixels
 
     def listing(self, seed: int) -> Listing:
-        roots = {"train": self.root} if self.val_root is None else {"train": self.root, "val": self.val_root}
-        paths = {split: find_images(root) for split, root in roots.items()}
-        if inner := self._split_folders(paths["train"]):
-            roots = {split: os.path.join(self.root, folder) for split, folder in inner.items()}
-            paths = {split: find_images(root) for split, root in roots.items()}
-        class_names = self._class_names(roots["train"], paths["train"])
-        splits = {
-            split: _shuffled(self._entries(roots[split], paths[split], class_names, roots["train"]), seed)
-            for split in roots
-        }
+        files = find_images(self.root)
+        splits = files_of_splits(self.root, files) or {"train": files}
+        if "val" in splits and (self.val_root is not None or self.val_fraction):
+            raise ValueError(f"{self.root} holds the splits {sorted(splits)}: leave out val_root and val_fraction")
+        if self.val_root is not None:
+            splits["val"] = find_images(self.val_root)
+        class_names = self._class_names(splits["train"])
+        listed = {split: _shuffled(self._entries(found, class_names), seed) for split, found in splits.items()}
         if self.val_fraction:
-            splits |= split_by_class(splits["train"], self.val_fraction)
-        return Listing(class_names, splits)
+            listed |= split_by_class(listed["train"], self.val_fraction)
+        return Listing(class_names, listed)
 
     def image(self, entry: Entry) -> Image.Image:
         return open_image(Path(entry.location).read_bytes(), self.max_pixels)
 
-    def _split_folders(self, paths: list[str]) -> dict[str, str]:
-        """Folder of each split, if the root has splits where classes would be."""
-        folders = sorted({path.partition("/")[0] for path in paths if "/" in path})
-        splits = {split: folder for folder in folders if (split := SPLITS.get(folder.lower()))}
-        if "train" not in splits or len(splits) == 1 < len(folders):
-            return {}
-        if self.val_root is not None or ("val" in splits and self.val_fraction):
-            raise ValueError(f"{self.root} holds the splits {sorted(splits)}: leave out val_root and val_fraction")
-        if len(splits) < len(folders) or any("/" not in path for path in paths):
-            raise ValueError(
-                f"{self.root} holds the splits {sorted(splits.values())} beside other images or folders: pack "
-                f"{self.root}/{splits['train']} as source.root with a source.val_root, or move the others away"
-            )
-        return {split: splits[split] for split in ("train", "val", "test") if split in splits}
-
-    def _class_names(self, root: str, paths: list[str]) -> list[str]:
-        folders = {path.rpartition("/")[0] for path in paths} if self.labelled else {""}
+    def _class_names(self, files: dict[str, str]) -> list[str]:
+        folders = set(files.values()) if self.labelled else {""}
         if len(folders) > 1 and "" in folders:
-            loose = next(path for path in paths if "/" not in path)
+            loose = next(path for path, folder in files.items() if not folder)
             raise ValueError(
-                f"{root} holds both class folders and loose images such as {loose}; "
+                f"{self.root} holds both class folders and loose images such as {loose}; "
                 "move those into a folder, or pack without classes (labelled: false)"
             )
         return [] if folders == {""} else in_class_order(folders)
 
-    def _entries(self, root: str, paths: list[str], class_names: list[str], train_root: str) -> list[Entry]:
+    def _entries(self, files: dict[str, str], class_names: list[str]) -> list[Entry]:
         labels = {name: label for label, name in enumerate(class_names)}
         entries = []
-        for number, path in enumerate(paths):
-            folder, _, base = path.rpartition("/")
+        for number, (path, folder) in enumerate(files.items()):
             if labels and folder not in labels:
+                fault = f"the training images have no class {folder!r}" if folder else "it lies in no class folder"
                 raise ValueError(
-                    f"{root}/{path}: {train_root} has no class {folder!r}; the splits must share "
-                    "classes; sort its images into their folders, or move it away"
+                    f"{path}: {fault}, but splits must share classes; move it, or pack the folder of the training "
+                    "images as source.root, and as source.val_root one with the same classes"
                 )
             # Numbered, because names that differ only in folder or extension must not meet in one shard.
-            key = f"{number:08d}-{plain_name(base.rpartition('.')[0])}"
-            entries.append(Entry(key, labels.get(folder), os.path.join(root, path)))
+            key = f"{number:08d}-{plain_name(Path(path).stem)}"
+            entries.append(Entry(key, labels.get(folder), path))
         return entries
 
 
@@ -174,17 +156,21 @@ class Shards(ImageSource):
     Args:
         root: Folder of the shards and their index.json.
         val_fraction: Part of every class that becomes the validation split, if the index has none, in [0, 1).
-        max_pixels: Most pixels of an image, against files that are made to fill the memory. Default: 179 million.
+        max_pixels: Most pixels of an image, against files that are made to fill the memory.
     """
 
-    image_channels = 3
-
-    def __init__(self, root: str, val_fraction: float = 0.0, max_pixels: int | None = None) -> None:
+    def __init__(self, root: str, val_fraction: float = 0.0, max_pixels: int = MAX_PIXELS) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}, must be in [0, 1)")
+        _check_max_pixels(max_pixels)
         self.root = root
         self.val_fraction = val_fraction
         self.max_pixels = max_pixels
+
+    @property
+    def image_channels(self) -> int:
+        """Those of the index."""
+        return DatasetIndex.load(self.root).image_channels
 
     def listing(self, seed: int) -> Listing:
         index = DatasetIndex.load(self.root)
@@ -338,22 +324,9 @@ def _read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not a whole idx file of unsigned bytes: {error}; fetch it again") from error
 
 
-def find_images(root: str) -> list[str]:
-    """Paths of all images below `root`, relative to it and sorted."""
-    if not os.path.isdir(root):
-        raise ValueError(f"{root} is not a folder; give the root of a tree of images")
-    known = {extension for extension, format in Image.registered_extensions().items() if format in Image.OPEN}
-    found, ignored = [], []
-    for folder, _, names in os.walk(root, followlinks=True):
-        for name in names:
-            path = Path(folder, name).relative_to(root).as_posix()
-            visible = not any(part.startswith(".") for part in path.split("/"))
-            (found if visible and Path(name).suffix.lower() in known else ignored).append(path)
-    if ignored:
-        _log.warning("%s: left out %d files that are no images, such as %s", root, len(ignored), min(ignored))
-    if not found:
-        raise ValueError(f"{root} holds no images; Pillow here opens {', '.join(sorted(known))}")
-    return sorted(found)
+def _check_max_pixels(max_pixels: int) -> None:
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels is {max_pixels}, must be at least 1")
 
 
 def _shuffled(entries: Iterable[Entry], seed: int) -> list[Entry]:
@@ -363,16 +336,6 @@ def _shuffled(entries: Iterable[Entry], seed: int) -> list[Entry]:
         return hashlib.blake2b(f"{seed}/{entry.key}".encode(), digest_size=16).digest()
 
     return sorted(entries, key=rank)
-
-
-def in_class_order(names: Iterable[str]) -> list[str]:
-    """Class names in the order of their labels: sorted, but numbers, also as parts of a path, by their value."""
-
-    def rank(name: str) -> list[tuple[bool, int, str]]:
-        parts = [(part, part.isascii() and part.isdecimal()) for part in name.split("/")]
-        return [(not numeric, int(part) if numeric else 0, part) for part, numeric in parts]
-
-    return sorted(names, key=rank)
 
 
 def plain_name(name: str) -> str:

@@ -37,15 +37,16 @@ def verify(data_dir: str, num_workers: int | None = None) -> None:
     index = DatasetIndex.load(data_dir)
     reports = sorted(_inspect_all(data_dir, index, _check_shard, num_workers), key=lambda report: report.shard.name)
     problems = {report.shard.name: report.problems for report in reports if report.problems}
-    strays = _unlisted_shards(Path(data_dir), index)
+    strays = [] if index.raw is not None else _unlisted_shards(Path(data_dir), index)  # which are others' affair
     problems |= {name: ["not in the index; delete it, or pack again"] for name in strays}
     for name, found in problems.items():
         for problem in found:
             print(f"{name}: {problem}")
     if problems:
+        remedy = "delete the dataset and pack again" if index.raw is None else "set data.max_bad_fraction above 0"
         raise ValueError(
             f"{data_dir}: {sum(map(len, problems.values()))} problems in {len(problems)} shards "
-            f"({', '.join(problems)}); fetch these shards again, or delete the dataset and pack again"
+            f"({', '.join(problems)}); fetch these shards again, or {remedy}"
         )
     print(f"{data_dir}: {len(reports)} shards with {sum(report.num_samples for report in reports):,} samples are sound")
 

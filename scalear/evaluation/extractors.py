@@ -93,9 +93,9 @@ class InceptionFeatures(FeatureExtractor):
             return _Inception().randomised(self.seed)
         if not Path(self.weights).is_file():
             raise ValueError(
-                f"no Inception weights at {self.weights}; get pt_inception-2015-12-05-6726825d.pth from "
-                "torch-fidelity's release page and put it there, or set the extractor's `weights` to its path; other "
-                "extractors are fashion and timm:MODEL"
+                f"no Inception weights at {self.weights}; get pt_inception-2015-12-05-6726825d.pth from the releases "
+                "of pytorch-fid (in those of torch-fidelity, the same file is called weights-inception-...) and put it "
+                "there, or set the extractor's `weights` to its path; other extractors are fashion and timm:MODEL"
             )
         try:
             network = _Inception()

@@ -75,7 +75,7 @@ class FrechetFeatureDistance(FrechetInceptionDistance):
 
     def compute(self) -> Tensor:
         distance = frechet_distance(self._statistics("real"), self._statistics("fake"))
-        return torch.tensor(distance, device=self.device)
+        return self.real_features_sum.new_tensor(distance)
 
     def _statistics(self, side: str) -> FeatureStatistics:
         count, total_F, square_FF = (

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scalear.data.imaging import open_image, standardise
+from scalear.data.decoding import open_image
+from scalear.data.image_tree import find_images
+from scalear.data.imaging import standardise
 from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.data.reader import ImageShard, open_shard
-from scalear.data.sources import find_images
 from scalear.evaluation.images import open_sample_file, stored_origin
 
 
@@ -187,9 +188,8 @@ class FolderSet(ImageSet):
     labelled, labels = False, None
 
     def __init__(self, folder: str | Path) -> None:
-        paths = find_images(str(folder))
         self.name = str(folder)
-        self._paths = [Path(folder, path) for path in sorted(paths, key=_by_numbers)]
+        self._paths = [Path(path) for path in sorted(find_images(str(folder)), key=_by_numbers)]
         sizes, modes = zip(*map(_header, self._paths), strict=True)
         (width, height), _ = Counter(sizes).most_common(1)[0]
         odd = next((place for place, size in enumerate(sizes) if size != (width, height)), None)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalear.fast import attention, dropout, heads, mlp, norms, scan
-from scalear.models.attention import Attention, CrossAttention, RotaryAttention
+from scalear.fast import attention, dropout, mlp, norms, qkv, scan
+from scalear.models.attention import Rotary, ScaledDotProduct
 from scalear.models.blocks import AdaLNBlock
 from scalear.models.flow_blocks import CrossAttentionBlock
 from scalear.models.layers import GatedMlp
@@ -18,12 +18,10 @@ from scalear.tokenizers.conv import AttentionBlock
 
 # Plain methods, and what takes their place on CPUs.
 ON_CPU: dict[Callable, Callable] = {
-    Attention.forward: attention.attention,
-    AttentionBlock.forward: attention.attention_block,
-    RotaryAttention.project: heads.project_rotary,
-    VARAttention.project: heads.project_var,
-    CrossAttention.keys: heads.cross_keys,
-    CrossAttention.forward: heads.cross_attention,
+    ScaledDotProduct.forward: attention.scaled_dot_product,
+    AttentionBlock.attend: attention.attend_to_all,
+    Rotary.split_heads: qkv.split_turned,
+    VARAttention.split_directions: qkv.split_directions,
     AdaLNBlock.forward: norms.ada_ln_block,
     CrossAttentionBlock.forward: norms.cross_attention_block,
     GatedMlp.forward: mlp.gated_mlp,

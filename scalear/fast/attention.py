@@ -8,11 +8,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from scalear.fast.dropout import Drop
-from scalear.models.attention import Attention, LayerCache
+from scalear.models.attention import ScaledDotProduct
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.conv import AttentionBlock
 
@@ -38,60 +39,36 @@ class Segment(NamedTuple):
     bias_lL: Tensor | None = None
 
 
-def attention(self: Attention, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
-    """`Attention.forward`."""
-    q_BNLd, k_BNLd, v_BNLd = self.project(x_BLD, schedule)
-    if cache is None:
-        dropout = self.dropout if self.training else 0.0
-        out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, dropout, self.scale)
-    else:
-        out_BNLd = attend(q_BNLd, *cache.append(k_BNLd, v_BNLd), scale=self.scale)
-    return self.proj_drop(self.proj(out_BNLd.transpose(1, 2).flatten(2)))
-
-
-def attention_block(self: AttentionBlock, x_BCHW: Tensor) -> Tensor:
-    """`AttentionBlock.forward` of tokenizers."""
-    qkv_BCHW = self.qkv(self.norm(x_BCHW))
-    q_B1LC, k_B1LC, v_B1LC = qkv_BCHW.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
-    out_B1LC = attend(q_B1LC, k_B1LC, v_B1LC)
-    return x_BCHW + self.out(out_B1LC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))
-
-
-def attend_by_scale(
-    q_BNLd: Tensor,
-    k_BNLd: Tensor,
-    v_BNLd: Tensor,
-    schedule: ScaleSchedule,
-    causal: bool,
-    dropout: float = 0.0,
-    scale: float | None = None,
+def scaled_dot_product(
+    self: ScaledDotProduct, q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, schedule: ScaleSchedule
 ) -> Tensor:
-    """As `scalear.models.attention.attend_by_scale`."""
-    segments = _segments(schedule, causal, q_BNLd.dtype)
-    return attend_segments(q_BNLd, k_BNLd, v_BNLd, segments, dropout, scale)
+    """`ScaledDotProduct.forward`."""
+    segments = _segments(schedule, self.causal, k_BNLd.shape[2] - q_BNLd.shape[2], q_BNLd.dtype)
+    return attend_segments(q_BNLd, k_BNLd, v_BNLd, segments, self.dropout if self.training else 0.0, self.scale)
+
+
+def attend_to_all(self: AttentionBlock, q_B1LC: Tensor, k_B1LC: Tensor, v_B1LC: Tensor) -> Tensor:
+    """`AttentionBlock.attend` of tokenizers."""
+    whole = slice(0, q_B1LC.shape[2])
+    return attend_segments(q_B1LC, k_B1LC, v_B1LC, [Segment(whole, whole)])
 
 
 @lru_cache(maxsize=512)
 @torch.inference_mode(False)  # a mask made while sampling must also serve a later backward pass
-def _segments(schedule: ScaleSchedule, causal: bool, dtype: torch.dtype) -> list[Segment]:
+def _segments(schedule: ScaleSchedule, causal: bool, earlier: int, dtype: torch.dtype) -> list[Segment]:
+    """Of the tokens of a schedule, whose keys come after `earlier` ones."""
     offsets, first, segments = schedule.offsets, 0, []
     for k, end in enumerate(offsets[1:], start=1):
         if causal and k < schedule.num_scales and offsets[k + 1] - offsets[first] <= _FEW:
             continue  # the next scale joins this one
-        keys = slice(0 if causal else offsets[first], end)
+        keys = slice(0 if causal else earlier + offsets[first], earlier + end)
         bias_lL = None
         if k - first > 1:
-            visible_lL = schedule.block_causal_mask()[offsets[first] : end, keys]
+            visible_lL = F.pad(schedule.block_causal_mask()[offsets[first] : end], (earlier, 0), value=True)[:, keys]
             bias_lL = torch.zeros(()).where(visible_lL, float("-inf")).to(dtype)
         segments.append(Segment(slice(offsets[first], end), keys, bias_lL))
         first = k
     return segments
-
-
-def attend(q_BNld: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, scale: float | None = None) -> Tensor:
-    """softmax(scale q k^T) v, where every query sees all keys; scale is 1 / sqrt(d) by default."""
-    whole = Segment(slice(0, q_BNld.shape[2]), slice(0, k_BNLd.shape[2]))
-    return attend_segments(q_BNld, k_BNLd, v_BNLd, [whole], scale=scale)
 
 
 def attend_segments(

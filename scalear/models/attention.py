@@ -40,6 +40,13 @@ class Rotary(nn.Module):
         pairs = [a_BNLp * cos_Lp - b_BNLp * sin_Lp, a_BNLp * sin_Lp + b_BNLp * cos_Lp]
         return torch.stack(pairs, dim=-1).flatten(-2).to(x_BNLd.dtype)
 
+    def split_heads(
+        self, x_BLX: Tensor, schedule: ScaleSchedule, num_parts: int, num_turned: int
+    ) -> tuple[Tensor, ...]:
+        """Parts as `split_heads` gives them, the first `num_turned` of them turned by their positions."""
+        parts = split_heads(x_BLX, self.head_dim, num_parts)
+        return *self(parts[:num_turned], schedule), *parts[num_turned:]
+
     def turns(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
         """(L, d / 2, 2): cosine and sine of the angle by which each token turns each pair of channels."""
         return _turns(schedule, self.head_dim, self.side, device)
@@ -58,49 +65,33 @@ def _turns(schedule: ScaleSchedule, head_dim: int, side: int, device: torch.devi
     return torch.view_as_real(torch.polar(torch.ones(()), torch.cat(angles))).to(device)
 
 
-@torch.compiler.disable  # its kernels gain nothing from a graph, which would serve one schedule only
-def attend_by_scale(
-    q_BNLd: Tensor,
-    k_BNLd: Tensor,
-    v_BNLd: Tensor,
-    schedule: ScaleSchedule,
-    causal: bool,
-    dropout: float = 0.0,
-    scale: float | None = None,
-) -> Tensor:
-    """softmax(scale q k^T) v of each scale's tokens: to themselves, and with `causal` also to all coarser scales.
+class ScaledDotProduct(nn.Module):
+    """softmax(scale q k^T) v of each scale's tokens: to themselves, and if causal to all that come before.
 
     Flash kernels take no block-causal mask; one call per scale needs none, nor does it compute what is masked.
 
     Args:
-        q_BNLd: Queries.
-        k_BNLd: Keys.
-        v_BNLd: Values.
-        schedule: The scales of the L tokens.
         causal: Attend to coarser scales, too.
-        dropout: Probability of dropping an attention weight.
+        dropout: Probability of dropping an attention weight, in training.
         scale: 1 / sqrt(d) by default.
-
-    Returns:
-        (B, N, L, d).
     """
-    scales = []
-    for first, end in pairwise(schedule.offsets):
-        seen = slice(0 if causal else first, end)
-        scales.append(
-            F.scaled_dot_product_attention(
-                q_BNLd[:, :, first:end], k_BNLd[:, :, seen], v_BNLd[:, :, seen], dropout_p=dropout, scale=scale
-            )
-        )
-    return torch.cat(scales, dim=2)
 
+    def __init__(self, causal: bool, dropout: float = 0.0, scale: float | None = None) -> None:
+        super().__init__()
+        self.causal = causal
+        self.dropout = dropout
+        self.scale = scale
 
-@torch.compiler.disable  # the cache has another length in every call
-def attend_to_cached(
-    q_BNld: Tensor, k_BNld: Tensor, v_BNld: Tensor, cache: "LayerCache", scale: float | None
-) -> Tensor:
-    """Attention of one more scale to itself and all that is cached, which it joins."""
-    return F.scaled_dot_product_attention(q_BNld, *cache.append(k_BNld, v_BNld), scale=scale)
+    @torch.compiler.disable  # its kernels gain nothing from a graph, which would serve one schedule only
+    def forward(self, q_BNLd: Tensor, k_BNLd: Tensor, v_BNLd: Tensor, schedule: ScaleSchedule) -> Tensor:
+        """(B, N, L, d) of the tokens of `schedule`; keys and values may begin with those of earlier scales."""
+        dropout = self.dropout if self.training else 0.0
+        earlier, scales = k_BNLd.shape[2] - q_BNLd.shape[2], []
+        for first, end in pairwise(schedule.offsets):
+            seen = slice(0 if self.causal else earlier + first, earlier + end)
+            q_BNld, k_BNsd, v_BNsd = q_BNLd[:, :, first:end], k_BNLd[:, :, seen], v_BNLd[:, :, seen]
+            scales.append(F.scaled_dot_product_attention(q_BNld, k_BNsd, v_BNsd, dropout_p=dropout, scale=self.scale))
+        return torch.cat(scales, dim=2)
 
 
 class LayerCache:
@@ -116,6 +107,7 @@ class LayerCache:
         self._values: Tensor | None = None
         self._length = 0
 
+    @torch.compiler.disable  # it has another length in every call
     def append(self, k_BNld: Tensor, v_BNld: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of one more scale; views of everything stored so far."""
         if self._keys is None:
@@ -147,9 +139,7 @@ class Attention(nn.Module, ABC):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim
-        self.causal = causal
-        self.dropout = dropout
-        self.scale = scale
+        self.attend = ScaledDotProduct(causal, dropout, scale)
         self.proj_drop = nn.Dropout(dropout)
 
     @abstractmethod
@@ -159,11 +149,9 @@ class Attention(nn.Module, ABC):
     def forward(self, x_BLD: Tensor, schedule: ScaleSchedule, cache: LayerCache | None = None) -> Tensor:
         """Attention over the tokens of `schedule`, which follow the cached ones where a cache is given."""
         q_BNLd, k_BNLd, v_BNLd = self.project(x_BLD, schedule)
-        if cache is None:
-            dropout = self.dropout if self.training else 0.0
-            out_BNLd = attend_by_scale(q_BNLd, k_BNLd, v_BNLd, schedule, self.causal, dropout, self.scale)
-        else:
-            out_BNLd = attend_to_cached(q_BNLd, k_BNLd, v_BNLd, cache, self.scale)
+        if cache is not None:
+            k_BNLd, v_BNLd = cache.append(k_BNLd, v_BNLd)
+        out_BNLd = self.attend(q_BNLd, k_BNLd, v_BNLd, schedule)
         return self.proj_drop(self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)")))
 
     def make_cache(self, num_tokens: int) -> LayerCache:
@@ -198,8 +186,7 @@ class RotaryAttention(Attention):
         self.proj = linear(dim, dim)
 
     def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
-        q_BNLd, k_BNLd, v_BNLd = split_heads(self.qkv(x_BLD), self.num_heads, num_parts=3)
-        return self.rotary(q_BNLd, schedule), self.rotary(k_BNLd, schedule), v_BNLd
+        return self.rotary.split_heads(self.qkv(x_BLD), schedule, num_parts=3, num_turned=2)
 
 
 class CrossAttention(nn.Module):
@@ -218,20 +205,20 @@ class CrossAttention(nn.Module):
         self.rotary = rotary
         self.q = linear(dim, dim, bias=False)
         self.kv = linear(cond_dim, 2 * dim, bias=False)
+        self.attend = ScaledDotProduct(causal=False)
         self.proj = linear(dim, dim)
 
     def keys(self, cond_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
         """Keys and values of the condition: they serve any number of calls with the same condition."""
-        k_BNLd, v_BNLd = split_heads(self.kv(cond_BLD), self.num_heads, num_parts=2)
-        return self.rotary(k_BNLd, schedule), v_BNLd
+        return self.rotary.split_heads(self.kv(cond_BLD), schedule, num_parts=2, num_turned=1)
 
     def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], schedule: ScaleSchedule) -> Tensor:
         """Attention to what `keys` made of the condition."""
-        (q_BNLd,) = split_heads(self.q(x_BLD), self.num_heads, num_parts=1)
-        out_BNLd = attend_by_scale(self.rotary(q_BNLd, schedule), *keys, schedule, causal=False)
+        (q_BNLd,) = self.rotary.split_heads(self.q(x_BLD), schedule, num_parts=1, num_turned=1)
+        out_BNLd = self.attend(q_BNLd, *keys, schedule)
         return self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
 
 
-def split_heads(x_BLX: Tensor, num_heads: int, num_parts: int) -> Tensor:
+def split_heads(x_BLX: Tensor, head_dim: int, num_parts: int) -> Tensor:
     """Parts such as queries, keys and values after one another, each all heads after one another, to (B, N, L, d)."""
-    return rearrange(x_BLX, "B L (parts N d) -> parts B N L d", parts=num_parts, N=num_heads)
+    return rearrange(x_BLX, "B L (parts N d) -> parts B N L d", parts=num_parts, d=head_dim)

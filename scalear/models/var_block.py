@@ -150,9 +150,13 @@ class VARAttention(Attention):
     def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv_BLX = F.linear(x_BLD, self.qkv.weight, bias)
-        q_BNLd, k_BNLd, v_BNLd = split_heads(qkv_BLX, self.num_heads, num_parts=3)
         if self.log_scale_N is None:
-            return q_BNLd, k_BNLd, v_BNLd
+            return split_heads(qkv_BLX, self.head_dim, num_parts=3).unbind()
+        return self.split_directions(qkv_BLX)
+
+    def split_directions(self, qkv_BLX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, N, L, d), the first two reduced to their directions, at least in float32."""
+        q_BNLd, k_BNLd, v_BNLd = split_heads(qkv_BLX, self.head_dim, num_parts=3)
         wide = torch.promote_types(v_BNLd.dtype, torch.float32)
         q_BNLd = F.normalize(q_BNLd.to(wide), dim=-1) * self.head_scales()[:, None, None]
         return q_BNLd.to(v_BNLd.dtype), F.normalize(k_BNLd.to(wide), dim=-1).to(v_BNLd.dtype), v_BNLd

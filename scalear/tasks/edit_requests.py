@@ -11,16 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalear.data.imaging import open_image, standardise
+from scalear.data.decoding import open_image
+from scalear.data.imaging import standardise
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, save_png, to_uint8
+from scalear.files import check_new_file
+from scalear.hardware.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 from scalear.tasks.editing import Edit, Editor
 
 
 @dataclass(kw_only=True)
 class EditRequest(ABC):
-    """Files and settings that all edits share."""
+    """Files and settings that all edits share.
+
+    Raises:
+        ValueError: `out` cannot be written, or is there already.
+    """
 
     image: str
     """Image file; its sides are multiples of the tokenizer's stride."""
@@ -36,6 +43,22 @@ class EditRequest(ABC):
     """A token of any scale is generated where the mask covers more than this share of it, else forced."""
     seed: int = 0
     """Of what is made up."""
+    precision: Precision = AUTO
+    """Of matrix products; `auto` is the fastest here."""
+    force: bool = False
+    """Replace files that are there."""
+
+    def __post_init__(self) -> None:
+        if self.files[0].suffix.lower() != ".png":
+            raise ValueError(f"--out {self.out} must end in .png")
+        for file in self.files:
+            check_new_file(file, self.force)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The result, and the sheet beside it."""
+        out = Path(self.out)
+        return out, out.with_name(f"{out.stem}-sheet.png")
 
     @abstractmethod
     def apply(self, editor: Editor, given: "_Given") -> Edit:
@@ -138,13 +161,12 @@ def edit_file(request: EditRequest, editor: Editor) -> Edit:
     Raises:
         ValueError: A file is missing or no image, or the edit is impossible; see `Editor`.
     """
-    out = Path(request.out)
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out {out} must end in .png")
-    edit = request.apply(editor, _Given.read(request, editor.tokenizer.image_channels, editor.model.device))
+    given = _Given.read(request, editor.tokenizer.image_channels, editor.model.device)
+    with editor.model.autocast(request.precision):
+        edit = request.apply(editor, given)
     result_BCHW = edit.pasted() if request.pasted() else edit.image_BCHW
+    out, sheet = request.files
     save_png(out, to_uint8(result_BCHW)[0].permute(1, 2, 0).cpu().numpy())
-    sheet = out.with_name(f"{out.stem}-sheet.png")
     cells = to_uint8(torch.cat([edit.given_BCHW, edit.mask(), result_BCHW]))
     save_png(sheet, make_grid(cells, columns=3, scale=max(1, 128 // cells.shape[-2]), background=128))
     print(f"kept region: PSNR {edit.psnr_B.item():.2f} dB against plain reconstruction (nothing pasted)")

@@ -99,8 +99,12 @@ class AttentionBlock(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         qkv_BCHW = self.qkv(self.norm(x_BCHW))
         q_B1LC, k_B1LC, v_B1LC = qkv_BCHW.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
-        attended_B1LC = F.scaled_dot_product_attention(q_B1LC, k_B1LC, v_B1LC)
+        attended_B1LC = self.attend(q_B1LC, k_B1LC, v_B1LC)
         return x_BCHW + self.out(attended_B1LC.squeeze(1).transpose(1, 2).reshape(x_BCHW.shape))
+
+    def attend(self, q_B1LC: Tensor, k_B1LC: Tensor, v_B1LC: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(C)) v."""
+        return F.scaled_dot_product_attention(q_B1LC, k_B1LC, v_B1LC)
 
 
 class Downsample(nn.Module):

@@ -14,7 +14,7 @@ def logs_now(trainer: Trainer, step: int) -> bool:
 
 
 def log_image(loggers: Iterable[Logger], tag: str, image_HWC: NDArray, step: int) -> None:
-    """A picture, uint8, for those that take pictures. On rank 0."""
+    """An image, uint8, for those that take images. On rank 0."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(tag, image_HWC, step, dataformats="HWC")

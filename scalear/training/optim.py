@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -24,11 +24,21 @@ class RunLength:
     total_steps: int | None = None
 
 
+ALTERNATIVES = (
+    ("lr", "base_lr"),
+    ("warmup_steps", "warmup_epochs", "warmup_ratio"),
+    ("constant_steps", "constant_ratio"),
+    ("final_lr", "final_lr_ratio"),
+)
+"""Settings for one thing, of which the first that is given holds. A command line that gives a later one takes those
+before it back."""
+
+
 @dataclass(kw_only=True)
 class OptimizerSettings:
     """AdamW and its schedule, in optimizer steps or as papers state them; `resolve` computes the one from the other.
 
-    Of several settings for one thing, the first that is given holds.
+    Of several settings for one thing (`ALTERNATIVES`), the first that is given holds.
     """
 
     lr: float | None = None
@@ -124,9 +134,10 @@ class OptimizerSettings:
         settings = self.resolve(run)
         from_base = f" = {self.base_lr:g} x {run.global_batch} / {self.base_batch}" if self.lr is None else ""
         parts = [f"learning rate {settings.lr:g}{from_base}"]
-        for taken, other in (("warmup_steps", "warmup_epochs"), ("warmup_steps", "warmup_ratio")):
-            if getattr(self, taken) is not None and getattr(self, other):
-                parts.append(f"{other} is not used, for {taken} is given")
+        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        for names in ALTERNATIVES:
+            given = [name for name in names if name in changed]
+            parts += [f"{name} is not used, for {given[0]} is given" for name in given[1:]]
         if settings.warmup_steps:
             parts.append(f"{settings.warmup_steps} steps of warm-up")
         if settings.constant_steps:

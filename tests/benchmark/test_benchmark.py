@@ -17,7 +17,7 @@ from scalear.data.datamodule import ShardDataModule
 from scalear.hardware.precision import fastest
 
 KEYS = ["job", "config", "batch", "threads", "precision", "machine", "seconds_per_image", "work_tflop", "work_source"]
-KEYS += ["yardstick_tflops", "fraction", "peak_rss_bytes", "parts"]
+KEYS += ["yardstick_tflops", "fraction", "peak_rss_bytes", "parts", "spread"]
 
 
 def benchmark(experiment, tmp_path, *args: str) -> list[dict]:

@@ -36,7 +36,8 @@ def test_solvers_make_the_same_images_from_the_same_noise(experiment, tmp_path, 
     out = capsys.readouterr().out
     assert "| heun:1/2/3:late " in out and "| 2/4/6 " in out and "against 12 real ones" in out
 
-    assert solver_job(experiment, checkpoint, "--model.report=null", "--solvers", "ab2:1:uniform") == 0
+    last = ("--ckpt_path", "last", f"--trainer.default_root_dir={experiment.root / 'flowar'}")
+    assert solver_job(experiment, *last, "--model.report=null", "--solvers", "ab2:1:uniform") == 0
     assert "9 images; no FID and recall, for the config has no model.report" in capsys.readouterr().out
 
 
@@ -81,6 +82,7 @@ def test_what_is_no_solver_is_refused(text):
         (["--ckpt_path=nowhere.ckpt"], "--ckpt_path nowhere.ckpt does not exist"),
         ([], "give --ckpt_path"),
         (["--ckpt_path=x", "--solvers", "ab2:4/8:late"], "num_steps has 2 entries for 3 scales"),
+        (["--ckpt_path=x", "--solvers", "ab2:4:late", "ab2:8"], "solver 'ab2:8' is not METHOD:STEPS:GRID"),
         (["--ckpt_path=x", "--images=3"], "--images must be at least 4 and --batch 1, got 3"),
     ],
 )
@@ -96,8 +98,14 @@ def test_real_images_are_read_before_the_work(experiment, capsys):
     assert "nowhere" in captured.err and " ..." not in captured.err
 
 
-@pytest.mark.parametrize("config", ["var", "kl"])
-def test_only_flow_heads_have_solvers(monkeypatch, capsys, config):
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ("var", "compares flow solvers: take the config of a FlowAR generator"),
+        ("kl", "takes generators, and a TokenizerModule generates nothing"),
+    ],
+)
+def test_only_flow_heads_have_solvers(monkeypatch, capsys, config, message):
     monkeypatch.chdir(ROOT)
     assert run("benchmark", "solver", "-c", f"configs/fashion/{config}.yaml", "--ckpt_path=x") == 2
-    assert "compares flow solvers: take the config of a FlowAR generator" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -123,9 +123,7 @@ finally:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    ("name", "others"), [("convert", ["run", "data", "benchmark"]), ("edit", ["run", "benchmark"])]
-)
+@pytest.mark.parametrize(("name", "others"), [("convert", ["run", "data", "benchmark"]), ("edit", ["benchmark"])])
 def test_a_command_does_not_wait_for_another(name, others):
     modules = [f"scalear.commands.{other}" for other in others]
     script = f"import sys, scalear.commands.{name}; assert not sys.modules.keys() & set({modules!r})"

@@ -2,16 +2,17 @@
 
 import re
 import shlex
+from importlib import import_module
+from typing import NoReturn
 
 import pytest
 from cli_fixtures import ROOT
 from test_pages import PAGES
 
-from scalear.commands import convert, data, demo, edit, evaluate, pictures, stats
+from scalear.__main__ import _COMMANDS
 from scalear.commands.benchmark import parse_setting
-from scalear.commands.export import ExportCLI
 from scalear.commands.parser import AsTyped
-from scalear.commands.run import PartsOnly
+from scalear.commands.run import PartsOnly, ScalearCLI
 
 pytestmark = pytest.mark.integration
 
@@ -64,34 +65,23 @@ def own_class(monkeypatch, tmp_path) -> None:
 def test_its_options_exist(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     name = line[0]
-    if name == "benchmark" and line[1] != "solver":
-        setting = parse_setting(line[1:])
-        return _parse_config(["fit", *setting.config_args])
-    if name in ("fit", "validate", "test", "predict"):
-        if "-c" not in line:
-            pytest.skip("its only config is one that a run leaves")
-        return _parse_config(line)
-    modules = {"data": data, "convert": convert, "edit": edit, "pictures": pictures, "demo": demo}
-    modules |= {"evaluate": evaluate, "stats": stats}
-    if name == "export":
-        monkeypatch.setattr(PartsOnly, "instantiate_classes", lambda self: None)
-        ExportCLI(line[1:])
-        return None
-    if name not in modules:
-        pytest.skip("tested with the command itself")
+    if name in ("fit", "validate", "test", "predict") and "-c" not in line:
+        pytest.skip("its only config is one that a run leaves")
     parse = AsTyped.parse_args
 
-    def stop(*args, **kwargs):
-        parse(*args, **kwargs)
+    def stop(*args) -> NoReturn:
         raise _ParsedError
 
-    monkeypatch.setattr(AsTyped, "parse_args", stop)
+    def parse_and_stop(*args, **kwargs) -> NoReturn:
+        parse(*args, **kwargs)
+        stop()
+
+    monkeypatch.setattr(ScalearCLI, "before_instantiate_classes", stop)
+    monkeypatch.setattr(PartsOnly, "instantiate_classes", stop)
+    if name in ("data", "convert", "demo", "evaluate", "stats"):
+        monkeypatch.setattr(AsTyped, "parse_args", parse_and_stop)
     with pytest.raises(_ParsedError):
-        modules[name].run(line)
-
-
-def _parse_config(line: list[str]) -> None:
-    class ParsedOnly(PartsOnly):
-        def instantiate_classes(self) -> None: ...
-
-    ParsedOnly(line)
+        if name == "benchmark" and line[1] != "solver":
+            PartsOnly(parse_setting(line[1:]).config_args)
+        else:
+            import_module(f"scalear.commands.{_COMMANDS[name][0]}").run(list(line))

@@ -44,7 +44,7 @@ def load(path) -> np.ndarray:
 
 
 def edit(files, model: CodeRun, what: str, *options: str, image: str = "image", out: str = "out") -> int:
-    places = [f"--image={files / image}.png", f"--out={files / out}.png"]
+    places = [f"--image={files / image}.png", f"--out={files / out}.png", "--force"]
     return run("edit", what, *places, "--label=1", *model.model, *[option.format(files=files) for option in options])
 
 
@@ -163,6 +163,46 @@ def test_what_is_no_size_no_place_and_no_image_is_refused(files):
         parse_place("middle", (0, 0), 4)
     with pytest.raises(ValueError, match="broken.png cannot be read as an image"):
         read_image(files / "broken.png", 1)
+
+
+def test_nothing_is_replaced_unasked(flexvar, files, tmp_path, capsys):
+    request = [f"--image={files / 'image.png'}", f"--out={tmp_path / 'out.png'}", "--label=1", *flexvar.model]
+    for taken in ("out.png", "out-sheet.png"):
+        (tmp_path / taken).write_bytes(b"precious")
+        assert run("edit", "refine", *request) == 2
+        assert f"{tmp_path / taken} is there already" in capsys.readouterr().err
+        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(taken, b"precious")]
+        (tmp_path / taken).unlink()
+    assert run("edit", "refine", *request) == 0 and len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "editing.png").write_bytes(b"precious")
+    assert run("pictures", *flexvar.model, f"--output_dir={tmp_path}", f"--image_dir={files}") == 2
+    assert f"{tmp_path / 'editing.png'} is there already" in capsys.readouterr().err
+
+
+def test_a_run_whose_tokenizer_has_no_file_is_edited_drawn_and_exported(flexvar, images, files, tmp_path, capsys):
+    """Its weights are what the seed gives, in every command."""
+    (tmp_path / "overlay.yaml").write_text("model: {init_args: {tokenizer: {init_args: {weights: null}}}}")
+    configs = ["-c", flexvar.folder / "config.yaml", "-c", tmp_path / "overlay.yaml"]
+    folder = f"--trainer.default_root_dir={tmp_path / 'run'}"
+    assert run("fit", folder, *configs) == 0
+    last = ["--ckpt_path=last", folder]
+    image = [f"--image={files / 'image.png'}", f"--out={tmp_path / 'out.png'}", "--label=1"]
+    assert run("edit", "refine", *last, *configs, *image) == 0
+    drawn = [f"--output_dir={tmp_path / 'drawn'}", f"--image_dir={images}", "--num_images=2"]
+    assert run("pictures", *drawn, *configs, *last) == 0
+    assert run("export", f"--output_dir={tmp_path / 'exported'}", *configs, *last) == 0
+    recorded = ["-c", tmp_path / "run/fit.yaml", *last]
+    assert run("edit", "refine", *recorded, *image, "--force") == 0
+    capsys.readouterr()
+    assert run("edit", "refine", *recorded, *image, "--force", "--seed_everything=1") == 2
+    assert "was trained on latents of a tokenizer with fingerprint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["edit", "refine", "--image=a", "--label=1"], ["pictures"], ["export"]])
+def test_what_is_no_generator_is_told(experiment, tmp_path, capsys, command):
+    place = f"--out={tmp_path / 'a.png'}" if command[0] == "edit" else f"--output_dir={tmp_path / 'a'}"
+    assert run(*command, place, *experiment.tokenizer(), f"--ckpt_path={experiment.checkpoint('kl')}") == 2
+    assert "takes generators, and a TokenizerModule generates nothing" in capsys.readouterr().err
 
 
 def test_pictures_show_sizes_and_edits(flexvar, images, tmp_path):

@@ -23,7 +23,7 @@ def test_what_is_missing_is_named_as_it_is_typed(capsys):
         ("flexvar", "sampling.top_k=abc", "top_k: Expected a <class 'int'>"),
         ("flexvar", "sampling.num_steps=4", "TokenHead cannot sample with FlowSolver"),
         ("flexvar", "sampling.nosuch=4", "Option 'nosuch' is not accepted"),
-        ("flexvar", "report=7", "report: Expected a dot import path string: 7"),
+        ("flexvar", "report=7", "error: model.report: there is no class 7: name one of scalear's, or another one with"),
         ("flexvar", "samples.scales=1,4,2", "scale 2 follows 4 in 1,4,2"),
     ],
 )
@@ -32,3 +32,34 @@ def test_the_error_is_that_of_the_kind_that_was_meant(monkeypatch, capsys, confi
     assert run("fit", "-c", f"configs/fashion/{config}.yaml", f"--model.{typed}") == 2
     error = capsys.readouterr().err
     assert message in error and "Union" not in error
+
+
+@pytest.mark.parametrize(
+    "written, instead, message",
+    [
+        (
+            "pyramid: CodePyramid",
+            "pyramid: CodePyramide",
+            "model.pyramid: there is no class CodePyramide: did you mean",
+        ),
+        ("VARBlock", "VARBlok", "model.transformer.block: there is no class VARBlok: did you mean VARBlock?"),
+        ("{class_path: EMA", "{class_path: EMAA", "trainer.callbacks: there is no class EMAA: did you mean EMA?"),
+        ("TokenHead", "scalear.models.token_head.Hed", "no class scalear.models.token_head.Hed: did you mean Head?"),
+        ("TokenHead", "nosuch.Head", "model.head: there is no class nosuch.Head: is its module where Python looks"),
+        ("TokenHead", "CodePyramid", "model.head cannot be a CodePyramid: name a class of the kind that belongs there"),
+        ("positions: {", "positions: null  # {", "these arguments are missing: model.transformer.positions"),
+        ("guidance: {", "guidance: null  # {", "model.guidance cannot be null: write {} for its defaults"),
+        ("label_drop_prob: 0.1", "label_drop_prob: null", "model.label_drop_prob cannot be null: leave it out"),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_line_with_its_place_and_the_remedy(
+    monkeypatch, tmp_path, capsys, written, instead, message
+):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "configs/fashion/flexvar.yaml").read_text()
+    assert written in text
+    (tmp_path / "config.yaml").write_text(text.replace(written, instead, 1))
+    assert run("fit", "-c", tmp_path / "config.yaml") == 2
+    error = capsys.readouterr().err
+    line, *rest = error[error.index("scalear: error:") :].splitlines()
+    assert message in line and rest in ([], ["scalear fit --help lists the options"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_fixtures import run
 
-from scalear.commands.parser import CommandParser, add_arguments_file, files_first
+from scalear.commands.parser import CommandParser, add_arguments_file, config_files, files_first
 
 
 @dataclass
@@ -29,16 +29,16 @@ def parse(*args: str) -> Paths:
 
 
 @pytest.mark.parametrize(
-    "args, ordered",
+    "args, ordered, files",
     [
-        (["fit", "--a=1", "-c", "x", "--b", "2"], ["fit", "-c", "x", "--a=1", "--b", "2"]),
-        (["fit", "-c", "x", "--a=1", "--config=y"], ["fit", "-c", "x", "--config=y", "--a=1"]),
-        (["edit", "refine", "--a", "1", "-c=x"], ["edit", "refine", "-c=x", "--a", "1"]),
-        (["--a", "1"], ["--a", "1"]),
+        (["fit", "--a=1", "-c", "x", "--b", "2"], ["fit", "-c", "x", "--a=1", "--b", "2"], ["x"]),
+        (["fit", "-c", "x", "--a=1", "--config=y"], ["fit", "-c", "x", "--config=y", "--a=1"], ["x", "y"]),
+        (["edit", "refine", "--a", "1", "-c=x"], ["edit", "refine", "-c=x", "--a", "1"], ["x"]),
+        (["--a", "1"], ["--a", "1"], []),
     ],
 )
-def test_files_come_before_what_is_typed(args, ordered):
-    assert files_first(args) == ordered
+def test_files_come_before_what_is_typed(args, ordered, files):
+    assert files_first(args) == ordered and config_files(args) == files
 
 
 def test_what_is_typed_wins_wherever_it_stands(tmp_path):

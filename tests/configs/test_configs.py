@@ -180,5 +180,34 @@ def test_configs_say_only_what_is_needed():
     assert max(len(line) for path in CONFIGS for line in (ROOT / path).read_text().splitlines()) <= 120
 
 
+# Paths, hardware, intervals and what every file begins with: ours, as the first lines of the files say.
+UNNAMED = {
+    *("seed_everything", "weights", "source", "data_dir", "default_root_dir", "extractor", "callbacks"),
+    *("accelerator", "devices", "num_nodes", "strategy", "batch_size", "num_workers"),
+    *("val_check_interval", "check_val_every_n_epoch"),
+}
+HOUSE = {"GeneratorModule", "TokenizerModule", "ShardDataModule", "FeatureFID", "InceptionFeatures"}
+SOURCE = re.compile(r"\b(paper|code|ours|inferred|ImageNet|FlexVAR|VAR|LlamaGen|LDM|MAR|Mamba)\b")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_line_has_a_source(path):
+    """Each choice of a paper's recipe beside it; elsewhere the first lines speak for all."""
+    lines = (ROOT / path).read_text().splitlines()
+    if path.parts[1] != "imagenet256":
+        assert [line for line in lines if re.search("^# Sources: ", line)]
+        return
+    architecture = 1000  # where its lines begin; it names its source itself
+    for line in lines:
+        content, _, comment = line.partition(" # ")
+        indent = len(content) - len(content.lstrip())
+        if not content.strip() or content.lstrip()[0] == "#" or indent > architecture:
+            continue
+        architecture = indent if content.strip() == "architecture:" else 1000
+        chosen = {name.rpartition(".")[2]: value for name, value in _entries(yaml.safe_load(content.strip(" -")))}
+        needed = [name for name, value in chosen.items() if name not in UNNAMED and value not in (None, "", *HOUSE)]
+        assert SOURCE.search(comment) or not needed, line
+
+
 def test_every_experiment_has_a_run_folder_of_its_own():
     assert len(EXPERIMENTS) == len(FAMILIES) + len(VARIANTS) == len(CONFIGS) - len(GENERAL)

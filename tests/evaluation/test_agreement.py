@@ -70,7 +70,7 @@ def test_torch_fidelity_has_the_same_precision_and_recall(sides, k):
 
 
 def test_density_and_coverage_as_their_authors_write_them(sides):
-    """Naeem et al. 2020, equations 3 and 4, over whole matrices."""
+    """Naeem et al. 2020, section 3, over whole matrices."""
     real, fake = (side.points["pooled"].double().numpy() for side in sides)
     within = np.linalg.norm(real[:, None] - real[None], axis=2)
     radius = np.sort(within, axis=1)[:, 5]  # the nearest is the point itself

@@ -54,7 +54,7 @@ def test_every_block_size_gives_what_loops_give():
 
 
 def test_collapse_keeps_precision_and_loses_recall():
-    """Figure 1 of Kynkaanniemi et al. 2019: one mode of two, and one blurred over both."""
+    """One mode of two that are real; then a blur over both."""
     torch.manual_seed(0)
     modes = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     real = modes.repeat(500, 1) + torch.randn(1000, 2)
@@ -67,7 +67,7 @@ def test_collapse_keeps_precision_and_loses_recall():
 
 
 def test_outliers_raise_precision_and_not_density():
-    """Figure 3 of Naeem et al. 2020: a single real outlier owns a ball that swallows samples far from all others."""
+    """The case for density (Naeem et al. 2020): a real outlier owns a ball that swallows far samples."""
     torch.manual_seed(0)
     real, far = torch.randn(500, 8), 12 * torch.ones(1, 8)
     fake = far + torch.randn(500, 8)

@@ -13,11 +13,11 @@ from model_fixtures import make_code_model, make_model, make_network, randomise
 from torch import Tensor, nn
 
 from scalear.fast.accelerate import EVERYWHERE, ON_CPU, accelerate
-from scalear.fast.attention import Segment, attend_by_scale, attend_segments
+from scalear.fast.attention import Segment, attend_segments
 from scalear.fast.dropout import Drop
 from scalear.fast.mlp import gated_gelu
 from scalear.fast.norms import residual_norm
-from scalear.models.attention import Attention, CrossAttention, Rotary, RotaryAttention
+from scalear.models.attention import Rotary, RotaryAttention, ScaledDotProduct
 from scalear.models.blocks import AdaLNBlock, FlowARBlock, Place
 from scalear.models.flow_blocks import CrossAttentionBlock
 from scalear.models.layers import GatedMlp
@@ -81,14 +81,18 @@ def var_attention(normalise: bool = True) -> nn.Module:
     return VARAttention(DIM, NUM_HEADS, normalise, 0.1)
 
 
-def cross_attention() -> nn.Module:
-    return CrossAttention(DIM, 12, NUM_HEADS, Rotary(8, 3))
-
-
-def over(schedule: ScaleSchedule, width: int = DIM) -> dict:
-    """A call with the tokens of a schedule."""
+def dot_product(scales: str, causal: bool, earlier: int = 0) -> Case:
+    """A call with the tokens of a schedule, whose keys come after those of earlier ones."""
+    schedule = ScaleSchedule.parse(scales)
+    queries, keys = ((3, NUM_HEADS, schedule.num_tokens + count, 8) for count in (0, earlier))
     call = partial(_then, schedule)
-    return {"shapes": [(3, schedule.num_tokens, width)], "call": call}
+    return Case(ScaledDotProduct.forward, lambda: ScaledDotProduct(causal, scale=0.3), [queries, keys, keys], call)
+
+
+def turned(num_parts: int, num_turned: int) -> Case:
+    shapes = [(3, SHORT.num_tokens, num_parts * DIM)]
+    call = lambda method, x_BLX: method(x_BLX, SHORT, num_parts, num_turned)  # noqa: E731
+    return Case(Rotary.split_heads, lambda: Rotary(8, 3), shapes, call)
 
 
 def _then(schedule: ScaleSchedule, method: Callable, *tensors: Tensor) -> Tensor:
@@ -128,23 +132,12 @@ _SCAN = [(3, 20, 5), (3, 20, 5), (4, 5), (3, 20, 4), (3, 20, 4)]
 _LISTS = "1,2,4", "3", "1,2,4,8,12"  # in one product, alone, both
 _FLOAT32 = {"dtype": torch.float32}
 CASES = [
-    *(
-        Case(Attention.forward, partial(rotary_attention, causal), **over(ScaleSchedule.parse(scales)))
-        for scales in _LISTS
-        for causal in (True, False)
-    ),
-    Case(Attention.forward, var_attention, **over(SHORT), **_FLOAT32),
-    Case(AttentionBlock.forward, lambda: AttentionBlock(32), [(2, 32, 3, 5)]),
-    Case(RotaryAttention.project, rotary_attention, **over(SHORT)),
-    Case(VARAttention.project, var_attention, **over(SHORT), **_FLOAT32),
-    Case(VARAttention.project, partial(var_attention, normalise=False), **over(SHORT)),
-    Case(CrossAttention.keys, cross_attention, **over(SHORT, 12)),
-    Case(
-        CrossAttention.forward,
-        cross_attention,
-        [(3, SHORT.num_tokens, DIM), *[(3, NUM_HEADS, SHORT.num_tokens, 8)] * 2],
-        lambda method, x, k, v: method(x, _keys(k, v), SHORT),
-    ),
+    *(dot_product(scales, causal) for scales in _LISTS for causal in (True, False)),
+    *(dot_product(scales, causal, earlier=5) for scales in ("3", "2,3") for causal in (True, False)),
+    Case(AttentionBlock.attend, lambda: AttentionBlock(32), [(2, 1, 15, 32)] * 3),
+    turned(num_parts=3, num_turned=2),
+    turned(num_parts=1, num_turned=1),
+    Case(VARAttention.split_directions, var_attention, [(3, SHORT.num_tokens, 3 * DIM)], **_FLOAT32),
     ada_ln(lambda: FlowARBlock(DIM, PLACE, NUM_HEADS, dropout=0.2)),
     ada_ln(lambda: FlowARBlock(DIM, PLACE, NUM_HEADS), SHORT.num_tokens),
     ada_ln(lambda: VARBlock(DIM, PLACE, NUM_HEADS, drop_path=0.5), **_FLOAT32),
@@ -193,7 +186,9 @@ def test_autocast_rounds_about_as_much_as_the_plain_way(case):
 @pytest.mark.parametrize("make", [rotary_attention, var_attention])
 @torch.no_grad()
 def test_scale_by_scale_with_a_cache(make):
-    plain, fast = plain_and_fast(Case(Attention.forward, make, []), torch.float32)
+    plain = randomise(make(), std=0.3).eval()
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
     x_BLD, results = torch.randn(3, SHORT.num_tokens, DIM), []
     for module in (plain, fast):
         cache = module.make_cache(SHORT.num_tokens)
@@ -230,23 +225,23 @@ def test_residual_sums_have_the_dtype_of_the_plain_ones(wide):
     torch.testing.assert_close(normed.float(), expected, rtol=2e-2, atol=2e-2)
 
 
-def fast_dropout(prob: float) -> nn.Dropout:
-    dropout = nn.Dropout(prob)
-    accelerate(dropout)
-    return dropout
+def fast(module: nn.Module) -> nn.Module:
+    """The module itself, accelerated."""
+    accelerate(module)
+    return module
 
 
 def test_dropout_is_what_it_says():
     torch.manual_seed(0)
     x = torch.randn(400, 301, requires_grad=True)
-    out = fast_dropout(0.1)(x)
+    out = fast(nn.Dropout(0.1))(x)
     (grad,) = torch.autograd.grad(out.sum(), x)
     kept = grad != 0
     torch.testing.assert_close(out, torch.where(kept, x / 0.9, 0.0), rtol=1e-4, atol=0)
     torch.testing.assert_close(grad[kept], torch.full_like(grad[kept], 1 / 0.9), rtol=1e-4, atol=0)
     assert kept.float().mean().item() == pytest.approx(0.9, abs=0.003)
     assert kept.float().mean(0).min() > 0.8 and kept.float().mean(1).min() > 0.8
-    assert fast_dropout(0.1).eval()(x) is x and fast_dropout(0.0)(x) is x
+    assert fast(nn.Dropout(0.1)).eval()(x) is x and fast(nn.Dropout(0.0))(x) is x
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -263,7 +258,7 @@ def test_activations_and_attention_weights_are_dropped_and_what_is_left_is_scale
     torch.testing.assert_close(out, torch.where(out != 0, 2 * kept, 0.0))
     assert (out != 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
     q, k, ones = torch.randn(2, 3, 100, 8), torch.randn(2, 3, 100, 8), torch.ones(2, 3, 100, 1)
-    sums = attend_by_scale(q, k, ones, ScaleSchedule.parse("10"), causal=False, dropout=0.5)
+    sums = fast(ScaledDotProduct(causal=False, dropout=0.5))(q, k, ones, ScaleSchedule.parse("10"))
     assert sums.std() > 0.1 and sums.mean().item() == pytest.approx(1.0, abs=0.03)
 
 
@@ -291,8 +286,8 @@ def test_backward_drops_what_forward_dropped(what, small_pieces):
     def run(*inputs: Tensor) -> Tensor:
         torch.manual_seed(3)
         if what == "attention":
-            return attend_by_scale(*inputs, schedule, causal=True, dropout=0.3)
-        return gated_gelu(*inputs, 0.3) if what == "mlp" else fast_dropout(0.3)(*inputs)
+            return fast(ScaledDotProduct(causal=True, dropout=0.3))(*inputs, schedule)
+        return gated_gelu(*inputs, 0.3) if what == "mlp" else fast(nn.Dropout(0.3))(*inputs)
 
     shapes = [(2, 2, 5, 3)] * 3 if what == "attention" else [(2, 3, 24)]  # several pieces, of few numbers
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]

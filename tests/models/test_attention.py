@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scalear.models.attention import Rotary, attend_by_scale
+from scalear.models.attention import Rotary, ScaledDotProduct
 from scalear.scales import ScaleSchedule
 
 
@@ -23,10 +23,19 @@ def test_attention_by_scale_equals_dense_masked_attention(scales, causal):
         weight = torch.randn(shape, dtype=torch.float64, generator=generator)
         return [out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)]
 
-    by_scale = run(lambda q, k, v: attend_by_scale(q, k, v, schedule, causal, scale=0.3))
+    by_scale = run(lambda q, k, v: ScaledDotProduct(causal, scale=0.3)(q, k, v, schedule))
     dense = run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3))
     for one, other in zip(by_scale, dense, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_keys_of_earlier_scales_may_come_first(causal):
+    schedule, attend = ScaleSchedule.parse("1,2,2x3,4"), ScaledDotProduct(causal)
+    q, k, v = torch.randn(3, 2, 3, schedule.num_tokens, 8, dtype=torch.float64).unbind()
+    whole = attend(q, k, v, schedule)
+    last, first = ScaleSchedule(schedule.sizes[2:]), schedule.offsets[2]
+    torch.testing.assert_close(attend(q[:, :, first:], k, v, last), whole[:, :, first:])
 
 
 @pytest.mark.parametrize("side", [4, 16])

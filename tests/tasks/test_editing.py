@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from model_fixtures import randomise, var_transformer_class
+from model_fixtures import DoublingCodes, randomise, var_transformer_class
 from tokenizer_fixtures import make_residual, make_vq
 
 from scalear.draws import SeededDraws
@@ -16,6 +16,7 @@ from scalear.pyramid import CodePyramid, ResidualPyramid
 from scalear.scales import ScaleSchedule
 from scalear.tasks.editing import Editor
 from scalear.tasks.forcing import known_codes
+from scalear.tasks.pictures import flexible_picture
 from scalear.token_sampling import TokenSampling
 
 NUM_CODES, SIDE = 24, 32
@@ -152,6 +153,13 @@ def test_refinement_forces_averages_of_the_whole_latent_as_in_training(monkeypat
     expected = editor.model.pyramid.build(small, schedule.up_to(3)).targets
     assert len(forced) == 5 and forced[4] is None
     assert all(torch.equal(codes, target) for (codes, _), target in zip(forced[:4], expected, strict=True))
+
+
+def test_pictures_are_refused_before_the_first_row_is_sampled(monkeypatch):
+    editor = make_editor(pyramid=DoublingCodes)
+    monkeypatch.setattr(editor.model, "sample", lambda *args: pytest.fail("sampled"))
+    with pytest.raises(ValueError, match="scales must double, got"):
+        flexible_picture(editor, LABEL)
 
 
 def test_masks_also_serve_extension_and_refinement():

@@ -12,7 +12,7 @@ IMAGE = np.zeros((4, 6, 3), np.uint8)
 
 
 class Experiment:
-    """Takes pictures and texts by any name, and remembers the calls."""
+    """Takes images and texts by any name, and remembers the calls."""
 
     def __init__(self) -> None:
         self.calls = []
@@ -38,13 +38,13 @@ def stand_in(kind: type, **attributes):
         (CometLogger, ("log_image", (IMAGE,), {"name": "tag", "step": 3})),
     ],
 )
-def test_pictures_go_to_those_that_take_them(kind, call):
+def test_images_go_to_those_that_take_them(kind, call):
     logger = stand_in(kind, run_id="run")
     log_image([logger, CSVLogger("unused")], "tag", IMAGE, 3)
     assert logger.experiment.calls == [call]
 
 
-def test_pictures_go_to_loggers_that_take_them_as_wandb_does():
+def test_images_go_to_loggers_that_take_them_as_wandb_does():
     calls = []
     logger = SimpleNamespace(log_image=lambda *args, **kwargs: calls.append((args, kwargs)))
     log_image([logger], "tag", IMAGE, 3)

@@ -76,6 +76,11 @@ def test_a_run_may_end_within_its_warm_up():
 
 def test_settings_without_effect_are_said():
     assert "final_lr is not used" in OptimizerSettings(lr=1.0, final_lr=0.1).describe(RUN)
+    both = OptimizerSettings(lr=1.0, base_lr=2e-4, warmup_steps=0, warmup_epochs=9.0, warmup_ratio=0.5)
+    assert "base_lr is not used, for lr is given, " in both.describe(RUN)
+    for name in ("warmup_epochs", "warmup_ratio"):
+        assert f"{name} is not used, for warmup_steps is given" in both.describe(RUN)
+    assert "is not used" not in OptimizerSettings(lr=1.0, warmup_steps=5).describe(RUN)
 
 
 @pytest.mark.parametrize(

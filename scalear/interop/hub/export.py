@@ -1,40 +1,53 @@
 """A trained generator, taken out of its run: `scalear export`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
 from scalear.class_paths import settings_part
-from scalear.files import atomic_folder
+from scalear.files import atomic_folder, check_new_folder
 from scalear.image_model import ImageModel
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.scales import ScaleSchedule
 
-Format = Literal["scalear", "diffusers"]
-
 _IMAGE_MODEL = f"{ImageModel.__module__}.{ImageModel.__qualname__}"
 
 
+@dataclass(kw_only=True)
+class ExportRequest:
+    """Take a trained generator out of its run, as a folder to share.
+
+    Raises:
+        ValueError: Something is at `output_dir`.
+    """
+
+    output_dir: str
+    """Folder to make."""
+    format: Literal["scalear", "diffusers"] = "scalear"
+    """Whose from_pretrained will read it: `ScaleARModel`'s, or `ScaleARPipeline`'s."""
+    force: bool = False
+    """Replace a model that is there."""
+
+    def __post_init__(self) -> None:
+        check_new_folder(self.output_dir, self.force)
+
+
 def export_model(
+    request: ExportRequest,
     model: ImageModel,
     parts: dict[str, Any],
     schedule: ScaleSchedule,
-    output_dir: str,
     class_names: list[str] | None,
-    format: Format,
-    force: bool,
 ) -> None:
     """Write a model with its weights, and how it samples.
 
     Args:
+        request: Where, and for whom.
         model: With the weights to write.
         parts: What it was built from, as in a config.
         schedule: The scales to sample.
-        output_dir: Folder to make.
         class_names: Name of each label.
-        format: `scalear` for a `ScaleARModel`, `diffusers` for a `ScaleARPipeline`.
-        force: Replace a model that is there.
 
     Raises:
         ValueError: Something else is at `output_dir`.
@@ -50,10 +63,10 @@ def export_model(
         part = {"class_path": _IMAGE_MODEL, "init_args": given}
         exported = ScaleARModel(part, str(schedule), class_names, parts["fast"])
     exported.model = model
-    if format == "scalear":
-        exported.save_pretrained(output_dir, force=force)
+    if request.format == "scalear":
+        exported.save_pretrained(request.output_dir, force=request.force)
     else:
         from scalear.interop.hub.diffusers import ScaleARPipeline  # here, for it takes long to import
 
-        with atomic_folder(output_dir, force) as partial:
+        with atomic_folder(request.output_dir, request.force) as partial:
             ScaleARPipeline.from_model(exported).save_pretrained(partial)

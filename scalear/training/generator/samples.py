@@ -1,6 +1,7 @@
 """Which images to sample, and who samples them."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,10 @@ class SampleRequest:
                 f"num_per_class {self.num_per_class} says which classes to sample already: leave out classes "
                 f"{self.classes}"
             )
+        if self.label_file is not None and (self.classes is not None or isinstance(self.num_per_class, dict)):
+            raise ValueError(f"label_file {self.label_file} holds every label: leave out classes and num_per_class")
+        if twice := [label for label, count in Counter(self.classes).items() if count > 1]:
+            raise ValueError(f"classes {self.classes} name {twice[0]} twice: num_per_class says how many of each")
         if self.scales is not None:
             ScaleSchedule.parse(self.scales)
         _ = self._part

@@ -14,6 +14,8 @@ def test_every_class_can_have_a_number_of_its_own():
         SampleRequest(num_per_class={5: 1}).labels(4)
     with pytest.raises(ValueError, match="leave out classes"):
         SampleRequest(num_per_class={1: 1}, classes=[1])
+    with pytest.raises(ValueError, match=r"classes \[1, 2, 1\] name 1 twice: num_per_class says"):
+        SampleRequest(classes=[1, 2, 1])
     for counts in (0, {}, {1: 0}):
         with pytest.raises(ValueError, match="num_per_class and batch_size must be at least 1"):
             SampleRequest(num_per_class=counts)
@@ -29,6 +31,20 @@ def test_every_part_of_a_sample_set_has_all_classes_alike():
         assert counts.max() - counts.min() <= 1
     assert SampleRequest(num_per_class=2, classes=[7, 3]).labels(10).tolist() == [7, 3, 7, 3]
     assert SampleRequest(num_per_class=3).labels(0).tolist() == [0, 0, 0]
+
+
+def test_classes_that_have_enough_drop_out_of_the_rounds():
+    labels = SampleRequest(num_per_class={3: 10, 7: 5, 0: 1}).labels(10).tolist()
+    assert labels == [3, 7, 0] + [3, 7] * 4 + [3] * 5
+
+
+def test_a_label_file_says_every_label_in_its_order(tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_text("3\n3\n7\n1\n")
+    assert SampleRequest(label_file=str(file)).labels(10).tolist() == [3, 3, 7, 1]
+    for more in ({"classes": [5]}, {"num_per_class": {5: 1}}):
+        with pytest.raises(ValueError, match="labels.txt holds every label: leave out"):
+            SampleRequest(label_file=str(file), **more)
 
 
 @pytest.mark.parametrize("num_samples, parts, ranks", [(50_000, 8, 8), (50_000, 1, 7), (100, 3, 1), (20, 4, 3)])

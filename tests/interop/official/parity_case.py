@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scalear.fast.accelerate import accelerate
 from scalear.interop.official.convert import Conversion, convert_state
 
-FOLDER = Path(os.environ.get("SCALEAR_PARITY_DIR", Path(__file__).parents[1] / "parity"))
+FOLDER = Path(os.environ.get("SCALEAR_PARITY_DIR", Path(__file__).parents[2] / "parity"))
 # Official class of a recording -> its modules, by the prefix of their keys, and the family that each converts by.
 FAMILIES = {
     "models.flowar.FlowAR": {"": "flowar"},

@@ -23,8 +23,8 @@ from scalear.pyramid import CodePyramid, ResidualPyramid
 from scalear.schedules import PaperSchedules, ScheduleSampler
 from scalear.token_sampling import TokenSampling
 from scalear.training.generator.module import GeneratorModule
-from scalear.training.generator.pictures import SampleGrid
 from scalear.training.generator.report import SampleReport
+from scalear.training.generator.sample_grid import SampleGrid
 from scalear.training.generator.samples import SampleRequest
 from scalear.training.optim import OptimizerSettings
 

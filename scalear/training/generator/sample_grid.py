@@ -1,4 +1,4 @@
-"""What a generator's training shows in TensorBoard, or another logger that takes pictures.
+"""What a generator's training shows in TensorBoard, or another logger that takes images.
 
 Legend: B batch, C image channels, H W pixels, h w the latent.
 """

@@ -1,4 +1,4 @@
-"""Pictures of what a generator of any scale can do: `flexible.png` and `editing.png` of `make demo-flexvar`.
+"""What `scalear pictures` draws: what a generator of any scale can do, as `flexible.png` and `editing.png`.
 
 Legend: B batch, C image channels, H W pixels.
 """
@@ -16,11 +16,13 @@ from torch import Tensor
 from scalear.draws import SeededDraws
 from scalear.evaluation.image_set import ShardSet
 from scalear.evaluation.images import make_grid, save_png, to_uint8
+from scalear.files import check_new_file
+from scalear.hardware.precision import AUTO, Precision
 from scalear.scales import ScaleSchedule
 from scalear.schedules import continue_schedule, make_schedule
 from scalear.tasks.editing import Editor
 
-PICTURE_NAMES = ("flexible.png", "editing.png")
+_PICTURES = ("flexible.png", "editing.png")
 _STEPS = (0.375, 0.5, 0.625, 0.75)  # of the tokens per side: 6, 8, 10 and 12 at side 16, as in the paper's figure 13
 _RESOLUTIONS = (1.0, 1.5, 2.0)  # 256, 384 and 512 px, as in the paper's figure 15
 _ASPECT_RATIOS = ((1.0, 1.5), (1.0, 2.0), (2.0, 1.0))  # height and width over those of training
@@ -28,7 +30,11 @@ _ASPECT_RATIOS = ((1.0, 1.5), (1.0, 2.0), (2.0, 1.0))  # height and width over t
 
 @dataclass(kw_only=True)
 class PictureRequest:
-    """Draw what a generator of any scale can do: flexible.png and editing.png."""
+    """Draw what a generator of any scale can do: flexible.png and editing.png.
+
+    Raises:
+        ValueError: A picture is there already.
+    """
 
     output_dir: str
     """Gets the two pictures."""
@@ -38,6 +44,14 @@ class PictureRequest:
     """Images per row."""
     seed: int = 0
     """Of all that is made up."""
+    precision: Precision = AUTO
+    """Of matrix products; `auto` is the fastest here."""
+    force: bool = False
+    """Replace pictures that are there."""
+
+    def __post_init__(self) -> None:
+        for name in _PICTURES:
+            check_new_file(Path(self.output_dir, name), self.force)
 
 
 Row = tuple[str, NDArray[np.uint8]]
@@ -67,9 +81,10 @@ def draw_pictures(request: PictureRequest, editor: Editor) -> None:
     order, device = np.argsort(images.labels, kind="stable"), editor.model.device
     image_BCHW = torch.from_numpy(images.images[order]).permute(0, 3, 1, 2).to(device) / 127.5 - 1
     label_B = torch.from_numpy(images.labels[order]).to(device)
-    flexible, editing = (Path(request.output_dir, name) for name in PICTURE_NAMES)
-    save_png(flexible, flexible_picture(editor, label_B, request.seed))
-    save_png(editing, editing_picture(editor, image_BCHW, label_B, request.seed))
+    flexible, editing = (Path(request.output_dir, name) for name in _PICTURES)
+    with editor.model.autocast(request.precision):
+        save_png(flexible, flexible_picture(editor, label_B, request.seed))
+        save_png(editing, editing_picture(editor, image_BCHW, label_B, request.seed))
     print(f"Wrote {flexible} and {editing}")
 
 

@@ -4,15 +4,14 @@ import argparse
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from parity_case import Case
+from cli_fixtures import ROOT
+from parity_case import FOLDER, Case
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_parity import FOLDER
 
 from scalear.__main__ import main
 from scalear.class_paths import settings_part
@@ -27,7 +26,7 @@ from scalear.tokenizers.conv import ConvShape
 from scalear.tokenizers.gaussian import Gaussian
 from scalear.tokenizers.weights import load_tokenizer
 
-KL16_CONFIG = Path(__file__).parents[2] / "configs/imagenet256/tokenizer-kl16.yaml"
+KL16_CONFIG = ROOT / "configs/imagenet256/tokenizer-kl16.yaml"
 
 
 class Touch:

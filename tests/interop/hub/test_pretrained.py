@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_fixtures import NUM_CLASSES, Experiment, run
+from cli_fixtures import NUM_CLASSES, ROOT, Experiment, run
 
 from scalear.class_paths import build
 from scalear.evaluation.images import load_samples
@@ -112,7 +112,7 @@ def test_no_lightning_is_needed(exported):
         "import sys; from scalear.interop.hub.pretrained import ScaleARModel; import scalear.interop.hub.diffusers;"
         f"ScaleARModel.from_pretrained({str(exported)!r}).generate([0]); assert 'lightning' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)
 
 
 @pytest.mark.parametrize(
