@@ -16,13 +16,13 @@ BLOCK = 1024  # images whose features are in float64 at a time
 
 def balance_cautions(label_N: NDArray[np.int64]) -> list[str]:
     """What is to be known of numbers of samples with these labels, where real images have all classes alike."""
-    count_K = np.bincount(label_N)
-    most, least = int(count_K.argmax()), int(count_K.argmin())
-    if count_K[most] <= 2 * count_K.mean() and count_K[least] > 0:  # as much happens where labels are drawn
+    classes, counts = np.unique(label_N, return_counts=True)
+    most, missing = counts.argmax(), int(classes[-1]) + 1 - len(classes)
+    if missing == 0 and counts[most] <= 2 * counts.mean():  # as much happens where labels are drawn
         return []
     return [
-        f"classes are not sampled alike: {count_K[most]:,} samples are of class {most}, {count_K[least]:,} of class "
-        f"{least}; numbers are those of such a mixture"
+        f"classes are not sampled alike: class {classes[most]} has {counts[most]:,} of {len(label_N):,} samples, "
+        f"{missing:,} classes before class {classes[-1]} have none"
     ]
 
 

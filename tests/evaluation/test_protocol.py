@@ -58,7 +58,7 @@ def test_classes_that_are_not_alike_or_not_in_turns_are_told(extractor):
     ordered = cautions(extractor, images(20_000, np.sort(turns)), images(20_000, turns))
     assert "is takes splits of 5,000 samples in their order, and one has 3 of 10 classes" in ordered
     uneven = cautions(extractor, images(20_000, np.where(turns == 3, 7, turns)), images(20_000, turns))
-    assert "4,000 samples are of class 7, 0 of class 3" in uneven
+    assert "class 7 has 4,000 of 20,000 samples, 1 classes before class 9 have none" in uneven
 
 
 def test_the_line_has_the_numbers_of_the_field_and_what_is_known_of_the_rest(extractor):
