@@ -66,7 +66,7 @@ def make_module(
 
 def test_settings_that_codes_have_no_use_for_are_refused_or_said(dataset, tmp_path, caplog):
     with pytest.raises(ValueError, match="start_time 0.3 is a time of the flow, and codes are sampled without one"):
-        make_module("var", guidance=Guidance(2.0, start_time=0.3))
+        fit(dataset, tmp_path, 1, module=make_module("var", guidance=Guidance(2.0, start_time=0.3)))
     fit(dataset, tmp_path, 1, module=make_module("var", sample_posterior=True))
     assert "sample_posterior is not used: the latents of" in caplog.text
 
