@@ -17,9 +17,8 @@ from scalear.benchmark.subject import Subject
 from scalear.benchmark.timing import yardstick
 from scalear.draws import SeededDraws
 from scalear.evaluation.evaluate import needs_of, score
-from scalear.evaluation.feature_set import FeatureSet, extract
+from scalear.evaluation.feature_set import FeatureSet
 from scalear.evaluation.fid import FrechetDistance
-from scalear.evaluation.image_set import ShardSet
 from scalear.evaluation.images import to_uint8
 from scalear.evaluation.manifold import ManifoldMetrics
 from scalear.evaluation.statistics import FeatureStatistics
@@ -181,11 +180,10 @@ class Judge:
         self._subject, self._batch, self._report = subject, batch, subject.module.report
         self.what = "no FID and recall, for the config has no model.report"
         if self._report is not None:
-            real = ShardSet(self._report.data_dir, self._report.reference_split)
+            real, extractor = self._report.reference, self._report.extractor
             self._metrics = [FrechetDistance(), ManifoldMetrics()]
-            needs = needs_of(self._metrics, "real")
-            self._real = extract(self._report.extractor, real, needs, batch, subject.device)
-            self.what = f"FID and recall against {len(real):,} real ones ({real.name}); {self._report.extractor.name}"
+            self._real = real.features(extractor, needs_of(self._metrics, "real"), batch, subject.device)
+            self.what = f"FID and recall against {len(real.images):,} real ones ({real.name}); {extractor.name}"
 
     @torch.inference_mode()
     def scores(self, latent_NChw: Tensor) -> dict[str, float | None]:

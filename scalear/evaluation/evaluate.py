@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from scalear.distributed.patient_ranks import ALONE, PatientRanks
+from scalear.evaluation.bootstrap import intervals, resampled_needs
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.fid import FrechetDistance
@@ -110,6 +111,7 @@ def evaluate_samples(
     extractor: FeatureExtractor,
     metrics: Sequence[SampleMetric],
     floor: Side | None = None,
+    resamples: int = 0,
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
     ranks: PatientRanks = ALONE,
@@ -123,37 +125,34 @@ def evaluate_samples(
         metrics: What is measured: of `choose_metrics`.
         floor: Other real images (of the training split), as many as samples, and measured like them: the best that
             a generator can hope for.
+        resamples: How often samples are drawn anew for the `intervals` of the numbers; 0: no intervals.
         batch_size: Images per pass of the extractor; changes nothing but memory. Default: the extractor's.
         device: Where the extractor runs.
         ranks: Who shares the extractor's work; all call this at once, and get the same numbers.
 
     Returns:
-        Numbers by name; the Frechet distances of the floor as `fid_floor` and so on.
+        Numbers by name; the Frechet distances of the floor as `fid_floor` and so on; ends of intervals as `fid_low`
+        and `fid_high`.
 
     Raises:
-        ValueError: The floor has another number of images.
+        ValueError: The floor has another number of images, or samples that are to be drawn anew are not there.
     """
     if floor is not None and floor.count("pooled") != samples.count("pooled"):
         raise ValueError(
             f"the floor of {samples.count('pooled')} samples needs as many real images, got {floor.count('pooled')}"
         )
+    if resamples and samples.statistics:
+        raise ValueError(f"intervals need the features of samples, and {samples.name} is known by its statistics")
     how = {"batch_size": batch_size, "device": device, "ranks": ranks}
     real = reference.features(extractor, needs_of(metrics, "real"), **how)
-    fake = samples.features(extractor, needs_of(metrics, "fake"), **how)
+    needs = needs_of(metrics, "fake") | (resampled_needs(metrics) if resamples else Needs())
+    fake = samples.features(extractor, needs, **how)
     scores = ranks.first(lambda: score(metrics, real, fake))
+    if resamples:
+        scores |= ranks.first(lambda: intervals(metrics, real, fake, scores, resamples))
     if floor is not None:
         distances = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
         other = floor.features(extractor, needs_of(distances, "fake"), **how)
         of_floor = ranks.first(lambda: score(distances, real, other))
         scores |= {f"{name}_floor": value for name, value in of_floor.items()}
     return scores
-
-
-def summary(scores: dict[str, float], samples: Side, reference: Side, floor: Side, extractor: FeatureExtractor) -> str:
-    """What was measured, with which network, against what; FID never without its floor."""
-    others = ", ".join(f"{name} {scores[name]:.3f}" for name in scores if name not in ("fid", "fid_floor"))
-    return (
-        f"FID {scores['fid']:.3f} (floor {scores['fid_floor']:.3f}), {others}\n"
-        f"{samples.count('pooled'):,} samples ({samples.name}) against {reference.count('pooled'):,} real images "
-        f"({reference.name}); floor: {floor.count('pooled'):,} ({floor.name}); {extractor.name}"
-    )

@@ -95,7 +95,7 @@ class InceptionFeatures(FeatureExtractor):
             raise ValueError(
                 f"no Inception weights at {self.weights}; get pt_inception-2015-12-05-6726825d.pth from the releases "
                 "of pytorch-fid (in those of torch-fidelity, the same file is called weights-inception-...) and put it "
-                "there, or set the extractor's `weights` to its path"
+                "there, or set the extractor's `weights` to its path; other extractors are fashion and timm:MODEL"
             )
         try:
             network = _Inception()
@@ -212,5 +212,6 @@ def extractor_named(name: str, weights: str | None = None) -> FeatureExtractor:
     if name == "inception":
         return InceptionFeatures(weights or INCEPTION_WEIGHTS)
     if name == "fashion":
-        return ClassifierFeatures(weights or FASHION_WEIGHTS)
+        weights = weights or FASHION_WEIGHTS
+        return ClassifierFeatures(weights, load_classifier(weights).num_features)
     raise ValueError(f"there is no extractor {name!r}: take inception, fashion or timm:MODEL")

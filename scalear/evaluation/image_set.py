@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import os
 import re
@@ -10,10 +11,11 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from types import MappingProxyType
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ from scalear.data.image_tree import find_images
 from scalear.data.imaging import standardise
 from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.data.reader import ImageShard, open_shard
-from scalear.evaluation.images import open_sample_file
+from scalear.evaluation.images import open_sample_file, stored_origin
 
 
 class Block(NamedTuple):
@@ -45,6 +47,10 @@ class ImageSet(ABC):
     """H, W, C."""
     labelled: bool
     """Whether every image has a class."""
+    labels: NDArray[np.int64] | None
+    """(N,), where they are known before the images are read; -1 where there is no class."""
+    origin: Mapping[str, Any] = MappingProxyType({})
+    """Of samples, as far as it is known: weights and settings that they follow from, by dotted names."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -114,26 +120,28 @@ class SampleSet(ImageSet):
     Args:
         path: The file: `arr_0` uint8 (N, H, W, C); `arr_1` (N,), the classes, may be missing.
         num_classes: Classes of the model that was sampled; greater labels (the null class) become -1.
+        count: Take the first so many, no more than there are; by default all.
 
     Raises:
         ValueError: It is missing or no sample set.
     """
 
-    def __init__(self, path: str | Path, num_classes: int | None = None) -> None:
-        self.name = Path(path).name
+    def __init__(self, path: str | Path, num_classes: int | None = None, count: int | None = None) -> None:
+        self.name = Path(path).name if count is None else f"first {count:,} of {Path(path).name}"
         self._path = path
         with open_sample_file(path) as archive, self._images() as (_, shape):
             labels = archive["arr_1"] if "arr_1" in archive else np.full(shape[0], -1)
         if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{path} holds {shape[0]} images, but {labels.dtype} labels of shape {labels.shape}")
         self.image_shape = shape[1:]
-        self._labels = labels.astype(np.int64)
+        self.labels = labels[:count].astype(np.int64)
         if num_classes is not None:
-            self._labels[self._labels >= num_classes] = -1
-        self.labelled = bool((self._labels >= 0).all())
+            self.labels[self.labels >= num_classes] = -1
+        self.labelled = bool((self.labels >= 0).all())
+        self.origin = _origin(path)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def fingerprint(self) -> str:
         return _sha256([self._path])
@@ -143,7 +151,7 @@ class SampleSet(ImageSet):
         with self._images() as (file, _):
             file.seek(bytes_each * (rows.start if rows else 0), os.SEEK_CUR)
             for block in self._slices(size, rows):
-                labels = self._labels[block]
+                labels = self.labels[block]
                 content = file.read(len(labels) * bytes_each)
                 yield Block(np.frombuffer(content, np.uint8).reshape(len(labels), *self.image_shape), labels)
 
@@ -177,14 +185,15 @@ class FolderSet(ImageSet):
         ValueError: There are no images, of several sizes, or a file is none.
     """
 
-    labelled = False
+    labelled, labels = False, None
 
     def __init__(self, folder: str | Path) -> None:
         self.name = str(folder)
         self._paths = [Path(path) for path in sorted(find_images(str(folder)), key=_by_numbers)]
         sizes, modes = zip(*map(_header, self._paths), strict=True)
         (width, height), _ = Counter(sizes).most_common(1)[0]
-        if odd := next((place for place, size in enumerate(sizes) if size != (width, height)), None):
+        odd = next((place for place, size in enumerate(sizes) if size != (width, height)), None)
+        if odd is not None:
             raise ValueError(
                 f"{folder} holds images of {len(set(sizes))} sizes: most are {width}x{height}, {self._paths[odd].name} "
                 f"is {sizes[odd][0]}x{sizes[odd][1]} pixels; make one size of them, as `scalear data pack` does"
@@ -233,7 +242,7 @@ class ShardSet(ImageSet):
                 f"need {self._count} images of {split!r} in {data_dir}, which holds {available} {index.kind}"
             )
         self.image_shape = (index.image_size, index.image_size, index.image_channels)
-        self.labelled = index.num_classes > 0
+        self.labelled, self.labels = index.num_classes > 0, None
         which = "all" if self._count == available else f"first {self._count:,}, class by class,"
         self.name = f"{which} of {index.name} {split}"
         self._data_dir = data_dir
@@ -287,7 +296,17 @@ def image_set(place: str, split: str | None = None) -> ImageSet:
         return ShardSet(path, split)
     if path.is_dir():
         return FolderSet(path)
+    if not path.exists():
+        raise ValueError(f"there is nothing at {place}: name an .npz file, a folder of images, or one of shards")
     return SampleSet(path)
+
+
+def _origin(path: str | Path) -> dict[str, Any]:
+    try:
+        found = json.loads(stored_origin(path))
+    except ValueError:  # it says nothing
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _by_numbers(path: str) -> list[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """Inception Score: how sure a classifier is of each sample, and how varied its verdicts are."""
 
+import numpy as np
 import torch
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
@@ -27,9 +28,20 @@ class InceptionScore(SampleMetric):
         self.split_size = split_size
 
     def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
-        if len(fake.images) >= self.split_size:
-            return []
-        return [f"is of {len(fake.images):,} samples, fewer than a split of {self.split_size:,}, is biased downwards"]
+        count, size, lines = len(fake.images), self.split_size, []
+        if count < size:
+            lines.append(f"is of {count:,} samples, fewer than a split of {size:,}, is biased downwards")
+        elif count % size:
+            lines.append(f"is is biased downwards: the last split has {count % size:,} samples, the others {size:,}")
+        if (labels := fake.images.labels) is not None:
+            classes = len(np.unique(labels))
+            seen = [len(np.unique(labels[start : start + size])) for start in range(0, count - size + 1, size)]
+            if seen and min(seen) < 0.9 * min(classes, size):  # some are missing by chance where labels are drawn
+                lines.append(
+                    f"is takes splits of {size:,} samples in their order, and one has {min(seen)} of {classes} "
+                    "classes: it is too small; let the classes take turns"
+                )
+        return lines
 
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """`is`, the mean over splits, and `is_std`, their standard deviation; not bound to `real`."""

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
+from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.side import Side
 
 
 class KernelDistance(SampleMetric):
@@ -22,6 +24,7 @@ class KernelDistance(SampleMetric):
 
     numbers = ("kid", "kid_std")
     real = fake = Needs(points=frozenset({"pooled"}), count=2)
+    drawn_again = False  # it is unbiased among samples that are all others; its subsets tell its spread
 
     def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
         if subsets < 1 or subset_size < 2:
@@ -38,6 +41,12 @@ class KernelDistance(SampleMetric):
             a_NF, b_NF = (self._subset(points_NF, random) for points_NF in sides)
             distances.append(squared_mmd(a_NF, b_NF))
         return {"kid": float(np.mean(distances)), "kid_std": float(np.std(distances))}
+
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        few = min(len(real.images), len(fake.images))
+        if few >= self.subset_size:
+            return []
+        return [f"kid takes subsets of {self.subset_size:,}, and one side has {few:,} images: that one is taken whole"]
 
     def _subset(self, points_NF: Tensor, random: np.random.RandomState) -> Tensor:
         size = min(self.subset_size, len(points_NF))

@@ -3,13 +3,27 @@
 Legend: N images, F features, K classes.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.metric import SampleMetric
 
 BLOCK = 1024  # images whose features are in float64 at a time
+
+
+def balance_cautions(label_N: NDArray[np.int64]) -> list[str]:
+    """What is to be known of numbers of samples with these labels, where real images have all classes alike."""
+    classes, counts = np.unique(label_N, return_counts=True)
+    most, missing = counts.argmax(), int(classes[-1]) + 1 - len(classes)
+    if missing == 0 and counts[most] <= 2 * counts.mean():  # as much happens where labels are drawn
+        return []
+    return [
+        f"classes are not sampled alike: class {classes[most]} has {counts[most]:,} of {len(label_N):,} samples, "
+        f"{missing:,} classes before class {classes[-1]} have none"
+    ]
 
 
 class LabelAccuracy(SampleMetric):

@@ -22,6 +22,8 @@ class SampleMetric(ABC):
     """What it must know of the samples."""
     needs_labels_known: ClassVar[bool] = False
     """Whether only an extractor that `knows_labels` can serve it."""
+    drawn_again: ClassVar[bool] = True
+    """Whether it means the same of samples drawn with replacement, some of them twice: see `bootstrap`."""
 
     @abstractmethod
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:

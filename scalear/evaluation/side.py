@@ -1,16 +1,18 @@
 """A side of a comparison, samples or what they are compared with: images, statistics of images, or both."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract_together
 from scalear.evaluation.features import FeatureExtractor
-from scalear.evaluation.image_set import ImageSet, SampleSet, image_set
+from scalear.evaluation.image_set import ImageSet, SampleSet, ShardSet, image_set
 from scalear.evaluation.statistics import FeatureStatistics
 from scalear.evaluation.statistics_file import StatisticsRecord, read_statistics
 
@@ -64,6 +66,16 @@ class Side:
             return self.statistics[feature].count
         return None if self.images is None else len(self.images)
 
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the files that the images come from, or of the statistics."""
+        if self.images is not None:
+            return self.images.fingerprint()
+        total = hashlib.sha256()
+        for statistics in self.statistics.values():
+            total.update(statistics.mean_F.numpy())
+            total.update(statistics.covariance_FF.numpy())
+        return total.hexdigest()
+
     def check(self, extractor: FeatureExtractor) -> None:
         """Refuse what this network cannot measure, and statistics that it did not make.
 
@@ -104,3 +116,28 @@ class Side:
         if rest.images:
             seen = extract_together(extractor, self.images, rest, batch_size, device, ranks)
         return dataclasses.replace(seen, statistics={**seen.statistics, **stored})
+
+
+def floor_of(place: str, split: str | None, count: int | None) -> Side | None:
+    """Other real images than those of `Side.open(place, split)`, to measure like samples.
+
+    Of shards they come from the largest other split; of a file with statistics and images they are the images.
+
+    Args:
+        place: Of the reference.
+        split: Of shards.
+        count: How many; None if that is not known.
+
+    Returns:
+        So many images; None where there are none or too few.
+    """
+    if count is None:
+        return None
+    if (Path(place) / INDEX_NAME).is_file():
+        index = DatasetIndex.load(place)
+        other = max(index.splits.keys() - {split}, key=index.num_samples, default=None)
+        has_others = other is not None and index.num_samples(other) >= count
+        return Side.of(ShardSet(place, other, count)) if has_others else None
+    reference = Side.open(place)
+    has_others = reference.statistics and reference.images is not None and len(reference.images) >= count
+    return Side.of(SampleSet(place, count=count)) if has_others else None

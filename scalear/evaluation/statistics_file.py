@@ -116,6 +116,8 @@ def _statistics(
         )
     if not (np.isfinite(mean_F).all() and np.isfinite(covariance_FF).all()):
         raise ValueError(f"the statistics in {path} are not finite: write or copy them again")
+    if not covariance_FF.any():
+        raise ValueError(f"the statistics in {path} are of features that are all the same")
     return FeatureStatistics(*(torch.from_numpy(array.astype(np.float64)) for array in (mean_F, covariance_FF)), count)
 
 

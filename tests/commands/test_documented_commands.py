@@ -47,7 +47,8 @@ SHOWN = [
 
 def test_commands_are_found():
     names = {param.values[0][0] for param in SHOWN}
-    assert {"fit", "test", "predict", "export", "convert", "data", "edit"} <= names and len(SHOWN) > 30
+    assert names >= {"fit", "test", "predict", "evaluate", "stats", "export", "convert", "data", "edit"}
+    assert len(SHOWN) > 30
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_its_options_exist(line, monkeypatch):
 
     monkeypatch.setattr(ScalearCLI, "before_instantiate_classes", stop)
     monkeypatch.setattr(PartsOnly, "instantiate_classes", stop)
-    if name in ("data", "convert", "demo"):
+    if name in ("data", "convert", "demo", "evaluate", "stats"):
         monkeypatch.setattr(AsTyped, "parse_args", parse_and_stop)
     with pytest.raises(_ParsedError):
         if name == "benchmark" and line[1] != "solver":

@@ -123,7 +123,7 @@ class GeneratorModule(GuardedModule):
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage == "test" and self.report is not None:
-            self.report.check(len(label_N), model.image_size(schedule))
+            self.report.check(model.image_size(schedule))
         if stage in ("test", "predict"):
             check_all_batches(self.trainer)
             shape = (*model.image_size(schedule), model.tokenizer.image_channels)

@@ -3,14 +3,20 @@
 Legend: B batch, C channels, H W pixels, h w latent, l tokens of a scale, V codes.
 """
 
+from importlib.metadata import version
+
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import to_uint8
+from scalear.evaluation.protocol import short_count
 from scalear.hardware.float64 import in_float64
+from scalear.hardware.machine import describe as describe_machine
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.perceptual import LPIPS
@@ -124,6 +130,26 @@ class TokenizerMetrics(nn.Module):
                 cells = (values.get(f"{name}_scale_{scale}") for name in names)
                 lines.append(f"{scale:>5}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
         return "\n".join(lines)
+
+    def line(self, values: dict[str, float], count: int, trainer: Trainer) -> str:
+        """Numbers of the whole and how they were measured on one line, to be pasted into a paper.
+
+        Args:
+            values: By name.
+            count: Images, of all ranks.
+            trainer: Of `test`.
+        """
+        titles = {"rfid": f"rFID-{short_count(count)}", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
+        digits = {"rfid": 2, "psnr": 2, "ssim": 3, "lpips": 3}
+        numbers = [f"{title} {values[name]:.{digits[name]}f}" for name, title in titles.items() if name in values]
+        data = trainer.datamodule
+        how = [
+            *([self.rfid.extractor.name] if isinstance(self.rfid, FeatureFID) else []),
+            *([f"{count:,} images of {data.index.name} {data.val_split}"] if data is not None else []),
+            f"{trainer.precision} on {describe_machine(trainer.strategy.root_device)}",
+            f"scalear {version('scalear')}",
+        ]
+        return f"{', '.join(numbers)} ({', '.join(how)})"
 
 
 def _image_metrics() -> dict[str, Metric]:

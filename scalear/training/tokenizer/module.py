@@ -18,7 +18,7 @@ from scalear.tokenizers.perceptual import LPIPS
 from scalear.tokenizers.weights import begin_from
 from scalear.training.frozen import freeze
 from scalear.training.guarded_module import GuardedModule, mean_losses
-from scalear.training.loggers import log_image
+from scalear.training.loggers import log_image, log_text
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_metrics import write_metrics
 from scalear.training.tokenizer.checks import check_data, check_training
@@ -85,6 +85,7 @@ class TokenizerModule(GuardedModule):
         self.begin_from = begin_from
         self.codebook_loaded = False
         schedule = tokenizer.schedule if scales is None else ScaleSchedule.parse(scales)
+        self._num_tested = 0
         self.metrics = TokenizerMetrics(rfid, tokenizer.num_codes, schedule, lpips)
 
     def setup(self, stage: str) -> None:
@@ -133,12 +134,19 @@ class TokenizerModule(GuardedModule):
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         self.validation_step(batch, batch_index)
+        self._num_tested += len(batch)
+
+    def on_test_start(self) -> None:
+        self._num_tested = 0
 
     def on_test_epoch_end(self) -> None:
         values = {name: metric.compute().item() for name, metric in self.metrics.named().items()}
-        rank_zero_info("\n" + self.metrics.table(values))
+        count = int(self.trainer.strategy.reduce(torch.tensor(self._num_tested, device=self.device), reduce_op="sum"))
+        line = self.metrics.line(values, count, self.trainer)
+        rank_zero_info(f"\n{self.metrics.table(values)}\n{line}")
         if self.trainer.is_global_zero:
-            write_metrics(self.trainer, {f"val/{name}": value for name, value in values.items()})
+            write_metrics(self.trainer, {f"val/{name}": value for name, value in values.items()} | {"line": line})
+            log_text(self.loggers, "test/line", line)
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Moments of the images and of their mirror images."""

@@ -118,8 +118,8 @@ def test_samples_of_another_shape(tmp_path):
     "weights, images, scales, message",
     [
         ("absent", None, None, "no classifier at absent"),
-        (CLASSIFIER, "nowhere", None, "cannot read nowhere"),
-        (CLASSIFIER, None, "1,2,3", "samples are 6x6 pixels, the real images in .* 8x8: set model.report"),
+        (CLASSIFIER, "nowhere", None, "there is nothing at nowhere"),
+        (CLASSIFIER, None, "1,2,3", "samples are 6x6 pixels, the real images .* 8x8: set model.report"),
     ],
 )
 def test_what_cannot_be_measured_is_not_sampled(dataset, tmp_path, weights, images, scales, message):

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,8 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
     make_trainer(tmp_path, logger=logger).test(module, datamodule=make_data(dataset))
     results = json.loads((tmp_path / "metrics.json").read_text())
     # 8x8 images are too small for SSIM.
-    assert results.keys() == {"val/psnr", "val/rfid", "trainer_precision", "machine"}
+    assert results.keys() == {"val/psnr", "val/rfid", "line", "trainer_precision", "machine"}
+    assert re.match(r"rFID-7 [\d.]+, PSNR [\d.]+ \(7 images of tiny val, 32-true on .*, scalear ", results["line"])
 
     module.eval()
     images = torch.cat([batch.inputs for batch in make_data(dataset).val_dataloader()])
