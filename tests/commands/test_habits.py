@@ -264,7 +264,7 @@ def test_one_batch_is_one_batch(experiment: Experiment, tmp_path):
     [
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be at least 1, got 0"),
         (["--trainer.devices=abc", "--trainer.accelerator=cpu"], "should be an int > 0"),
-        (["--trainer.logger=5"], "trainer.logger: Expected"),
+        (["--trainer.logger=5"], "trainer.logger: there is no class 5: name one of"),
     ],
 )
 def test_typeerrors_of_settings_end_in_one_message(experiment: Experiment, tmp_path, typed, message, capsys):
