@@ -7,6 +7,7 @@ that are written here hold a record besides, as JSON, which other readers do not
 import dataclasses
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +90,12 @@ def read_statistics(path: str | Path) -> StoredStatistics:
     Raises:
         ValueError: It is no `.npz` file, or damaged.
     """
+    names = {"record"} | {f"{kind}{suffix}" for kind in ("mu", "sigma") for suffix in SUFFIXES.values()}
     try:
         with np.load(path) as archive:
-            arrays = {name: archive[name] for name in archive.files if not name.startswith("arr_")}
+            arrays = {name: archive[name] for name in names.intersection(archive.files)}
             beside_images = "arr_0" in archive
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no .npz file that can be read: {error}") from error
     record = _record(path, arrays["record"]) if "record" in arrays else None
     statistics = {

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from importlib import import_module
 from typing import NoReturn
 
@@ -52,13 +53,18 @@ def test_commands_are_found():
 
 
 @pytest.fixture(autouse=True)
-def own_class(monkeypatch, tmp_path) -> None:
-    """The page that tells how to write a source of images names it."""
+def own_classes(monkeypatch, tmp_path) -> None:
+    """The page that tells how to write parts names them."""
     (tmp_path / "array_file.py").write_text(
         "from scalear.data.sources import FashionMNIST\n\n\nclass ArrayFile(FashionMNIST):\n"
         "    def __init__(self, path: str, num_val: int = 0) -> None: ...\n"
     )
+    (tmp_path / "mean_distance.py").write_text(
+        "from scalear.evaluation.kid import KernelDistance\n\n\nclass MeanDistance(KernelDistance): ...\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("array_file", "mean_distance"):  # not those of other tests, nor theirs these
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.mark.parametrize("line", SHOWN)

@@ -105,7 +105,7 @@ def test_a_run_says_how_its_samples_were_made(experiment: Experiment, images, si
 
     assert run("test", *typed, f"--model.report.data_dir={sides['adm']}") == 0
     tested = json.loads((folder / "metrics.json").read_text())
-    assert tested["fid"] == pytest.approx(found["fid"], rel=1e-6) and tested["precision"] != found["precision"]
+    assert tested["fid"] == pytest.approx(found["fid"], rel=1e-6) and tested["kid"] != found["kid"]
     assert "ref adm.npz, cfg 4.5, euler 3, EMA, seed 0" in tested["line"]
     assert "there is no floor: no other real images, as many as samples, were at hand" in tested["cautions"]
 

@@ -77,21 +77,15 @@ def test_statistics_go_before_the_images_beside_them(extractor, tmp_path):
     assert "variety_min" not in scores and reference.count("pooled") is None and reference.count("texture") == 30
 
 
-def test_inception_reads_adm_files_by_their_widths(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for suffix, width in (("", 2048), ("_s", 2023)):
-        root = rng.standard_normal((width, 4))
-        arrays |= {f"mu{suffix}": rng.standard_normal(width), f"sigma{suffix}": root @ root.T}
+def test_inception_takes_files_of_adm_by_their_widths(tmp_path):
+    arrays = {"mu": np.zeros(2048), "sigma": np.eye(2048), "mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
     np.savez(tmp_path / "stats.npz", **arrays)
-    reference, extractor = Side.open(str(tmp_path / "stats.npz")), InceptionFeatures("random:0")
-    samples = Side.of(images(4, 0))
-    scores = scores_of(samples, reference, extractor)
-    assert scores.keys() == {"fid", "sfid", "is", "is_std"}
-    with pytest.raises(
-        ValueError, match="precision cannot be measured: it needs real images, and stats.npz holds stat"
-    ):
-        scores_of(samples, reference, extractor, ["fid", "precision"])
+    reference, samples = Side.open(str(tmp_path / "stats.npz")), Side.of(images(4, 0))
+    extractor = InceptionFeatures("random:0")
+    chosen = choose_metrics(default_metrics(), extractor, reference, samples)
+    assert [metric.numbers[0] for metric in chosen] == ["fid", "sfid", "is"]
+    with pytest.raises(ValueError, match="precision cannot be measured: it needs real images, and stats.npz holds"):
+        choose_metrics(default_metrics(), extractor, reference, samples, ["fid", "precision"])
 
 
 def test_another_network_size_or_number_of_channels_is_refused(extractor, tmp_path):
