@@ -113,8 +113,8 @@ class Generator(nn.Module):
                 before anything reads it.
 
         Raises:
-            ValueError: A label is out of range, the head takes other settings, they do not serve the schedule, or `forced`
-                does not fit it.
+            ValueError: A label is out of range, the head takes other settings, they do not serve the schedule, or
+                `forced` does not fit it.
         """
         schedule, batch = schedule or self.schedule, len(label_B)
         self.check_labels(label_B)
