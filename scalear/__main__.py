@@ -18,6 +18,8 @@ _COMMANDS = {
     "validate": ("run", "its validation losses or reconstruction metrics"),
     "test": ("run", "sample and measure (generator), or measure reconstructions (tokenizer)"),
     "predict": ("run", "sample chosen labels (generator), or cache latents (tokenizer)"),
+    "evaluate": ("evaluate", "measure any samples against any reference:  scalear evaluate SAMPLES --reference R"),
+    "stats": ("stats", "write a dataset's statistics, for evaluate to compare with"),
     "export": ("export", "take a trained generator out of its run, as a folder to share:  docs/interop.md"),
     "edit": ("edit", "in-paint, out-paint, refine or extend an image:  scalear edit inpaint --help"),
     "pictures": ("pictures", "draw what a generator of any scale can do: flexible.png and editing.png"),

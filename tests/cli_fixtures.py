@@ -84,7 +84,7 @@ class Experiment:
             "model.transformer.scales": [1, 2, 4],
             "model.head.network.dim": 32,
             "model.head.network.depth": 1,
-            "model.head.network.block.num_heads": 2,
+            "model.head.network.num_heads": 2,
             "model.optimizer.lr": 0.01,
             "model.optimizer.warmup_steps": 1,
             "model.optimizer.schedule": "constant",

@@ -19,7 +19,7 @@ _CODES = {"latent_channels": 4, "num_codes": NUM_CODES}
 _FLEXVAR = tokenizer_part(VectorQuantizer, _CODES)
 _VAR = tokenizer_part(ResidualQuantizer, _CODES | {"scales": "1,2,4,8"})
 _EXTRACTOR = {
-    "class_path": "scalear.evaluation.features.ClassifierFeatures",
+    "class_path": "scalear.evaluation.extractors.ClassifierFeatures",
     "init_args": {"weights": CLASSIFIER},
 }
 

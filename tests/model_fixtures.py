@@ -13,14 +13,13 @@ from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
 from scalear.models.blocks import FlowARBlock
-from scalear.models.flow_blocks import CrossAttentionBlock, SpatialAdaLN
 from scalear.models.flow_head import FlowHead
+from scalear.models.injections import CrossSpatialAdaLN, FlowTransformer, SpatialAdaLN
 from scalear.models.norms import ModulatedNorm, PlainNorm
 from scalear.models.positions import GridPositions, LevelPositions, TokenPositions
 from scalear.models.token_head import TokenHead
 from scalear.models.transformer import ScaleTransformer
 from scalear.models.var_block import VARBlock
-from scalear.models.velocity import VelocityNetwork
 from scalear.pyramid import CodePyramid, LatentPyramid, ResidualPyramid
 from scalear.scales import ScaleSchedule
 from scalear.token_sampling import TokenSampling
@@ -90,13 +89,13 @@ def transformer_class(scales: str = "1,2,4", **changes) -> Callable[[int], Scale
 
 def make_network(
     token_dim: int = 4, cond_dim: int = 24, cross_attention: bool = False, scales: str = "1,2,4", **changes
-) -> VelocityNetwork:
+) -> FlowTransformer:
     return network_class(cross_attention, **changes)(token_dim, cond_dim, ScaleSchedule.parse(scales))
 
 
-def network_class(cross_attention: bool = False, **changes) -> Callable[..., VelocityNetwork]:
-    block = partial(CrossAttentionBlock if cross_attention else SpatialAdaLN, num_heads=changes.pop("num_heads", 2))
-    return partial(VelocityNetwork, **{"dim": 32, "depth": 2, "block": block} | changes)
+def network_class(cross_attention: bool = False, **changes) -> Callable[..., FlowTransformer]:
+    network = CrossSpatialAdaLN if cross_attention else SpatialAdaLN
+    return partial(network, **{"dim": 32, "depth": 2, "num_heads": 2} | changes)
 
 
 def make_model(scales: str = "1,2,4", channels: int = 4, patch_size: int = 1, **changes) -> ImageModel:

@@ -16,11 +16,12 @@ from scalear.benchmark.record import Record, check_json
 from scalear.benchmark.subject import Subject
 from scalear.benchmark.timing import yardstick
 from scalear.draws import SeededDraws
-from scalear.evaluation.evaluate import extract
-from scalear.evaluation.fid import frechet_distance
-from scalear.evaluation.image_set import ShardSet
+from scalear.evaluation.evaluate import needs_of, score
+from scalear.evaluation.feature_set import FeatureSet
+from scalear.evaluation.fid import FrechetDistance
 from scalear.evaluation.images import to_uint8
-from scalear.evaluation.precision_recall import precision_recall
+from scalear.evaluation.manifold import ManifoldMetrics
+from scalear.evaluation.statistics import FeatureStatistics
 from scalear.flow import FAST8, FlowSolver
 from scalear.hardware.machine import stopwatch
 
@@ -102,7 +103,7 @@ def compare_solvers(
     Args:
         options: What is compared, on how many images.
         config: Name of the config.
-        subject: Its parts.
+        subject: Its parts: a generator's.
         load: Gives the module its trained weights.
 
     Returns:
@@ -111,7 +112,7 @@ def compare_solvers(
     Raises:
         ValueError: It is no flow head, a solver does not fit its scales, or files are missing.
     """
-    if subject.model is None or subject.model.generator.head.sampling_type is not FlowSolver:
+    if subject.model.generator.head.sampling_type is not FlowSolver:
         raise ValueError("`benchmark solver` compares flow solvers: take the config of a FlowAR generator")
     schedule = subject.model.schedule
     for solver in options.candidates:
@@ -179,9 +180,10 @@ class Judge:
         self._subject, self._batch, self._report = subject, batch, subject.module.report
         self.what = "no FID and recall, for the config has no model.report"
         if self._report is not None:
-            real = ShardSet(self._report.data_dir, self._report.reference_split)
-            self._real_NF, _ = extract(self._report.extractor, real, batch, subject.device)
-            self.what = f"FID and recall against {len(real):,} real ones ({real.name}); {self._report.extractor.name}"
+            real, extractor = self._report.reference, self._report.extractor
+            self._metrics = [FrechetDistance(), ManifoldMetrics()]
+            self._real = real.features(extractor, needs_of(self._metrics, "real"), batch, subject.device)
+            self.what = f"FID and recall against {len(real.images):,} real ones ({real.name}); {extractor.name}"
 
     @torch.inference_mode()
     def scores(self, latent_NChw: Tensor) -> dict[str, float | None]:
@@ -192,10 +194,10 @@ class Judge:
         for latent_BChw in latent_NChw.split(self._batch):
             with self._subject.autocast():
                 image_BCHW = self._subject.tokenizer.decode(latent_BChw)
-            features.append(self._report.extractor(to_uint8(image_BCHW)).cpu())
-        made_NF = torch.cat(features)
-        _, recall = precision_recall(self._real_NF, made_NF)
-        return {"fid": frechet_distance(self._real_NF, made_NF), "recall": recall}
+            features.append(self._report.extractor(to_uint8(image_BCHW))["pooled"].cpu())
+        made = FeatureSet({"pooled": torch.cat(features)}, {"pooled": FeatureStatistics.of(features)})
+        scores = score(self._metrics, self._real, made)
+        return {name: scores[name] for name in ("fid", "recall")}
 
 
 def evaluations(solver: FlowSolver, num_scales: int) -> list[int]:

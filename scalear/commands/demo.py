@@ -168,7 +168,7 @@ def _report(folder: Path, tokenizer_dir: Path, generator_dir: Path, seconds: dic
     ]
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows))
-    print(f"\n{metrics['num_samples']:,} samples; measured with {metrics['extractor']}")
+    print(f"\n{metrics['line']}")
     print(f"Pictures: {generator_dir / 'grid.png'}. Curves and grids: make tensorboard LOGS={folder}")
 
 

@@ -46,12 +46,15 @@ class AsTyped:
         waiting = list(args)
         while waiting:
             arg = waiting.pop(0)
+            flag, equals, value = arg.partition("=")
             if self._is_switch(arg):
                 arg = f"{arg}={waiting.pop(0) if waiting and self._is_value(arg, waiting[0]) else 'true'}"
-            elif _type_of(self._option_string_actions.get(arg)) == list[str] | None:
-                count = next((place for place, value in enumerate(waiting) if value.startswith("-")), len(waiting))
+            elif self._is_list(flag) and not equals:
+                count = next((place for place, text in enumerate(waiting) if text.startswith("-")), len(waiting))
                 arg = f"{arg}={waiting[:count]}"
                 del waiting[:count]
+            elif self._is_list(flag) and not re.match(r"\[|null$", value):
+                arg = f"{flag}={[value]}"
             yield re.sub(r"^(--[\w.]+=)None$", r"\1null", arg)
 
     def _is_switch(self, arg: str) -> bool:
@@ -63,6 +66,9 @@ class AsTyped:
         if _type_of(self._option_string_actions[switch]) is bool:
             return following.lower() in ("true", "false")
         return not re.match(r"-\D", following)
+
+    def _is_list(self, arg: str) -> bool:
+        return _type_of(self._option_string_actions.get(arg)) == list[str] | None
 
 
 class CommandParser(AsTyped, ArgumentParser):

@@ -4,8 +4,8 @@ All that has a place in a config of scalear stands here; parts of other packages
 """
 
 from scalear.data import datamodule, sources
-from scalear.evaluation import features, fid
-from scalear.models import blocks, flow_blocks, flow_head, mamba, norms, positions, token_head, var_block
+from scalear.evaluation import extractors, fid, inception_score, kid, labels, manifold
+from scalear.models import blocks, flow_head, injections, mamba, norms, positions, token_head, var_block
 from scalear.tokenizers import autoencoder, diffusers_adapters, discriminator, gaussian, perceptual, quantizer, residual
 from scalear.training import classifier_module, ema
 from scalear.training.generator import module as generator_module
@@ -22,14 +22,18 @@ __all__ = [
     "diffusers_adapters",
     "discriminator",
     "ema",
-    "features",
+    "extractors",
     "fid",
-    "flow_blocks",
     "flow_head",
     "gaussian",
     "generator_module",
+    "inception_score",
+    "injections",
+    "kid",
+    "labels",
     "latent_writer",
     "mamba",
+    "manifold",
     "norms",
     "perceptual",
     "positions",

@@ -22,7 +22,7 @@ from scalear.training.classifier_module import ClassifierModule
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.loggers import log_config
 from scalear.training.named_checkpoints import named_checkpoint
-from scalear.training.run_folder import check_new_run, check_results, record_line
+from scalear.training.run_folder import check_new_run, check_results, record_line, sample_origin
 from scalear.training.run_precision import resolve_precision
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
@@ -167,16 +167,20 @@ class ScalearCLI(LightningCLI):
                 raise ValueError(f"trainer.{name} is 0, which leaves {self.subcommand} nothing to do")
 
     def _check_what_is_there(self, path: str | None) -> None:
-        folder = self.trainer.default_root_dir
-        if self._get(self.config_init, "force") or self.trainer.fast_dev_run:
+        folder, force = self.trainer.default_root_dir, self._get(self.config_init, "force")
+        if self.trainer.fast_dev_run:
             return
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and not force:
             exports = [Path(folder, EXPORT_NAME)] if isinstance(self.model, TokenizerModule) else []
             exports += [self.model.export_path] if isinstance(self.model, ClassifierModule) else []
             check_new_run(self.trainer, path, exports)
         elif self.subcommand in ("test", "predict"):
             self._dump_config()
-            check_results(self.subcommand, folder, self.config_dump, path or getattr(self.model, "weights", None))
+            weights = path or getattr(self.model, "weights", None)
+            if not force:
+                check_results(self.subcommand, folder, self.config_dump, weights)
+            if isinstance(self.model, GeneratorModule):
+                self.model.know_samples_by(sample_origin(self.config_dump, weights), anew=force)
 
     def _has_weights(self) -> bool:
         """Whether the model reads its weights from a file of its own, so that it needs no checkpoint."""
@@ -190,11 +194,12 @@ class ScalearCLI(LightningCLI):
         getattr(self.trainer, name)(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        folder = Path(self.trainer.default_root_dir)
-        if self.trainer.fast_dev_run or subcommand == "validate" or not self.trainer.is_global_zero:
+        # Samples may be made by several jobs together; checkpoints, and shards of latents, would be of two runs.
+        alone = subcommand == "fit" or (subcommand == "predict" and isinstance(self.model, TokenizerModule))
+        if not alone or self.trainer.fast_dev_run or not self.trainer.is_global_zero:
             return super()._run_subcommand(subcommand)
-        name, what = (".fit", "trains") if subcommand == "fit" else (".results", "samples, measures or caches latents")
-        with claimed(folder / f"{name}.lock", f"{what} in {folder}"):
+        folder = Path(self.trainer.default_root_dir)
+        with claimed(folder / f".{subcommand}.lock", f"has begun to {subcommand} in {folder}"):
             super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:

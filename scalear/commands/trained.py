@@ -7,6 +7,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from scalear.commands.parser import summary
 from scalear.commands.run import PartsOnly
+from scalear.hardware.machine import best_device
 from scalear.tasks.editing import Editor
 from scalear.training.checkpoints import load_weights
 from scalear.training.generator.module import GeneratorModule
@@ -69,5 +70,5 @@ class Trained(PartsOnly):
             ValueError: It cannot edit, or as `load`.
         """
         editor = Editor(self.module.model, threshold)
-        self.load(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+        self.load(best_device())
         return editor

@@ -56,7 +56,7 @@ def files_of_splits(root: str, files: dict[str, str]) -> dict[str, dict[str, str
     """
     trees = [folder.split("/") for folder in files.values()]
     for depth in range(min(map(len, trees))):
-        names = {tree[depth] for tree in trees}
+        names = {tree[depth].lower() for tree in trees}
         splits = {name: split for name in names if (split := _split_called(name))}
         found = set(splits.values())
         if "train" not in found:
@@ -66,7 +66,7 @@ def files_of_splits(root: str, files: dict[str, str]) -> dict[str, dict[str, str
             above = 0 if len({tuple(tree[:depth]) for tree in trees}) > 1 else depth
             made = {split: {} for split in ("train", "val", "test") if split in found}
             for path, tree in zip(files, trees, strict=True):
-                made[splits[tree[depth]]][path] = "/".join(tree[above:depth] + tree[depth + 1 :])
+                made[splits[tree[depth].lower()]][path] = "/".join(tree[above:depth] + tree[depth + 1 :])
             return made
         if depth == 0 and len(found) > 1:
             raise ValueError(
@@ -87,8 +87,8 @@ def in_class_order(names: Iterable[str]) -> list[str]:
 
 
 def _split_called(folder: str) -> str | None:
-    """The split that a folder is named after, as in `Train`, `val2017` or `test_set`."""
-    return SPLITS.get(re.sub("[^a-z]", "", folder.lower()).removesuffix("set"))
+    """The split that a folder (in small letters) is named after, as in `train`, `val2017` or `test_set`."""
+    return SPLITS.get(re.sub("[^a-z]", "", folder).removesuffix("set"))
 
 
 def _leads_back(folder: Path) -> bool:

@@ -53,9 +53,9 @@ class SampleReader:
             if self._raw is not None:
                 image = center_crop(standardise(image, self._channels), self._size)
             pixels = np.atleast_3d(np.asarray(image))
-        expected = (self._size, self._size, self._channels)
-        if pixels.shape != expected:
-            raise ValueError(f"height, width and channels are {pixels.shape}, the index says {expected}")
+        (height, width, channels), expected = pixels.shape, (self._size, self._size, self._channels)
+        if (width, height, channels) != expected:
+            raise ValueError(f"width, height and channels are {width, height, channels}, the index says {expected}")
         return pixels
 
     def label(self, key: str, members: Members) -> int:

@@ -43,12 +43,17 @@ class ImageClassifier(nn.Module):
         """Image in [-1, 1] -> penultimate features_BF, none negative."""
         return self.stages(image_BCHW).mean(dim=(2, 3))
 
-    def texture(self, image_BCHW: Tensor) -> Tensor:
-        """Image in [-1, 1] -> means over the image of what the two finest resolutions see, (B, sum of their widths)."""
-        first, down, residual = self.stages[:3]
+    def features_and_texture(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Image in [-1, 1] -> `features`, and means over the image of what the two finest resolutions see.
+
+        The second is as wide as the first two widths together.
+        """
+        first, down, residual, *coarser = self.stages
         fine_BCHW = first(image_BCHW)
         coarse_BCHW = residual(down(fine_BCHW))
-        return torch.cat([fine_BCHW.mean(dim=(2, 3)), coarse_BCHW.mean(dim=(2, 3))], dim=1)
+        x_BCHW = nn.Sequential(*coarser)(coarse_BCHW)
+        texture_BF = torch.cat([fine_BCHW.mean(dim=(2, 3)), coarse_BCHW.mean(dim=(2, 3))], dim=1)
+        return x_BCHW.mean(dim=(2, 3)), texture_BF
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Image in [-1, 1] -> logits_BK."""

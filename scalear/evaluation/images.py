@@ -3,7 +3,10 @@
 No file is ever half written: a killed run leaves the old one or the new one.
 """
 
+import itertools
 import zipfile
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -71,33 +74,71 @@ def save_png(path: str | Path, image: NDArray[np.uint8]) -> None:
 
 
 def save_samples(path: str | Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    """Write a sample set that is in memory: images uint8 (N, H, W, C); see `save_sample_blocks`."""
+    save_sample_blocks(path, [images], labels)
+
+
+def save_sample_blocks(
+    path: str | Path, blocks: Iterable[NDArray[np.uint8]], labels: NDArray[np.int64], origin: str = ""
+) -> None:
     """Write a sample set as `.npz`: `arr_0` uint8 (N, H, W, C), `arr_1` int64 (N,).
 
     Args:
         path: File to write, ending in `.npz`.
-        images: uint8 (N, H, W, C), C = 1 or 3; may be mapped from a file, for it is never copied as a whole.
+        blocks: uint8 (B, H, W, C), C = 1 or 3, whose B sum up to N; one is in memory at a time.
         labels: Class of each image.
+        origin: What the samples follow from, kept beside them; see `stored_origin`.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(f"samples must be uint8 (N, H, W, 1 or 3), got {images.dtype} of shape {images.shape}")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"need one integer label per image, got {labels.dtype} {labels.shape} for {len(images)} images"
-        )
-    with atomic_file(path, sole_writer=True) as file:
-        np.savez_compressed(file, arr_0=images, arr_1=labels.astype(np.int64))
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"need one integer label per image, got {labels.dtype} of shape {labels.shape}")
+    blocks = iter(blocks)
+    first = next(blocks, np.empty(0))
+    shape, count = (len(labels), *first.shape[1:]), 0
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for block in itertools.chain([first], blocks):
+                if block.dtype != np.uint8 or block.shape[1:] != shape[1:] or shape[3:] not in ((1,), (3,)):
+                    raise ValueError(
+                        f"samples must be uint8 (B, H, W, 1 or 3) of one size, got {block.dtype} of {block.shape}"
+                    )
+                member.write(block.tobytes())
+                count += len(block)
+        if count != len(labels):
+            raise ValueError(f"need one integer label per image, got {len(labels)} for {count} images")
+        others = {"arr_1": labels.astype(np.int64)} | ({"origin": np.array(origin)} if origin else {})
+        for name, array in others.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def load_samples(path: str | Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read what `save_samples` wrote: images uint8 (N, H, W, C) and labels int64 (N,)."""
-    check_sample_file(path)
-    with np.load(path) as archive:
-        return archive["arr_0"], archive["arr_1"]
+    """Read a sample set into memory: images uint8 (N, H, W, C) and labels int64 (N,).
+
+    Raises:
+        ValueError: The file is missing, damaged or another one.
+    """
+    with open_sample_file(path) as archive:
+        if "arr_1" not in archive:
+            raise ValueError(f"{path} has no labels (arr_1)")
+        try:
+            return archive["arr_0"], archive["arr_1"]
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged: {error}; write it again") from error
 
 
-def check_sample_file(path: str | Path) -> None:
-    """Look at what a sample set must have, without reading the images.
+def stored_origin(path: str | Path) -> str:
+    """What a sample set says it follows from; nothing where it does not say, or cannot be read."""
+    try:
+        with open_sample_file(path) as archive:
+            return str(archive["origin"])
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        return ""
+
+
+def open_sample_file(path: str | Path) -> np.lib.npyio.NpzFile:
+    """An `.npz` file that holds images (`arr_0`), which are not read yet.
 
     Raises:
         ValueError: The file is missing or another one.
@@ -105,9 +146,11 @@ def check_sample_file(path: str | Path) -> None:
     if not Path(path).is_file():
         raise ValueError(f"no sample set at {path}; write one with `scalear predict`")
     try:
-        with np.load(path) as archive:
-            found = sorted(archive.files)
+        archive = np.load(path)
+        found = sorted(archive.files)
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a sample set: {error}") from error
-    if missing := sorted({"arr_0", "arr_1"} - set(found)):
-        raise ValueError(f"{path} is not a sample set: it has no {missing}, only {found}")
+    if "arr_0" not in found:
+        archive.close()
+        raise ValueError(f"{path} is not a sample set: it has no images (arr_0), only {found}")
+    return archive

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from scalear.fast import attention, dropout, mlp, norms, qkv, scan
 from scalear.models.attention import Rotary, ScaledDotProduct
-from scalear.models.blocks import AdaLNBlock
-from scalear.models.flow_blocks import CrossAttentionBlock
 from scalear.models.layers import GatedMlp
 from scalear.models.mamba import Mamba
+from scalear.models.norms import AdaLN
 from scalear.models.var_block import VARAttention
 from scalear.tokenizers.conv import AttentionBlock
 
@@ -22,8 +21,7 @@ ON_CPU: dict[Callable, Callable] = {
     AttentionBlock.attend: attention.attend_to_all,
     Rotary.split_heads: qkv.split_turned,
     VARAttention.split_directions: qkv.split_directions,
-    AdaLNBlock.forward: norms.ada_ln_block,
-    CrossAttentionBlock.forward: norms.cross_attention_block,
+    AdaLN.forward: norms.ada_ln,
     GatedMlp.forward: mlp.gated_mlp,
     nn.Dropout.forward: dropout.dropout,
 }

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from scalear.models.blocks import AdaLNBlock
-from scalear.models.flow_blocks import FlowBlock
+from scalear.models.injections import FlowTransformer
+from scalear.models.transformer import ScaleTransformer
 
 # A kind of block has a few versions: one token or more, one shape or any, training, sampling, guided. The default
 # limit of 8 is for all blocks that share code, and whatever goes beyond it is silently not compiled.
@@ -29,6 +29,7 @@ def compile_blocks(model: nn.Module, backend: str | Callable = "inductor") -> No
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "scalear" / "inductor"))
-    for module in model.modules():
-        if isinstance(module, AdaLNBlock | FlowBlock):
-            module.compile(backend=backend, recompile_limit=_VERSIONS)
+    for network in model.modules():
+        if isinstance(network, ScaleTransformer | FlowTransformer):
+            for block in network.blocks:
+                block.compile(backend=backend, recompile_limit=_VERSIONS)

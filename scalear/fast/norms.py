@@ -1,4 +1,4 @@
-"""AdaLN on CPUs: norm, shift, scale, gate and residual sum in one pass over a few samples at a time.
+"""AdaLN on CPUs: norm, shift and scale in one pass over a few samples at a time.
 
 Written plainly, these are a handful of operations on whole tensors, every one of which travels to memory and back, in
 float32, and leaves its result behind for the backward pass. Here they go together, and the backward pass makes again
@@ -12,63 +12,15 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from scalear.fast.pieces import pieces, wide
-from scalear.models.blocks import AdaLNBlock
-from scalear.models.flow_blocks import CrossAttentionBlock, spread
-from scalear.scales import ScaleSchedule
-
-Norm = nn.RMSNorm | nn.LayerNorm
+from scalear.models.norms import AdaLN
 
 
-def ada_ln_block(
-    self: AdaLNBlock, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: object | None = None
-) -> Tensor:
-    """`AdaLNBlock.forward`."""
-    gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
-    y_BLD = modulated_norm(self.norm, x_BLD, shift_1, scale_1)
-    out_BLD = self.drop_path(self.mixer(y_BLD, schedule, cache))
-    x_BLD, y_BLD = residual_norm(self.norm, x_BLD, out_BLD, gate_1, shift_2, scale_2)
-    return x_BLD + gate_2 * self.drop_path(self.mlp(y_BLD))
-
-
-def cross_attention_block(
-    self: CrossAttentionBlock,
-    x_BLE: Tensor,
-    time_BKE: Tensor,
-    state: tuple[Tensor, tuple[Tensor, Tensor]],
-    schedule: ScaleSchedule,
-) -> Tensor:
-    """`CrossAttentionBlock.forward`."""
-    cond_BLE, keys = state
-    gate, scale, shift = spread(self.attention_modulation(nn.functional.silu(time_BKE)), schedule).chunk(3, dim=-1)
-    x_BLE = x_BLE + gate * self.attention(modulated_norm(self.norm, x_BLE, shift, scale), schedule)
-    x_BLE = x_BLE + self.cross_attention(self.query_norm(x_BLE), keys, schedule)
-    both_BLE = nn.functional.silu(spread(time_BKE, schedule) + cond_BLE)
-    gate, scale, shift = self.mlp_modulation(both_BLE).chunk(3, dim=-1)
-    return x_BLE + gate * self.mlp(modulated_norm(self.norm, x_BLE, shift, scale))
-
-
-def modulated_norm(norm: Norm, x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(x) (1 + scale) + shift, in the dtype of the matrix product that follows.
-
-    Args:
-        norm: Without a weight.
-        x_BLD: The residual stream.
-        shift: Of adaLN.
-        scale: Of adaLN.
-    """
-    return _ModulatedNorm.apply(x_BLD, shift, scale, norm.eps, isinstance(norm, nn.LayerNorm), _product_dtype(x_BLD))
-
-
-def residual_norm(
-    norm: Norm, x_BLD: Tensor, out_BLD: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The residual sum x + gate out, and its `modulated_norm`. The sum is not kept for the backward pass.
-
-    Returns:
-        The sum, of the dtype that x + gate out has, and its norm, of that of the matrix product that follows.
-    """
-    centred = isinstance(norm, nn.LayerNorm)
-    return _ResidualNorm.apply(x_BLD, out_BLD, gate, shift, scale, norm.eps, centred, _product_dtype(x_BLD))
+def ada_ln(self: AdaLN, x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`AdaLN.forward`, in the dtype of the matrix product that follows."""
+    if type(self.norm) not in (nn.RMSNorm, nn.LayerNorm) or self.norm.elementwise_affine:
+        return AdaLN.forward(self, x_BLD, shift, scale)
+    centred = isinstance(self.norm, nn.LayerNorm)
+    return _AdaLN.apply(x_BLD, shift, scale, self.norm.eps, centred, _product_dtype(x_BLD))
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -80,7 +32,7 @@ def _sum_like(x: Tensor, like: Tensor) -> Tensor:
     return x.sum(1, keepdim=True) if like.shape[1] == 1 else x
 
 
-class _ModulatedNorm(torch.autograd.Function):
+class _AdaLN(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, x_BLD: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool, dtype: torch.dtype
@@ -102,47 +54,6 @@ class _ModulatedNorm(torch.autograd.Function):
                 dy_BLD[rows], x_BLD[rows], *(part[rows] for part in (*parameters, *grads)), ctx.eps, ctx.centred
             )
         return dx_BLD, *grads, None, None, None
-
-
-class _ResidualNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        x_BLD: Tensor,
-        out_BLD: Tensor,
-        gate: Tensor,
-        shift: Tensor,
-        scale: Tensor,
-        eps: float,
-        centred: bool,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
-        dtype_of_sum = torch.promote_types(torch.result_type(x_BLD, out_BLD), gate.dtype)
-        sum_BLD = torch.empty(x_BLD.shape, dtype=dtype_of_sum)
-        y_BLD = torch.empty(x_BLD.shape, dtype=dtype)
-        for rows in pieces(x_BLD):
-            torch.add(x_BLD[rows], gate[rows] * out_BLD[rows], out=sum_BLD[rows])
-            y_BLD[rows] = _modulate(sum_BLD[rows], shift[rows], scale[rows], eps, centred)
-        ctx.save_for_backward(x_BLD, out_BLD, gate, shift, scale)
-        ctx.eps, ctx.centred = eps, centred
-        return sum_BLD, y_BLD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, dsum_BLD: Tensor, dy_BLD: Tensor) -> tuple[Tensor | None, ...]:
-        x_BLD, out_BLD, gate, *parameters = ctx.saved_tensors
-        dx_BLD, dout_BLD, dgate = (torch.empty_like(part) for part in (x_BLD, out_BLD, gate))
-        grads = [torch.empty_like(parameter) for parameter in parameters]
-        for rows in pieces(x_BLD):
-            total = x_BLD[rows] + gate[rows] * out_BLD[rows]
-            grad = _modulate_backward(
-                dy_BLD[rows], total, *(part[rows] for part in (*parameters, *grads)), ctx.eps, ctx.centred
-            )
-            grad = dsum_BLD[rows] + grad
-            dx_BLD[rows] = grad
-            dgate[rows] = _sum_like(grad * out_BLD[rows], gate)
-            torch.mul(grad, gate[rows], out=dout_BLD[rows])
-        return dx_BLD, dout_BLD, dgate, *grads, None, None, None
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, centred: bool) -> Tensor:

@@ -8,6 +8,11 @@ from pathlib import Path
 import torch
 
 
+def best_device() -> torch.device:
+    """The accelerator, if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def describe(device: torch.device) -> str:
     """The device and what PyTorch makes of it, as it stands beside numbers: "AMD EPYC, AVX512, 2 threads"."""
     if device.type == "cuda":

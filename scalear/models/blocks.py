@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scalear.models.attention import Rotary, RotaryAttention
 from scalear.models.layers import DropPath, GatedMlp, require_heads, zero_linear
-from scalear.models.norms import modulate, rms_norm
+from scalear.models.norms import AdaLN, rms_norm
 from scalear.scales import ScaleSchedule
 
 
@@ -51,7 +51,7 @@ class AdaLNBlock(nn.Module):
         self, norm: nn.Module, mixer: nn.Module, mlp: nn.Module, modulation: nn.Module, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.norm = norm
+        self.adaln = AdaLN(norm)
         self.mixer = mixer
         self.mlp = mlp
         self.modulation = modulation
@@ -60,10 +60,8 @@ class AdaLNBlock(nn.Module):
     def forward(self, x_BLD: Tensor, cond: Tensor, schedule: ScaleSchedule, cache: object | None = None) -> Tensor:
         """`cond` is the activated condition, (B, 1, cond_dim) or (B, L, cond_dim)."""
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = self.modulation(cond).chunk(6, dim=-1)
-        y_BLD = modulate(self.norm(x_BLD), shift_1, scale_1)
-        x_BLD = x_BLD + gate_1 * self.drop_path(self.mixer(y_BLD, schedule, cache))
-        y_BLD = modulate(self.norm(x_BLD), shift_2, scale_2)
-        return x_BLD + gate_2 * self.drop_path(self.mlp(y_BLD))
+        x_BLD = x_BLD + gate_1 * self.drop_path(self.mixer(self.adaln(x_BLD, shift_1, scale_1), schedule, cache))
+        return x_BLD + gate_2 * self.drop_path(self.mlp(self.adaln(x_BLD, shift_2, scale_2)))
 
     def make_cache(self, num_tokens: int) -> object:
         """A place for what the mixer must know of `num_tokens` tokens."""

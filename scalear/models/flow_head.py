@@ -25,7 +25,7 @@ class FlowHead(Head):
         content: Of a scale: latents.
         cond_dim: D, width of the semantics.
         schedule: The scales of the model.
-        network: Class of the velocity network; called with (C, D, schedule).
+        network: Class of the velocity network, any with `prepare` and `forward`; called with (C, D, schedule).
         time_sampling: Distribution of training times: `uniform` (paper), or `logit_normal` as in `scalear.flow`.
 
     Raises:

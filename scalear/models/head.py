@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scalear.draws import Draws
 from scalear.guidance import Guidance
+from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 
 
@@ -21,7 +22,7 @@ class Head(nn.Module, ABC):
         sampling_type: Class of the settings that `sample` takes.
     """
 
-    sampling_type: type
+    sampling_type: type[Sampling]
 
     @abstractmethod
     def loss(
@@ -41,7 +42,7 @@ class Head(nn.Module, ABC):
         k: int,
         schedule: ScaleSchedule,
         draws: Draws,
-        sampling: object,
+        sampling: Sampling,
         guidance: Guidance,
     ) -> Tensor:
         """Content of scale k.

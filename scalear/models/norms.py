@@ -13,6 +13,21 @@ def modulate(x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x_BLD * (1 + scale) + shift
 
 
+class AdaLN(nn.Module):
+    """A norm whose result is shifted and scaled, for the matrix product that follows.
+
+    Args:
+        norm: Without a weight.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x_BLD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return modulate(self.norm(x_BLD), shift, scale)
+
+
 def rms_norm(dim: int, affine: bool) -> nn.RMSNorm:
     """RMS norm with the official epsilon; only norms outside blocks carry a weight."""
     return nn.RMSNorm(dim, eps=1e-6, elementwise_affine=affine)

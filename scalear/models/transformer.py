@@ -84,8 +84,13 @@ class ScaleTransformer(nn.Module):
         places = (Place(layer, sum(depths), self.schedule) for layer in range(sum(depths)))
         self.stacks = nn.ModuleList([nn.ModuleList([block(dim, next(places)) for _ in range(n)]) for n in depths])
         self.norms = nn.ModuleList([norm(dim) for _ in depths])
-        shares = any(block.shares_modulation for stack in self.stacks for block in stack)
+        shares = any(block.shares_modulation for block in self.blocks)
         self.shared_modulation = normal_linear(dim, 6 * dim, var_std(dim)) if shares else nn.Identity()
+
+    @property
+    def blocks(self) -> list[AdaLNBlock]:
+        """Those of all stacks, in order."""
+        return [block for stack in self.stacks for block in stack]
 
     def check(self, schedule: ScaleSchedule) -> None:
         """Refuse a schedule that the positions do not serve.
@@ -124,8 +129,7 @@ class ScaleTransformer(nn.Module):
 
     def make_cache(self, schedule: ScaleSchedule) -> Cache:
         """A place for all scales of a schedule."""
-        blocks = (block for stack in self.stacks for block in stack)
-        return Cache(schedule, [block.make_cache(schedule.num_tokens) for block in blocks])
+        return Cache(schedule, [block.make_cache(schedule.num_tokens) for block in self.blocks])
 
     def _run(
         self, x_BLD: Tensor, cond_BD: Tensor, schedule: ScaleSchedule, first: int, last: int, cache: Cache | None

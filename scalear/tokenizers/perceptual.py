@@ -88,7 +88,7 @@ class LPIPS(PerceptualDistance):
         if not Path(self.backbone).is_file():
             raise ValueError(
                 f"no VGG-16 weights for LPIPS at {self.backbone}: get vgg16-397923af.pth from "
-                "https://download.pytorch.org/models/ and set perceptual.backbone to its path, or remove `perceptual`"
+                "https://download.pytorch.org/models/ and set `backbone` to its path, or leave LPIPS out"
             )
         try:
             state = torch.load(self.backbone, map_location="cpu", weights_only=True)

@@ -101,7 +101,8 @@ def identity(path: str | Path | None) -> str:
         return "none"
     found = _metadata(Path(path))
     if _SAVED_AT in found:
-        return f"step {found['global_step']}, saved at {found[_SAVED_AT]}"
+        average = ", averaged" if "current_model_state" in found else ""  # see EMA
+        return f"step {found['global_step']}, saved at {found[_SAVED_AT]}{average}"
     stat = Path(path).stat()
     return f"{Path(path).name}, {stat.st_size} bytes, of {stat.st_mtime}"
 

@@ -1,5 +1,6 @@
 """What a run's folder holds already survives: nothing in it is replaced unasked."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,22 +8,19 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from scalear.training.generator.sample_store import Origin, sample_origins
 from scalear.training.interruption import checkpoint_folder
 from scalear.training.named_checkpoints import REQUEUED, checkpoints_of, identity
 from scalear.yaml_files import parse_yaml
 
 _REMEDY = "choose another --trainer.default_root_dir, or replace {} with --force"
 _IDENTITY = "weights: "
-# Results, and the stages that write them.
-_RESULTS = {
-    "samples.npz": ("test", "predict"),
-    "grid.png": ("test", "predict"),
-    "metrics.json": ("test",),
-    "scales.png": ("test",),
-}
+# Results of `test`, beside its record.
+_MEASURED = ("metrics.json", "scales.png")
 # Settings that change speed, memory and training alone.
-_WITHOUT_INFLUENCE = ("model.optimizer", "model.fast", "model.compile", "model.samples.batch_size", "data.batch_size")
-_WITHOUT_INFLUENCE += ("data.eval_batch_size", "data.global_batch", "data.num_workers", "data.cache_dir", "data.seed")
+_WITHOUT_INFLUENCE = ("model.optimizer", "model.fast", "model.compile", "model.samples.batch_size")
+_WITHOUT_INFLUENCE += ("model.samples.part", "data.batch_size", "data.eval_batch_size", "data.global_batch")
+_WITHOUT_INFLUENCE += ("data.num_workers", "data.cache_dir", "data.seed")
 _ON_NUMBERS_ALONE = ("model.report", "data")
 
 
@@ -62,16 +60,27 @@ def check_results(stage: str, folder: str | Path, config: dict[str, Any], weight
     Raises:
         ValueError: There are such results; names what differs.
     """
-    for name, stages in _RESULTS.items():
-        path = Path(folder, name)
-        if stage not in stages or not path.exists():
-            continue
-        records = [record for record in (Path(folder, f"{other}.yaml") for other in stages) if record.exists()]
-        ignored = _WITHOUT_INFLUENCE + (() if name == "metrics.json" else _ON_NUMBERS_ALONE)
-        differing = [different for record in records for different in _differences(record, config, weights, ignored)]
-        if differing or not records:
-            why = f"of other settings ({'; '.join(differing[:3])})" if differing else "whose settings are not recorded"
-            raise ValueError(f"{path} is there, {why}: {_REMEDY.format('it')}")
+    for path, there in sample_origins(folder).items():
+        _refuse_others(path, there, sample_origin(config, weights))
+    for path in (Path(folder, name) for name in _MEASURED):
+        if stage == "test" and path.exists():
+            record = Path(folder, "test.yaml")
+            here = _without(_origin(config, identity(weights)), _WITHOUT_INFLUENCE)
+            _refuse_others(path, _recorded(record) if record.exists() else None, here)
+
+
+def sample_origin(config: dict[str, Any], weights: str | Path | None) -> Origin:
+    """What samples follow from.
+
+    Args:
+        config: Resolved.
+        weights: File that holds the weights.
+    """
+    origin = _without(_origin(config, identity(weights)), _WITHOUT_INFLUENCE + _ON_NUMBERS_ALONE)
+    labels = origin.get("model.samples.label_file")
+    if labels is not None and Path(labels).is_file():
+        origin["labels"] = hashlib.sha256(Path(labels).read_bytes()).hexdigest()
+    return origin
 
 
 def record_line(weights: str | Path | None) -> str:
@@ -79,23 +88,36 @@ def record_line(weights: str | Path | None) -> str:
     return f"{_IDENTITY}{identity(weights)}"
 
 
-def _differences(
-    record: Path, config: dict[str, Any], weights: str | Path | None, ignored: tuple[str, ...]
-) -> Iterator[str]:
+def _refuse_others(path: Path, there: Origin | None, here: Origin) -> None:
+    if there == here:
+        return
+    why = "whose settings are not recorded"
+    if there is not None:
+        differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+        values = [f"{name} {there.get(name)} there, {here.get(name)} here" for name in differing[:3]]
+        why = f"of other settings ({'; '.join(values)})"
+    raise ValueError(f"{path} is there, {why}: {_REMEDY.format('it')}")
+
+
+def _recorded(record: Path) -> Origin:
     text = record.read_text()
-    line = next((line[2:] for line in text.splitlines() if line.startswith(f"# {_IDENTITY}")), None)
-    if line != record_line(weights):
-        yield f"{(line or 'unknown weights').removeprefix(_IDENTITY)} there, {identity(weights)} here"
-    there, here = _settings(parse_yaml(text)), _settings(config)
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name) and not any(f"{name}.".startswith(f"{part}.") for part in ignored):
-            yield f"{name} {there.get(name)} there, {here.get(name)} here"
+    prefix = f"# {_IDENTITY}"
+    line = next((line for line in text.splitlines() if line.startswith(prefix)), "unknown")
+    return _without(_origin(parse_yaml(text), line.removeprefix(prefix)), _WITHOUT_INFLUENCE)
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
+def _origin(config: dict[str, Any], weights: str) -> Origin:
     """What results follow from, by dotted names."""
     parts = {name: config.get(name) for name in ("model", "data")}
-    return dict(_flat(parts)) | {"trainer.precision": str(config.get("trainer", {}).get("precision"))}
+    precision = str(config.get("trainer", {}).get("precision"))
+    settings = dict(_flat(parts)) | {"trainer.precision": precision, "weights": weights}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _without(origin: Origin, names: tuple[str, ...]) -> Origin:
+    return {
+        name: value for name, value in origin.items() if not any(f"{name}.".startswith(f"{part}.") for part in names)
+    }
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

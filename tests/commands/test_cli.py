@@ -1,6 +1,7 @@
 """One experiment per model through the commands that a user types, and what is said when they cannot work."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def test_a_tokenizer_run_leaves_weights_latents_and_numbers(experiment):
     assert index["kind"] == "latents" and index["latents"]["moments_shape"] == [8, 4, 4]
     assert run("data", "verify", experiment.latents, "--num_workers=0") == 0
     assert run("test", *experiment.tokenizer(), f"--ckpt_path={experiment.checkpoint('kl')}") == 0
-    measured = {"val/rfid", "val/psnr", "val/ssim"}
-    assert json.loads((folder / "metrics.json").read_text()).keys() == measured | {"trainer_precision", "machine"}
+    measured = {"val/rfid", "val/psnr", "val/ssim", "line", "trainer_precision", "machine"}
+    assert json.loads((folder / "metrics.json").read_text()).keys() == measured
 
 
 def test_a_resumed_fit_equals_the_uninterrupted_one(experiment):
@@ -51,8 +52,10 @@ def test_test_measures_the_samples_that_predict_would_write(experiment):
     args = (*experiment.generator("tested"), f"--ckpt_path={experiment.checkpoint('flowar')}")
     assert run("test", *args) == 0
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert {"fid", "fid_floor", "precision", "recall", "accuracy", "num_samples", "extractor"} <= metrics.keys()
-    assert metrics["num_samples"] == 12 and "classifier.safetensors" in metrics["extractor"]
+    assert {"fid", "precision", "recall", "accuracy", "cautions"} <= metrics.keys()
+    assert metrics["protocol"]["samples"]["images"] == 12
+    assert re.match(r"FID-12 [\d.]+, IS .*\(ImageClassifier \(\w{8}\), ref all of .* val, cfg 4.5, ", metrics["line"])
+    assert "seed 0, sampled in 32-true, measured in float32 on " in metrics["line"] and "EMA" in metrics["line"]
     tested, predicted = load_samples(folder / "samples.npz"), predict(experiment, "predicted")
     assert all(np.array_equal(one, other) for one, other in zip(tested, predicted, strict=True))
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from importlib import import_module
 from typing import NoReturn
 
@@ -47,17 +48,23 @@ SHOWN = [
 
 def test_commands_are_found():
     names = {param.values[0][0] for param in SHOWN}
-    assert {"fit", "test", "predict", "export", "convert", "data", "edit"} <= names and len(SHOWN) > 30
+    assert names >= {"fit", "test", "predict", "evaluate", "stats", "export", "convert", "data", "edit"}
+    assert len(SHOWN) > 30
 
 
 @pytest.fixture(autouse=True)
-def own_class(monkeypatch, tmp_path) -> None:
-    """The page that tells how to write a source of images names it."""
+def own_classes(monkeypatch, tmp_path) -> None:
+    """The page that tells how to write parts names them."""
     (tmp_path / "array_file.py").write_text(
         "from scalear.data.sources import FashionMNIST\n\n\nclass ArrayFile(FashionMNIST):\n"
         "    def __init__(self, path: str, num_val: int = 0) -> None: ...\n"
     )
+    (tmp_path / "mean_distance.py").write_text(
+        "from scalear.evaluation.kid import KernelDistance\n\n\nclass MeanDistance(KernelDistance): ...\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("array_file", "mean_distance"):  # not those of other tests, nor theirs these
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 @pytest.mark.parametrize("line", SHOWN)
@@ -77,7 +84,7 @@ def test_its_options_exist(line, monkeypatch):
 
     monkeypatch.setattr(ScalearCLI, "before_instantiate_classes", stop)
     monkeypatch.setattr(PartsOnly, "instantiate_classes", stop)
-    if name in ("data", "convert", "demo"):
+    if name in ("data", "convert", "demo", "evaluate", "stats"):
         monkeypatch.setattr(AsTyped, "parse_args", parse_and_stop)
     with pytest.raises(_ParsedError):
         if name == "benchmark" and line[1] != "solver":

@@ -13,6 +13,7 @@ from cli_fixtures import ROOT, Experiment, run
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from scalear.commands.run_trainer import trainer_arguments
+from scalear.evaluation.images import load_samples, save_samples
 from scalear.tensor_files import read_tensors
 from scalear.training.checkpoints import AtomicCheckpointIO
 
@@ -81,9 +82,15 @@ def test_results_of_other_settings_or_weights_are_not_replaced_unasked(experimen
     capsys.readouterr()
     assert run("predict", *typed, "--model.guidance.weight=2") == 2
     assert "step 4, saved at" in capsys.readouterr().err
-    (finished / "predict.yaml").unlink(), (finished / "test.yaml").unlink()
+    save_samples(finished / "samples.npz", *load_samples(finished / "samples.npz"))  # as another program would
     assert run("predict", *typed) == 2
-    assert "whose settings are not recorded" in capsys.readouterr().err
+    assert "samples.npz is there, whose settings are not recorded" in capsys.readouterr().err
+    (finished / "samples.npz").unlink(), (finished / "test.yaml").unlink()
+    assert run("predict", *typed) == 2
+    assert "grid.png is there, whose settings are not recorded" in capsys.readouterr().err
+    (finished / "grid.png").unlink()
+    assert run("test", *typed) == 2
+    assert "metrics.json is there, whose settings are not recorded" in capsys.readouterr().err
 
 
 def test_checkpoints_have_names(experiment: Experiment, tmp_path, capsys):
@@ -257,7 +264,7 @@ def test_one_batch_is_one_batch(experiment: Experiment, tmp_path):
     [
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be at least 1, got 0"),
         (["--trainer.devices=abc", "--trainer.accelerator=cpu"], "should be an int > 0"),
-        (["--trainer.logger=5"], "trainer.logger: Expected"),
+        (["--trainer.logger=5"], "trainer.logger: there is no class 5: name one of"),
     ],
 )
 def test_typeerrors_of_settings_end_in_one_message(experiment: Experiment, tmp_path, typed, message, capsys):

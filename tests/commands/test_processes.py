@@ -17,8 +17,6 @@ from code_fixtures import prepare_flexvar
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scalear.evaluation.images import load_samples
-
 TWO_RANKS = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
@@ -125,16 +123,6 @@ def test_two_ranks_train_one_codebook(experiment: Experiment, kind: str):
     one, two = (load_file(experiment.root / f"{kind}-{ranks}" / "tokenizer.safetensors") for ranks in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-3)
-
-
-def test_two_ranks_sample_as_one(experiment: Experiment):
-    checkpoint = f"--ckpt_path={experiment.checkpoint('flowar')}"
-    process = start("predict", *experiment.generator("sampled-by-two"), checkpoint, *TWO_RANKS)
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert run("predict", *experiment.generator("sampled-by-one"), checkpoint) == 0
-    by_one, by_two = (load_samples(experiment.root / f"sampled-by-{ranks}" / "samples.npz") for ranks in ("one", "two"))
-    assert all(np.array_equal(one, two) for one, two in zip(by_one, by_two, strict=True))
 
 
 def test_two_ranks_cache_latents_as_one(experiment: Experiment):

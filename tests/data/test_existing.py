@@ -142,6 +142,7 @@ def test_a_wids_list_says_which_shards_and_in_which_order(tmp_path, where, url):
     (tmp_path / "mine.json").write_text(json.dumps(content))
     made = index_here(tmp_path / "mine.json" if where == "file" else tmp_path)
     assert [shard.name for shard in made.shards("train")] == names
+    verify(str(tmp_path), num_workers=0)  # the others are not its affair
 
 
 def test_a_wids_list_of_splits_and_a_wrong_count(tmp_path):
@@ -157,6 +158,47 @@ def test_a_wids_list_of_splits_and_a_wrong_count(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps({"wids_version": 1, "datasets": parts}))
     with pytest.raises(ValueError, match=r"shards/train\.tar holds 1 images, its list says 5"):
         index_here(tmp_path)
+
+
+MALFORMED = {
+    "no url": {"shardlist": [{"nsamples": 1}]},
+    "no records": {"shardlist": ["a.tar"]},
+    "no list": {"shardlist": 5},
+    "a text": {"splits": {"train": {"filenames": "a.tar"}}},
+    "lengths": {"splits": {"train": {"filenames": ["a.tar", "b.tar"], "shard_lengths": [1]}}},
+}
+
+
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_list_is_named(tmp_path, content):
+    write_tar(tmp_path / "a.tar", [("x_1.jpg", jpeg(0))])
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"list\.json looks like a list of shards, but .*move it away"):
+        index_here(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"datasets": "x"}', '{"splits": ["train"]}', '{"splits": {"train": 5}}']
+)
+def test_other_json_is_no_list(tmp_path, content):
+    write_tar(tmp_path / "a.tar", [("x_1.jpg", jpeg(0))])
+    (tmp_path / "about.json").write_text(content)
+    assert index_here(tmp_path).num_samples("train") == 1
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(ValueError, match=r"about\.json holds no shards that a list"):
+        index_here(tmp_path / "about.json")
+    with pytest.raises(ValueError, match=r"a\.tar is a shard: give its folder"):
+        index_here(tmp_path / "a.tar")
+
+
+def test_lists_must_agree(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x_1.jpg", jpeg(0)), ("README.md", b"")])
+    for split in ("train", "val"):
+        shards = [{"url": "a.tar", "nsamples": 2}]
+        (tmp_path / f"{split}.json").write_text(json.dumps({"wids_version": 1, "shardlist": shards}))
+    with pytest.raises(ValueError, match=r"a\.tar is listed for train and for val: give the list"):
+        index_here(tmp_path)
+    assert index_here(tmp_path / "val.json").num_samples("val") == 1
 
 
 @pytest.mark.parametrize(
@@ -259,6 +301,78 @@ def test_labels_that_are_missing_or_mixed_are_refused(tmp_path):
         index_here(tmp_path / "below", label="txt")
 
 
+def test_a_split_without_labels_is_left_out(tmp_path, capsys):
+    ids = ("n01440764", "n01443537")
+    write_tar(tmp_path / "train_images_0.tar.gz", [(f"{ids[n % 2]}_{n}_{ids[n % 2]}.JPEG", jpeg(n)) for n in range(4)])
+    write_tar(tmp_path / "val_images.tar.gz", [(f"ILSVRC2012_val_{n}_{ids[n]}.JPEG", jpeg(n)) for n in range(2)])
+    write_tar(tmp_path / "test_images.tar.gz", [(f"ILSVRC2012_test_{n}.JPEG", jpeg(n)) for n in range(2)])
+    made = index_here(tmp_path)
+    assert made.class_names == list(ids) and list(made.splits) == ["train", "val"]
+    assert "left out: the split test, which has no label at key" in capsys.readouterr().out
+    assert labels_of(tmp_path, "val") == list(ids)
+    verify(str(tmp_path), num_workers=0)
+    (tmp_path / "index.json").unlink()
+    assert list(index_here(tmp_path, label="none").splits) == ["test", "train", "val"]
+
+
+def test_labels_of_a_part_are_no_labels(tmp_path):
+    members = [(f"{n}.jpg", jpeg(n)) for n in range(2)]
+    write_tar(tmp_path / "json" / "x.tar", [*members, ("0.json", b'{"label": 1}'), ("1.json", b"{}")])
+    with pytest.raises(ValueError, match=r"1 of 2 samples have no label at json\.label"):
+        index_here(tmp_path / "json")
+    write_tar(tmp_path / "key" / "x.tar", [("n01440764_1.jpg", jpeg(0)), ("photo.jpg", jpeg(1))])
+    with pytest.raises(ValueError, match="1 of 2 samples have no label at key"):
+        index_here(tmp_path / "key")
+    write_tar(tmp_path / "train" / "train.tar", members)
+    write_tar(tmp_path / "train" / "val.tar", [*members, ("0.cls", b"0"), ("1.cls", b"1")])
+    with pytest.raises(ValueError, match="2 of 4 samples have no label at cls"):
+        index_here(tmp_path / "train")
+
+
+def test_the_image_is_the_one_with_the_plain_name(tmp_path, capsys):
+    members = [
+        ("a.jpg", jpeg(0)),
+        ("a.seg.png", jpeg(1)),
+        ("b.JPG", jpeg(2)),
+        ("b.png", jpeg(3)),
+        ("c.thumb.jpg", jpeg(4)),
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    made = index_here(tmp_path)
+    assert "left out: 1 samples without one image, such as b of x.tar" in capsys.readouterr().out
+    reader = ShardReader(str(tmp_path), made, "train", 1)
+    assert [reader[n].key for n in range(len(reader))] == ["a", "c"]
+    assert np.array_equal(reader[0].image, expected(0)) and np.array_equal(reader[1].image, expected(4))
+    verify(str(tmp_path), num_workers=0)
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "TIFF", "PPM", "WEBP"])
+def test_images_may_be_of_any_format(tmp_path, format):
+    with io.BytesIO() as stream:
+        picture(1).save(stream, format)
+        content = stream.getvalue()
+    write_tar(tmp_path / "x.tar", [(f"a.{format.lower()}", content)])
+    reader = ShardReader(str(tmp_path), index_here(tmp_path), "train", 1)
+    image = center_crop(standardise(Image.open(io.BytesIO(content)), 3), 16)
+    assert np.array_equal(reader[0].image, np.asarray(image))
+
+
+@pytest.mark.parametrize("name", ["train (1).tar", "\u00e9t\u00e9/images & more.tar", "a'b;c.tar"])
+def test_shards_may_have_any_name(tmp_path, name):
+    write_tar(tmp_path / name, [("n01440764_\u00e9.jpg", jpeg(0))])
+    made = index_here(tmp_path)
+    assert [shard.name for shard in made.shards("train")] == [name]
+    assert ShardReader(str(tmp_path), made, "train", 1)[0].key == "n01440764_\u00e9"
+    verify(str(tmp_path), num_workers=0)
+
+
+def test_grey_shards_stay_grey(tmp_path):
+    write_tar(tmp_path / "x.tar", [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1))])
+    index_here(tmp_path, image_channels=1)
+    assert pack_here(Shards(str(tmp_path)), tmp_path / "out").image_channels == 1
+    assert pack_here(Shards(str(tmp_path)), tmp_path / "rgb", image_channels=3).image_channels == 3
+
+
 def test_names_of_classes_may_be_given(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("cat\ndog\nbird\n")
@@ -271,6 +385,10 @@ def test_names_of_classes_may_be_given(tmp_path):
     names.write_text("cat\n")
     with pytest.raises(ValueError, match="does not name the class 'bird'"):
         index_here(tmp_path / "words", class_names=str(names))
+    with pytest.raises(ValueError, match="no sample has a label for which .*names.txt has a name"):
+        index_here(tmp_path / "words", class_names=str(names), label="none")
+    with pytest.raises(ValueError, match="nowhere.txt is no text file"):
+        index_here(tmp_path / "words", class_names=str(tmp_path / "nowhere.txt"))
 
 
 def test_what_is_not_there_is_said(tmp_path, capsys):

@@ -68,6 +68,8 @@ def edited(**changes):
         (edited(splits={"train": [{"name": "pipe:rm x", "num_samples": 1, "sha256": ""}]}), "plain URL"),
         (edited(splits={"train": [{"name": "http://x/';rm x'", "num_samples": 1, "sha256": ""}]}), "plain URL"),
         (edited(splits={"train": [{"name": "../a.tar", "num_samples": 1, "sha256": ""}]}), "plain URL"),
+        (edited(splits={"train": [{"name": "a\n.tar", "num_samples": 1, "sha256": ""}]}), "plain URL"),
+        (edited(splits={"train": [{"name": "http://x/a b.tar", "num_samples": 1, "sha256": ""}]}), "plain URL"),
         (edited(splits={"train": [{"name": "/a.tar", "num_samples": 1, "sha256": ""}]}), "plain URL"),
     ],
 )

@@ -175,7 +175,7 @@ def test_wrong_counts(images, capsys):
             image_members(0, 0) | {"png": flipped(image_members(0, 0)["png"], 60)},
             "sample bad: OSError: broken data stream",
         ),
-        (image_members(0, 0) | {"png": b"GIF89a"}, "sample bad: UnidentifiedImageError"),
+        (image_members(0, 0) | {"png": b"GIF89a"}, "sample bad: it is no image: 6 bytes"),
     ],
 )
 def test_bad_samples_are_named(tmp_path, capsys, members, message):

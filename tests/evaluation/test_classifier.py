@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from scalear.evaluation.classifier import ImageClassifier, classifier_record, load_classifier, save_classifier
-from scalear.evaluation.evaluate import extract
-from scalear.evaluation.features import ClassifierFeatures
-from scalear.evaluation.fid import frechet_distance
+from scalear.evaluation.evaluate import evaluate_samples
+from scalear.evaluation.extractors import ClassifierFeatures
+from scalear.evaluation.feature_set import Needs, extract
+from scalear.evaluation.fid import FrechetDistance
 from scalear.evaluation.image_set import ArraySet, ShardSet
-from scalear.evaluation.precision_recall import precision_recall
-from scalear.evaluation.variety import class_variety
+from scalear.evaluation.labels import ClassVariety
+from scalear.evaluation.manifold import ManifoldMetrics
+from scalear.evaluation.side import Side
 
 EMBEDDED = Path(__file__).parents[2] / "data" / "fashion-mnist"
 
@@ -21,8 +23,8 @@ def extractor():
 
 
 def test_shipped_classifier_knows_the_embedded_validation_images(extractor):
-    features, label = extract(extractor, ShardSet(EMBEDDED, "val"))
-    right = (extractor.predict(features) == label).float().mean().item()
+    seen = extract(extractor, ShardSet(EMBEDDED, "val"), Needs(points=frozenset({"logits"})))
+    right = (seen.points["logits"].argmax(dim=1) == seen.labels).float().mean().item()
     assert right > 0.91
     record = classifier_record(extractor.weights)
     assert record["val_accuracy"] > 0.91 and len(record["class_names"]) == 10 and record["optimizer"]["lr"] > 0
@@ -33,13 +35,12 @@ def test_real_images_are_near_and_damaged_ones_far(extractor):
     val, train = (ShardSet(EMBEDDED, split, 1000).load() for split in ("val", "train"))
     noise = 25.5 * np.random.default_rng(0).standard_normal(train.images.shape)
     noisy = (train.images + noise).round().clip(0, 255).astype(np.uint8)
-    (real, real_label), (other, other_label) = extract(extractor, val), extract(extractor, train)
-    floor = frechet_distance(real, other)
-    assert floor < 0.05 * frechet_distance(real, extract(extractor, ArraySet(noisy, train.labels, "noisy"))[0])
-
-    assert min(precision_recall(real, other)) > 0.8
-    ratio = class_variety(real, real_label, other, other_label, num_classes=10)
-    assert 0.8 < ratio.min() <= ratio.max() < 1.25
+    metrics = [FrechetDistance(), ManifoldMetrics(), ClassVariety()]
+    near = evaluate_samples(Side.of(train), Side.of(val), extractor, metrics)
+    far = evaluate_samples(Side.of(ArraySet(noisy, train.labels, "noisy")), Side.of(val), extractor, metrics)
+    assert near["fid"] < 0.05 * far["fid"]
+    assert min(near["precision"], near["recall"]) > 0.8
+    assert 0.8 < near["variety_min"] < 1.25
 
 
 def test_weights_and_architecture_survive_the_file(tmp_path):

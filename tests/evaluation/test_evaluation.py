@@ -1,51 +1,41 @@
-import io
-import math
-import tracemalloc
+"""What is measured of which sides, and what the numbers do not depend on."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from scalear.data.index import DatasetIndex
-from scalear.data.shards import ShardFile
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
-from scalear.evaluation.evaluate import evaluate_samples, summary
-from scalear.evaluation.features import ClassifierFeatures
-from scalear.evaluation.image_set import ArraySet, SampleSet, ShardSet
-from scalear.evaluation.images import save_samples
-from scalear.evaluation.precision_recall import precision_recall
-from scalear.evaluation.variety import class_variety
+from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, needs_of, score
+from scalear.evaluation.extractors import FASHION_WEIGHTS, ClassifierFeatures, InceptionFeatures
+from scalear.evaluation.feature_set import FeatureSet, Needs, extract
+from scalear.evaluation.image_set import ArraySet, ShardSet
+from scalear.evaluation.labels import class_variety
+from scalear.evaluation.side import Side
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_precision_and_recall_of_sets_with_a_known_answer():
-    line = torch.arange(10.0)[:, None]
-    # Half of the line, twice as dense: all of it is real, and its last ball, around 4.5, ends at 5.
-    dense = torch.arange(0, 5, 0.5)[:, None]
-    assert precision_recall(line, dense, k=1) == (1.0, pytest.approx(0.6))
-    # Two of four fakes lie far away; the distant pair's balls reach no real.
-    fake = torch.tensor([[0.0], [1.0], [100.0], [100.5]])
-    assert precision_recall(line, fake, k=1) == (0.5, pytest.approx(0.3))
-    assert precision_recall(line, line + 1000, k=3) == (0.0, 0.0)
-    assert precision_recall(line, line, k=3) == (1.0, 1.0)
+def image_set(count, seed, name, labelled=True):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 80, (count, 16, 16, 1)) + 60 * labels[:, None, None, None]
+    return ArraySet(images.astype(np.uint8), labels if labelled else np.full(count, -1), name)
 
 
-def test_precision_and_recall_equal_a_loop_for_any_block_size():
-    real, fake = torch.randn(40, 3) + 50, 0.8 * torch.randn(30, 3) + 50.5
-
-    def covered(points, manifold, k=3):
-        radius = [sorted(math.dist(a, b) for b in manifold.tolist())[k] for a in manifold.tolist()]
-        hit = [any(math.dist(p, m) <= r for m, r in zip(manifold.tolist(), radius)) for p in points.tolist()]  # noqa: B905
-        return sum(hit) / len(hit)
-
-    expected = covered(fake, real), covered(real, fake)
-    for block_size in (1, 7, 1024):
-        assert precision_recall(real, fake, block_size=block_size) == pytest.approx(expected)
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "classifier.safetensors"
+    save_classifier(path, ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
+    return ClassifierFeatures(str(path), num_features=8)
 
 
-def test_precision_and_recall_need_enough_images():
-    with pytest.raises(ValueError, match="more than 3 images, got 2"):
-        precision_recall(torch.randn(10, 2), torch.randn(2, 2))
+def chosen(extractor, real, fake, asked=None):
+    return choose_metrics(default_metrics(), extractor, real, fake, asked)
 
 
 def test_variety_per_class():
@@ -58,73 +48,119 @@ def test_variety_per_class():
         class_variety(real, label, shrunk[:1], torch.tensor([3]), num_classes=3)
 
 
-def image_set(count, seed, name, classes=3):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % classes
-    images = rng.integers(0, 80, (count, 16, 16, 1)) + 60 * labels[:, None, None, None]
-    return ArraySet(images.astype(np.uint8), labels, name)
-
-
-def test_real_images_come_from_shards_in_equal_shares(tmp_path):
-    labels = [0, 0, 0, 0, 1, 1, 2, 0]
-    with ShardFile(tmp_path / "train-0.tar") as shard:
-        for place, label in enumerate(labels):
-            stream = io.BytesIO()
-            Image.fromarray(np.full((4, 4), place, np.uint8)).save(stream, format="PNG")
-            shard.write(f"{place:03d}", {"png": stream.getvalue(), "cls": str(label).encode()})
-    DatasetIndex("toys", "images", 4, 1, ["a", "b", "c"], {"train": [shard.result]}).save(tmp_path)
-
-    whole = ShardSet(tmp_path, "train").load()
-    assert whole.images.shape == (8, 4, 4, 1) and whole.labels.tolist() == labels and whole.labels.dtype == np.int64
-    part = ShardSet(tmp_path, "train", 3).load()
-    assert part.images[:, 0, 0, 0].tolist() == [0, 4, 6] and part.labels.tolist() == [0, 1, 2]
-    # Class 2 has one image only: the first spare one fills the gap.
-    assert ShardSet(tmp_path, "train", 6).load().images[:, 0, 0, 0].tolist() == [0, 1, 4, 5, 6, 2]
-    assert "toys train" in whole.name and whole.name != part.name
-    with pytest.raises(ValueError, match="holds 8"):
-        ShardSet(tmp_path, "train", 9)
-    (tmp_path / "train-0.tar").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="train-0.tar"):
-        ShardSet(tmp_path, "train").load()
-
-
-def test_every_set_comes_in_blocks_that_need_not_fit_in_memory(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (1200, 64, 64, 3), np.uint8)  # 15 MB
-    whole = ArraySet(images, np.arange(1200) % 3, "whole")
-    save_samples(tmp_path / "samples.npz", images, whole.labels)
-    with ShardFile(tmp_path / "train-0.tar") as shard:
-        for place, image in enumerate(images):
-            stream = io.BytesIO()
-            Image.fromarray(image).save(stream, format="PNG", compress_level=0)
-            shard.write(f"{place:04d}", {"png": stream.getvalue(), "cls": b"%d" % (place % 3)})
-    DatasetIndex("toys", "images", 64, 3, ["a", "b", "c"], {"train": [shard.result]}).save(tmp_path)
-
-    sets = {2: SampleSet(tmp_path / "samples.npz", num_classes=2), 3: ShardSet(tmp_path, "train", 1200)}
-    tracemalloc.start()
-    for num_classes, images in sets.items():
-        assert len(images) == 1200
-        for block, expected in zip(images.blocks(50), whole.blocks(50), strict=True):
-            assert np.array_equal(block.images, expected.images) and block.labels.dtype == np.int64
-            assert np.array_equal(block.labels, np.where(expected.labels < num_classes, expected.labels, -1))
-    assert tracemalloc.get_traced_memory()[1] < 6e6
-    tracemalloc.stop()
-
-
-def test_evaluate_samples_on_copies_noise_and_collapse(tmp_path):
-    torch.manual_seed(0)
-    save_classifier(tmp_path / "classifier.safetensors", ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
-    extractor = ClassifierFeatures(str(tmp_path / "classifier.safetensors"), num_features=8)
+def test_copies_and_collapse(extractor):
     real, other = image_set(90, 0, "val"), image_set(90, 1, "train")
-    copies = evaluate_samples(real, real, other, extractor)
-    assert copies["fid"] == pytest.approx(0, abs=1e-6) and copies["fid_floor"] > 1e-7
+    reference, floor = Side.of(real), Side.of(other)
+    metrics = chosen(extractor, reference, reference)
+    copies = evaluate_samples(reference, reference, extractor, metrics, floor)
+    assert copies["fid"] == pytest.approx(0, abs=1e-9) and copies["fid_floor"] > 1e-7
     assert copies["precision"] == copies["recall"] == copies["variety_min"] == 1.0
 
-    collapsed = ArraySet(real.images[real.labels], real.labels, "one image per class")
-    scores = evaluate_samples(collapsed, real, other, extractor, batch_size=32)
-    assert scores["fid"] > scores["fid_floor"] == copies["fid_floor"]
+    collapsed = Side.of(ArraySet(real.images[real.labels], real.labels, "one image per class"))
+    scores = evaluate_samples(collapsed, reference, extractor, metrics, floor, batch_size=32)
+    assert scores["fid"] > scores["fid_floor"] == pytest.approx(copies["fid_floor"], rel=1e-6)
     assert scores["variety_min"] == pytest.approx(0, abs=1e-6) and scores["recall"] < 0.2
     assert 0 <= scores["accuracy"] <= 1
-    text = summary(scores, collapsed, real, other, extractor)
-    assert all(part in text for part in ("floor", "one image per class", "val", "train", extractor.name))
     with pytest.raises(ValueError, match="as many"):
-        evaluate_samples(real, real, image_set(80, 1, "train"), extractor)
+        evaluate_samples(reference, reference, extractor, metrics, Side.of(image_set(80, 1, "train")))
+
+
+def test_numbers_do_not_depend_on_batches_or_processes():
+    extractor = ClassifierFeatures(str(ROOT / FASHION_WEIGHTS))
+    real, fake = (ShardSet(ROOT / "data/fashion-mnist", split, 300) for split in ("val", "train"))
+    metrics = chosen(extractor, Side.of(real), Side.of(fake))
+    expected = evaluate_samples(Side.of(fake), Side.of(real), extractor, metrics, batch_size=300)
+    assert len(expected) == 12 and expected["fid"] > 0.1
+    assert evaluate_samples(Side.of(fake), Side.of(real), extractor, metrics, batch_size=7) == pytest.approx(
+        expected, rel=1e-6
+    )
+    shares = [range(0, 100), range(100, 101), range(101, 300)]
+    sides = []
+    for side, images in (("real", real), ("fake", fake)):
+        needs = needs_of(metrics, side)
+        sides.append(FeatureSet.joined([extract(extractor, images, needs, rows=rows) for rows in shares]))
+    assert score(metrics, *sides) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_cannot_be_had_is_left_out(extractor):
+    def names(real, fake, extractor=extractor):
+        metrics = chosen(extractor, Side.of(real), Side.of(fake))
+        return {number for metric in metrics for number in metric.numbers}
+
+    labelled, plain, few = image_set(30, 0, "l"), image_set(30, 1, "p", labelled=False), image_set(4, 2, "f")
+    everything = {number for metric in default_metrics() for number in metric.numbers}
+    assert names(labelled, labelled) == everything - {"sfid"}
+    assert names(labelled, plain) == everything - {"sfid", "accuracy", "variety_min"}
+    assert names(plain, labelled) == everything - {"sfid", "variety_min"}
+    manifolds = {"precision", "recall", "density", "coverage"}
+    assert names(few, labelled) == everything - {"sfid"} - manifolds  # five neighbours need six
+    assert names(labelled, few) == everything - {"sfid"}
+    assert (
+        names(plain, plain, InceptionFeatures("random:0"))
+        == {"fid", "sfid", "is", "is_std", "kid", "kid_std"} | manifolds
+    )
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ("fjd", "there is no metric 'fjd'; there are fid, sfid, texture, is, is_std, kid"),
+        ("sfid", r"sfid cannot be measured: ImageClassifier \(.*\) gives no spatial features, only pooled"),
+        ("recall", "recall cannot be measured: it needs at least 4 samples, and fake has 3"),
+        ("coverage", "coverage cannot be measured: it needs at least 4 samples"),
+        ("variety_min", "variety_min .* the class of each of the real images, which real does not have"),
+    ],
+)
+def test_what_was_asked_for_is_refused_by_name(extractor, asked, message):
+    real, fake = Side.of(image_set(30, 0, "real", labelled=False)), Side.of(image_set(3, 0, "fake"))
+    with pytest.raises(ValueError, match=message):
+        chosen(extractor, real, fake, ["fid", asked])
+    assert [metric.numbers for metric in chosen(extractor, real, fake, ["kid", "fid"])] == [
+        ("fid",),
+        ("kid", "kid_std"),
+    ]
+
+
+def test_accuracy_needs_a_network_that_knows_the_labels():
+    side = Side.of(image_set(30, 0, "real"))
+    with pytest.raises(ValueError, match="accuracy .* inception .* does not know the classes"):
+        chosen(InceptionFeatures("random:0"), side, side, ["accuracy"])
+
+
+def test_counts_that_bias_numbers_are_told(extractor):
+    def cautions(num_real, num_fake):
+        real, fake = Side.of(image_set(num_real, 0, "real")), Side.of(image_set(num_fake, 0, "fake"))
+        return [line for metric in chosen(extractor, real, fake) for line in metric.cautions(extractor, real, fake)]
+
+    few = "\n".join(cautions(50, 8))
+    assert "fid: 8 samples leave the covariance of 8 features singular" in few
+    assert "fid of 50 real images is biased upwards" in few and "is of 8 samples" in few
+    assert "8 samples against 50 real images compare at the same two counts only" in few
+    assert cautions(10_000, 10_000) == []
+
+
+def test_different_images_with_the_same_features_are_refused(extractor):
+    extractor = ClassifierFeatures(extractor.weights, 8)
+    for parameter in extractor.network.parameters():
+        parameter.zero_()
+    with pytest.raises(ValueError, match="the same features for different images of real"):
+        extract(extractor, image_set(30, 0, "real"), Needs(points=frozenset({"pooled"})))
+
+
+def memory(count, num_features):
+    """Peaks in bytes, before and after `count` images on either side."""
+    script = [sys.executable, Path(__file__).parent / "measure_memory.py", str(count), str(num_features)]
+    numbers, before, after = subprocess.run(script, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout.split()
+    assert int(numbers) == 13
+    return int(before), int(after)
+
+
+@pytest.mark.integration
+def test_memory_holds_features_and_no_matrix_of_all_distances():
+    before, after = memory(10_000, 128)
+    assert after - before < 10_000**2 * 8 / 2
+
+
+@pytest.mark.slow
+def test_fifty_thousand_images_of_inception_fit_into_4_gib():
+    assert memory(50_000, 2048)[1] < 4 * 2**30

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
+from scalear.evaluation import statistics
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
-from scalear.evaluation.features import ClassifierFeatures, InceptionFeatures
-from scalear.evaluation.fid import FeatureFID, frechet_distance
+from scalear.evaluation.extractors import ClassifierFeatures
+from scalear.evaluation.fid import FeatureFID
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +19,10 @@ def extractor(tmp_path_factory):
 
 def images(count, seed, channels=1):
     return torch.randint(256, (count, channels, 16, 16), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def frechet_distance(a, b):
+    return statistics.frechet_distance(*(statistics.FeatureStatistics.of([x]) for x in (a, b)))
 
 
 def direct_fid(a, b):
@@ -56,7 +61,8 @@ def test_fid_of_images_is_the_distance_of_their_features(extractor):
         metric.update(real, real=True)
         metric.update(fake, real=False)
     assert metric.real_features_cov_sum.dtype == torch.float64
-    assert metric.compute().item() == pytest.approx(direct_fid(extractor(real), extractor(fake)), rel=1e-3, abs=1e-6)
+    expected = direct_fid(extractor(real)["pooled"], extractor(fake)["pooled"])
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def test_states_of_ranks_add_up(extractor):
@@ -94,44 +100,3 @@ def test_the_extractor_is_no_part_of_its_owner(extractor):
     assert len(list(owner.parameters())) == 2
     assert not any(module.training for module in extractor.network.modules())
     assert not any(parameter.requires_grad for parameter in extractor.network.parameters())
-
-
-def test_extractors_refuse_what_they_cannot_measure(extractor, tmp_path):
-    with pytest.raises(ValueError, match="uint8"):
-        extractor(torch.zeros(1, 1, 16, 16))
-    with pytest.raises(ValueError, match="channel"):
-        extractor(images(1, 0, channels=3))
-    for missing in (ClassifierFeatures(str(tmp_path / "no.safetensors")), InceptionFeatures(str(tmp_path / "no.pth"))):
-        with pytest.raises(ValueError, match="no .* at .*/no"):
-            missing(images(1, 0))
-    (tmp_path / "broken.pth").write_bytes(b"not a network")
-    for broken in (ClassifierFeatures, InceptionFeatures):
-        with pytest.raises(ValueError, match="damaged"):
-            broken(str(tmp_path / "broken.pth"))(images(1, 0))
-    torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="not torch-fidelity's Inception"):
-        InceptionFeatures(str(tmp_path / "other.pth"))(images(1, 0))
-    with pytest.raises(ValueError, match="gives 8 features, not 192"):
-        ClassifierFeatures(extractor.weights)(images(1, 0))
-
-
-def test_names_tell_weights_apart(extractor, tmp_path):
-    other = tmp_path / "classifier.safetensors"
-    save_classifier(other, ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
-    checksum = extractor.name.split("(")[1]
-    assert len(checksum) == 9 and checksum != ClassifierFeatures(str(other)).name.split("(")[1]
-
-
-def test_inception_takes_grey_as_rgb_from_a_local_file(tmp_path, monkeypatch):
-    """The architecture with random weights: the published ones are a download."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
-
-    torch.save({}, tmp_path / "empty.pth")
-    with monkeypatch.context() as patch:
-        patch.setattr(Inception, "load_state_dict", lambda self, state: None)
-        torch.save(Inception("random", ["2048"], str(tmp_path / "empty.pth")).state_dict(), tmp_path / "random.pth")
-    inception = InceptionFeatures(str(tmp_path / "random.pth"))
-    grey = images(2, 0)
-    features = inception(grey)
-    assert features.shape == (2, inception.num_features) and features.dtype == torch.float32
-    assert torch.equal(features, inception(grey.expand(-1, 3, -1, -1)))

@@ -3,7 +3,15 @@ import pytest
 import torch
 from PIL import Image
 
-from scalear.evaluation.images import load_samples, make_grid, save_png, save_samples, to_uint8
+from scalear.evaluation.images import (
+    load_samples,
+    make_grid,
+    save_png,
+    save_sample_blocks,
+    save_samples,
+    stored_origin,
+    to_uint8,
+)
 
 
 def test_to_uint8_rounds_clamps_and_inverts_every_level():
@@ -54,6 +62,41 @@ def test_bad_sample_sets_are_refused_and_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match="not a sample set"):
         load_samples(tmp_path / "other.npz")
     assert not (tmp_path / "samples.npz").exists()
+
+
+def test_a_sample_set_of_blocks_is_that_of_one_and_says_what_it_follows_from(tmp_path):
+    images, labels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8), np.arange(9)
+    save_samples(tmp_path / "whole.npz", images, labels)
+    save_sample_blocks(tmp_path / "blocks.npz", (images[start : start + 4] for start in (0, 4, 8)), labels)
+    assert (tmp_path / "blocks.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert stored_origin(tmp_path / "whole.npz") == ""
+    save_sample_blocks(tmp_path / "whole.npz", [images], labels, "a checkpoint")
+    assert stored_origin(tmp_path / "whole.npz") == "a checkpoint"
+    assert np.array_equal(load_samples(tmp_path / "whole.npz")[0], images)
+    np.savez(tmp_path / "of_others.npz", arr_0=images)
+    assert stored_origin(tmp_path / "of_others.npz") == stored_origin(tmp_path / "missing.npz") == ""
+
+
+def test_blocks_that_do_not_fit_together_are_refused(tmp_path):
+    images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.zeros(4, np.int64)
+    for blocks, message in (
+        ([images, images[:1]], "4 for 3 images"),
+        ([images, images[:, 1:]], "of one size"),
+        ([], "of one size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_sample_blocks(tmp_path / "samples.npz", blocks, labels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_sample_set_is_named(tmp_path):
+    path = tmp_path / "samples.npz"
+    save_samples(path, np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8), np.arange(4))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        load_samples(path)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

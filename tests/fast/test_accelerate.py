@@ -16,12 +16,11 @@ from scalear.fast.accelerate import EVERYWHERE, ON_CPU, accelerate
 from scalear.fast.attention import Segment, attend_segments
 from scalear.fast.dropout import Drop
 from scalear.fast.mlp import gated_gelu
-from scalear.fast.norms import residual_norm
 from scalear.models.attention import Rotary, RotaryAttention, ScaledDotProduct
-from scalear.models.blocks import AdaLNBlock, FlowARBlock, Place
-from scalear.models.flow_blocks import CrossAttentionBlock
+from scalear.models.blocks import FlowARBlock, Place
 from scalear.models.layers import GatedMlp
 from scalear.models.mamba import Mamba
+from scalear.models.norms import AdaLN, rms_norm
 from scalear.models.var_block import VARAttention, VARBlock
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.conv import AttentionBlock
@@ -29,6 +28,8 @@ from scalear.tokenizers.conv import AttentionBlock
 DIM, NUM_HEADS = 16, 2
 SHORT = ScaleSchedule.parse("1,2,3")
 PLACE = Place(1, 2, SHORT)
+RMS_NORM = rms_norm(DIM, affine=False)
+LAYER_NORM = nn.LayerNorm(DIM, eps=1e-6, elementwise_affine=False)
 
 
 @pytest.fixture
@@ -82,42 +83,33 @@ def var_attention(normalise: bool = True) -> nn.Module:
 
 
 def dot_product(scales: str, causal: bool, earlier: int = 0) -> Case:
-    """A call with the tokens of a schedule, whose keys come after those of earlier ones."""
+    """With the tokens of a schedule, whose keys come after those of earlier ones."""
     schedule = ScaleSchedule.parse(scales)
     queries, keys = ((3, NUM_HEADS, schedule.num_tokens + count, 8) for count in (0, earlier))
-    call = partial(_then, schedule)
+
+    def call(method: Callable, *qkv: Tensor) -> Tensor:
+        return method(*qkv, schedule)
+
     return Case(ScaledDotProduct.forward, lambda: ScaledDotProduct(causal, scale=0.3), [queries, keys, keys], call)
 
 
 def turned(num_parts: int, num_turned: int) -> Case:
-    shapes = [(3, SHORT.num_tokens, num_parts * DIM)]
-    call = lambda method, x_BLX: method(x_BLX, SHORT, num_parts, num_turned)  # noqa: E731
-    return Case(Rotary.split_heads, lambda: Rotary(8, 3), shapes, call)
+    rotary = Rotary(8, 3)
+
+    def call(method: Callable, x_BLX: Tensor) -> tuple[Tensor, ...]:
+        return method(x_BLX, rotary.turns(SHORT, x_BLX.device), num_parts, num_turned)
+
+    return Case(Rotary.split_heads, lambda: rotary, [(3, SHORT.num_tokens, num_parts * DIM)], call)
 
 
-def _then(schedule: ScaleSchedule, method: Callable, *tensors: Tensor) -> Tensor:
-    return method(*tensors, schedule)
+def ada_ln(norm: nn.Module, modulation_tokens: int) -> Case:
+    """With a matrix product that follows."""
+    modulation = 3, modulation_tokens, DIM
 
+    def call(method: Callable, *inputs: Tensor) -> Tensor:
+        return F.linear(method(*inputs), torch.eye(DIM, dtype=inputs[0].dtype))
 
-def ada_ln(make: Callable[[], nn.Module], cond_tokens: int = 1, **changes) -> Case:
-    shapes = [(3, SHORT.num_tokens, DIM), (3, cond_tokens, DIM)]
-    return Case(AdaLNBlock.forward, make, shapes, partial(_then, SHORT), **changes)
-
-
-def _keys(*parts: Tensor) -> tuple[Tensor, ...]:
-    """As a product would have made them."""
-    return tuple(part.bfloat16() for part in parts) if torch.is_autocast_enabled("cpu") else parts
-
-
-def cross_block(schedule: ScaleSchedule) -> Case:
-    length, keys = schedule.num_tokens, (3, NUM_HEADS, schedule.num_tokens, 8)
-    shapes = [(3, length, DIM), (3, schedule.num_scales, DIM), (3, length, DIM), keys, keys]
-    return Case(
-        CrossAttentionBlock.forward,
-        lambda: CrossAttentionBlock(DIM, 12, SHORT, NUM_HEADS),
-        shapes,
-        lambda method, x, time, cond, k, v: method(x, time, (cond, _keys(k, v)), schedule),
-    )
+    return Case(AdaLN.forward, lambda: AdaLN(norm), [(3, SHORT.num_tokens, DIM), modulation, modulation], call)
 
 
 def mamba() -> nn.Module:
@@ -138,11 +130,7 @@ CASES = [
     turned(num_parts=3, num_turned=2),
     turned(num_parts=1, num_turned=1),
     Case(VARAttention.split_directions, var_attention, [(3, SHORT.num_tokens, 3 * DIM)], **_FLOAT32),
-    ada_ln(lambda: FlowARBlock(DIM, PLACE, NUM_HEADS, dropout=0.2)),
-    ada_ln(lambda: FlowARBlock(DIM, PLACE, NUM_HEADS), SHORT.num_tokens),
-    ada_ln(lambda: VARBlock(DIM, PLACE, NUM_HEADS, drop_path=0.5), **_FLOAT32),
-    cross_block(SHORT),
-    cross_block(ScaleSchedule.parse("3")),
+    *(ada_ln(norm, tokens) for norm in (RMS_NORM, LAYER_NORM) for tokens in (1, SHORT.num_tokens)),
     Case(GatedMlp.forward, lambda: GatedMlp(DIM, dropout=0.2), [(3, 5, DIM)]),
     Case(nn.Dropout.forward, lambda: nn.Dropout(0.2), [(3, 5)]),
     Case(Mamba.scan, mamba, _SCAN, scanned),
@@ -210,19 +198,12 @@ def test_segments_that_are_masked(small_pieces):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("wide", ["x", "gate", "none"])
-def test_residual_sums_have_the_dtype_of_the_plain_ones(wide):
-    norm = nn.LayerNorm(8, eps=1e-6, elementwise_affine=False)
-    x, out, *modulation = (torch.randn(shape).bfloat16() for shape in [(3, 5, 8)] * 2 + [(3, 1, 8)] * 3)
-    if wide == "x":
-        x = x.float()
-    elif wide == "gate":
-        modulation[0] = modulation[0].float()
-    total, normed = residual_norm(norm, x, out, *modulation)
-    expected = x + modulation[0] * out
-    assert total.dtype == expected.dtype and torch.equal(total, expected)
-    expected = norm(expected.float()) * (1 + modulation[2].float()) + modulation[1].float()
-    torch.testing.assert_close(normed.float(), expected, rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize("norm", [nn.RMSNorm(DIM), nn.LayerNorm(DIM), nn.Softmax(-1)])
+def test_norms_of_other_kinds_stay_plain(norm):
+    plain = AdaLN(randomise(norm))
+    inputs = torch.randn(3, 2, 5, DIM).unbind()
+    expected = plain(*inputs)
+    assert torch.equal(fast(plain)(*inputs), expected)
 
 
 def fast(module: nn.Module) -> nn.Module:

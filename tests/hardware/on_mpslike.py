@@ -7,6 +7,7 @@ is on the CPU, which the device tells from its own tensors.
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_code_generator_module as code
 import test_code_tokenizer_module as code_tokenizer
@@ -14,6 +15,7 @@ import test_editing as editing
 import test_generator_module as generator
 import test_tokenizer_module as tokenizer
 import torch
+from cli_fixtures import CLASSIFIER
 from data_fixtures import write_images
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -23,6 +25,9 @@ from mpslike import DEVICE, NAME
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.draws import SeededDraws
+from scalear.evaluation.extractors import ClassifierFeatures
+from scalear.evaluation.feature_set import Needs, extract
+from scalear.evaluation.image_set import ArraySet
 from scalear.evaluation.images import load_samples
 from scalear.flow import FAST8, FlowSolver
 from scalear.guidance import Guidance
@@ -111,6 +116,16 @@ def test_the_statistics_of_fid_stay_on_the_cpu():
     assert metric.compute().dtype == torch.float64
     metric.reset()
     assert metric.real_features_sum.device == CPU
+
+
+def test_features_are_those_of_the_cpu_and_their_statistics_on_it():
+    rng = np.random.default_rng(0)
+    images = ArraySet(rng.integers(0, 256, (9, 32, 32, 1), np.uint8), np.full(9, -1), "noise")
+    needs = Needs(points=frozenset({"logits"}), statistics=frozenset({"pooled"}))
+    seen, found = on_both(lambda device: extract(ClassifierFeatures(CLASSIFIER), images, needs, 4, device))
+    torch.testing.assert_close(found.points["logits"], seen.points["logits"])
+    for name in ("mean_F", "covariance_FF"):
+        torch.testing.assert_close(*(getattr(side.statistics["pooled"], name) for side in (found, seen)))
 
 
 make_generators = {

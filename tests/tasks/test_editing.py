@@ -16,7 +16,7 @@ from scalear.pyramid import CodePyramid, ResidualPyramid
 from scalear.scales import ScaleSchedule
 from scalear.tasks.editing import Editor
 from scalear.tasks.forcing import known_codes
-from scalear.tasks.showcase import flexible_picture
+from scalear.tasks.pictures import flexible_picture
 from scalear.token_sampling import TokenSampling
 
 NUM_CODES, SIDE = 24, 32

@@ -11,13 +11,12 @@ from torch import Tensor
 from scalear.interop.official.family import Arguments, Family, State, attention_mask, count, node, scales_of_levels
 from scalear.interop.official.tables import BATCHED, NEGATED, Constant, Row, affine, prefixed, stacked, weight
 from scalear.models.blocks import FlowARBlock
-from scalear.models.flow_blocks import CrossAttentionBlock, SpatialAdaLN
 from scalear.models.flow_head import FlowHead
 from scalear.models.generator import Generator
+from scalear.models.injections import CrossSpatialAdaLN, FlowTransformer, SpatialAdaLN
 from scalear.models.norms import PlainNorm
 from scalear.models.positions import TokenPositions
 from scalear.models.transformer import ScaleTransformer
-from scalear.models.velocity import VelocityNetwork
 
 _RELEASED_HEADS = {768: 12, 1024: 16, 1536: 16}  # by width of the autoregressive transformer
 _RELEASED_SCALES = {341: [1, 2, 4, 8, 16]}  # by number of tokens
@@ -61,9 +60,9 @@ class FlowAR(Family):
         if attention_dropout != dropout:
             raise ValueError(f"attn_dropout {attention_dropout} and proj_dropout {dropout} must be equal here")
         flow = _below(state, "flownet.")
-        network = network_arguments(flow)
-        arguments.agree("diffloss_w", network["dim"])
-        arguments.agree("diffloss_d", network["depth"])
+        network = network_node(flow)
+        arguments.agree("diffloss_w", network["init_args"]["dim"])
+        arguments.agree("diffloss_d", network["init_args"]["depth"])
         arguments.agree("cross", _crosses(flow))
         token_dim = arguments.agree("vae_embed_dim", state["z_proj.weight"].shape[1])
         num_classes = arguments.agree("class_num", state["class_emb.weight"].shape[0] - 1)
@@ -83,7 +82,7 @@ class FlowAR(Family):
             Generator,
             content={"dim": token_dim},
             transformer=transformer,
-            head=node(FlowHead, network=node(VelocityNetwork, **network)),
+            head=node(FlowHead, network=network),
             label_drop_prob=arguments.choose("label_drop_prob", 0.1),
         )
 
@@ -132,36 +131,42 @@ class FlowARHead(Family):
         return "time_embed.mlp.0.weight" in state and "cond_embed.weight" in state
 
     def config(self, state: State, arguments: Arguments) -> dict:
-        ours = network_arguments(state)
         token_dim, cond_dim = state["input_proj.weight"].shape[1], state["cond_embed.weight"].shape[1]
         for theirs, found in (("in_channels", token_dim), ("out_channels", token_dim), ("z_channels", cond_dim)):
             arguments.agree(theirs, found)
-        for theirs, found in (("model_channels", ours["dim"]), ("num_res_blocks", ours["depth"])):
-            arguments.agree(theirs, found)
-        arguments.agree("cross", _crosses(state))
         schedule = {"sizes": [[_RELEASED_SIDE, _RELEASED_SIDE]]}
-        return node(VelocityNetwork, token_dim=token_dim, cond_dim=cond_dim, schedule=schedule, **ours)
+        network = network_node(state, token_dim=token_dim, cond_dim=cond_dim, schedule=schedule)
+        for theirs, ours in (("model_channels", "dim"), ("num_res_blocks", "depth")):
+            arguments.agree(theirs, network["init_args"][ours])
+        arguments.agree("cross", _crosses(state))
+        return network
 
-    def rows(self, model: VelocityNetwork, official_keys: Collection[str]) -> list[Row]:
+    def rows(self, model: FlowTransformer, official_keys: Collection[str]) -> list[Row]:
         return network_rows(model)
 
-    def constants(self, model: VelocityNetwork) -> list[Constant]:
+    def constants(self, model: FlowTransformer) -> list[Constant]:
         return network_constants(model)
 
 
-def network_arguments(state: State) -> dict[str, object]:
-    """Of our velocity network for the official one; time is quantised, as it was when the weights were trained."""
+def network_node(state: State, **given: object) -> dict:
+    """Our flow network for the official one; time is quantised, as it was when the weights were trained.
+
+    Args:
+        state: The official network alone.
+        given: What configs do not say, because it follows from other parts.
+    """
     dim = state["input_proj.weight"].shape[0]
-    block = CrossAttentionBlock if _crosses(state) else SpatialAdaLN
-    return {
-        "dim": dim,
-        "depth": count(state, "res_blocks."),
-        "block": node(block, num_heads=dim // _FLOW_HEAD_WIDTH),
-        "quantise_time": True,
-    }
+    return node(
+        CrossSpatialAdaLN if _crosses(state) else SpatialAdaLN,
+        **given,
+        dim=dim,
+        depth=count(state, "res_blocks."),
+        num_heads=dim // _FLOW_HEAD_WIDTH,
+        quantise_time=True,
+    )
 
 
-def network_rows(network: VelocityNetwork) -> list[Row]:
+def network_rows(network: FlowTransformer) -> list[Row]:
     """Key table of the flow network."""
     rows = [
         *affine("time_embedding.mlp.0", "time_embed.mlp.0"),
@@ -171,7 +176,7 @@ def network_rows(network: VelocityNetwork) -> list[Row]:
         *affine("final_modulation", "final_layer.adaLN_modulation.1"),
         *affine("output_proj", "final_layer.linear", NEGATED),
     ]
-    spatial = prefixed(_adaln_block("ada_lin", weight("mixer.qkv", "attn.qkv")), "block.", "")
+    spatial = _adaln_block("ada_lin", weight("mixer.qkv", "attn.qkv"))
     cross = [
         *weight("query_norm", "norm2_1"),
         *weight("key_norm", "norm2_2"),
@@ -184,20 +189,21 @@ def network_rows(network: VelocityNetwork) -> list[Row]:
         *affine("attention.proj", "attn.proj"),
         *_mlp(),
     ]
-    for index, block in enumerate(network.blocks):
-        table = cross if isinstance(block, CrossAttentionBlock) else spatial
+    table = cross if isinstance(network, CrossSpatialAdaLN) else spatial
+    for index in range(len(network.blocks)):
         rows += prefixed(table, f"blocks.{index}.", f"res_blocks.{index}.")
     return rows
 
 
-def network_constants(network: VelocityNetwork) -> list[Constant]:
+def network_constants(network: FlowTransformer) -> list[Constant]:
     """Rotary frequencies, which official files repeat in every attention."""
     frequencies = rotary_frequencies(_FLOW_HEAD_WIDTH)
-    constants = []
-    for index, block in enumerate(network.blocks):
-        names = ("attn", "crossattn") if isinstance(block, CrossAttentionBlock) else ("attn",)
-        constants += [Constant(f"res_blocks.{index}.{name}.rope.freqs", frequencies) for name in names]
-    return constants
+    names = ("attn", "crossattn") if isinstance(network, CrossSpatialAdaLN) else ("attn",)
+    return [
+        Constant(f"res_blocks.{index}.{name}.rope.freqs", frequencies)
+        for index in range(len(network.blocks))
+        for name in names
+    ]
 
 
 def rotary_frequencies(head_dim: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Whether a generator, its tokenizer and its data fit one another: looked at before training starts."""
 
+from lightning.pytorch import Trainer
+
 from scalear.data.datamodule import ShardDataModule
 from scalear.image_model import ImageModel
 from scalear.scales import ScaleSchedule
@@ -55,4 +57,22 @@ def check_fingerprint(trained_with: str | None, fingerprint: str) -> None:
         raise ValueError(
             f"the generator was trained on latents of a tokenizer with fingerprint {trained_with}, this config's "
             f"has {fingerprint}: set tokenizer.weights to the file that was used then"
+        )
+
+
+def check_all_batches(trainer: Trainer) -> None:
+    """Refuse to make a part of the samples that are asked for.
+
+    Args:
+        trainer: Of `test` or `predict`.
+
+    Raises:
+        ValueError: It is limited to some of the batches.
+    """
+    stage = "test" if trainer.testing else "predict"
+    limit = getattr(trainer, f"limit_{stage}_batches")
+    if isinstance(limit, int) or limit < 1:
+        raise ValueError(
+            f"trainer.limit_{stage}_batches (or fast_dev_run) would leave out samples that are asked for: "
+            "ask for fewer with samples.num_per_class or samples.classes, or for a part with samples.part"
         )

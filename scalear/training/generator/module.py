@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scalear.data.batch import Batch
+from scalear.distributed.patient_ranks import PatientRanks
 from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_seed
 from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
 from scalear.fast.compile import compile_blocks
-from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
 from scalear.models.generator import Loss
@@ -23,14 +23,15 @@ from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
 from scalear.models.weights import load_generator
 from scalear.pyramid import Content, Pyramid
+from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
-from scalear.token_sampling import TokenSampling
 from scalear.tokenizers.base import Tokenizer
 from scalear.training.frozen import freeze
-from scalear.training.generator.checks import check_data, check_fingerprint
+from scalear.training.generator.checks import check_all_batches, check_data, check_fingerprint
 from scalear.training.generator.report import SampleReport
-from scalear.training.generator.samples import SampleRequest, SampleStore
+from scalear.training.generator.sample_store import Origin, SampleStore
+from scalear.training.generator.samples import SampleRequest
 from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.optim import OptimizerSettings
 
@@ -39,7 +40,7 @@ class GeneratorModule(GuardedModule):
     """A generator on top of a frozen tokenizer.
 
     `fit` learns from images or cached latents; `predict` samples the requested labels into `samples.npz` and
-    `grid.png`; `test` does the same and measures the samples.
+    `grid.png`; `test` does the same and measures the samples. Both go on where a killed job was.
 
     Args:
         tokenizer: Images to latents and back; frozen, and not part of checkpoints.
@@ -70,7 +71,7 @@ class GeneratorModule(GuardedModule):
         transformer: Callable[[int], ScaleTransformer],
         head: Callable[[Content, int, ScaleSchedule], Head],
         optimizer: OptimizerSettings,
-        sampling: FlowSolver | TokenSampling,
+        sampling: Sampling,
         guidance: Guidance,
         samples: SampleRequest,
         label_drop_prob: float = 0.1,
@@ -83,11 +84,6 @@ class GeneratorModule(GuardedModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(sampling, TokenSampling) and guidance.start_time is not None:
-            raise ValueError(
-                f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
-                "leave it out, or set it to null"
-            )
         self.model = ImageModel(tokenizer, pyramid, transformer, head, sampling, guidance, label_drop_prob, fast)
         self.optimizer = optimizer
         self.samples = samples
@@ -97,7 +93,11 @@ class GeneratorModule(GuardedModule):
         self.weights = weights
         self.seed = seed
         self._fingerprint = ""
-        self._store: SampleStore | None = None  # of `test` and `predict`
+        # Of `test` and `predict`
+        self._origin: Origin | None = None
+        self._anew = False
+        self._ranks: PatientRanks | None = None
+        self._store: SampleStore | None = None
         freeze(self, "model.tokenizer")
         if compile:
             compile_blocks(self.model.generator)
@@ -108,6 +108,7 @@ class GeneratorModule(GuardedModule):
         label_N = self.samples.labels(model.num_classes)
         schedule = self.samples.schedule(model.schedule)
         model.check(schedule)
+        model.sampling.check(schedule, model.guidance)
         model.tokenizer.load_weights()
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
@@ -117,7 +118,22 @@ class GeneratorModule(GuardedModule):
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage == "test" and self.report is not None:
-            self.report.check(len(label_N), model.image_size(schedule))
+            self.report.check(model.image_size(schedule))
+        if stage in ("test", "predict"):
+            check_all_batches(self.trainer)
+            shape = (*model.image_size(schedule), model.tokenizer.image_channels)
+            self._ranks = PatientRanks.connect()
+            self._store = SampleStore(self.trainer.default_root_dir, label_N, shape, self._origin)
+            self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
+
+    def know_samples_by(self, origin: Origin, anew: bool = False) -> None:
+        """Let `test` and `predict` find samples again that are there; by default they begin anew.
+
+        Args:
+            origin: What their samples follow from.
+            anew: Sample also what is complete.
+        """
+        self._origin, self._anew = origin, anew
 
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer, self.model.generator)
@@ -154,29 +170,23 @@ class GeneratorModule(GuardedModule):
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
 
-    def on_test_start(self) -> None:
-        self._store = SampleStore(
-            self.trainer.default_root_dir, self.samples.labels(self.model.num_classes), self.trainer
-        )
+    def test_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
+        first, label_B = batch
+        places = range(first, first + len(label_B))
+        if not self._store.has(places):
+            image_BCHW = self.generate_images(label_B, [(self.samples.seed, place) for place in places])
+            self._store.add(first, to_uint8(image_BCHW))
 
-    def on_predict_start(self) -> None:
-        self.on_test_start()
-
-    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        index_B, label_B = batch
-        streams = [(self.samples.seed, index) for index in index_B.tolist()]
-        self._store.add(index_B, to_uint8(self.generate_images(label_B, streams)))
-
-    def predict_step(self, batch: list[Tensor], batch_idx: int) -> None:
+    def predict_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
         self.test_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self._store.close(self.samples)
-        if self.report is not None and self.trainer.is_global_zero:
-            self.report.measure(SampleSet(self._store.path, self.model.num_classes), self)
+        self.on_predict_epoch_end()
+        if self.report is not None and self._store.complete:
+            self.report.measure(SampleSet(self._store.path, self.model.num_classes), self, self._ranks)
 
     def on_predict_epoch_end(self) -> None:
-        self._store.close(self.samples)
+        self._store.complete = self._ranks.first(lambda: self._store.pack(self.samples))
 
     def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
         """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams."""

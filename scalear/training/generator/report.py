@@ -1,24 +1,28 @@
-"""Numbers of a generator: samples against real images, on the console, in TensorBoard and in metrics.json."""
+"""Numbers of a generator: samples against real images, on the console, in loggers and in metrics.json."""
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.data.index import DatasetIndex
-from scalear.evaluation.evaluate import evaluate_samples, summary
+from scalear.distributed.patient_ranks import PatientRanks
+from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples
 from scalear.evaluation.features import FeatureExtractor
-from scalear.evaluation.image_set import ImageSet, ShardSet
+from scalear.evaluation.image_set import ImageSet
+from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.protocol import Protocol
+from scalear.evaluation.side import Side, floor_of
+from scalear.training.loggers import log_text
 from scalear.training.run_metrics import write_metrics
 
 
 class SampleReport:
-    """Measures samples with a named feature extractor, always beside the floor of real images.
+    """Measures samples as `scalear evaluate` does, with a named extractor, beside the floor of real images.
 
     Args:
         extractor: Network whose features are compared.
-        data_dir: Dataset of real images.
-        reference_split: Split that samples are compared with.
-        floor_split: Split whose images, as many as samples, give the floor.
+        data_dir: Real images: a dataset, or anything else that `scalear evaluate --reference` takes.
+        reference_split: Split of a dataset that samples are compared with; another one gives the floor, if it has as
+            many images as there are samples.
+        more_metrics: Metrics beside those that everybody sees.
     """
 
     def __init__(
@@ -26,41 +30,43 @@ class SampleReport:
         extractor: FeatureExtractor,
         data_dir: str,
         reference_split: str = "val",
-        floor_split: str = "train",
+        more_metrics: list[SampleMetric] | None = None,
     ) -> None:
         self.extractor = extractor
         self.data_dir = data_dir
         self.reference_split = reference_split
-        self.floor_split = floor_split
+        self.metrics = [*default_metrics(), *(more_metrics or [])]
 
-    def check(self, num_samples: int, image_size: tuple[int, int]) -> None:
+    @property
+    def reference(self) -> Side:
+        """What samples are compared with."""
+        return Side.open(self.data_dir, self.reference_split)
+
+    def check(self, image_size: tuple[int, int]) -> None:
         """Find out before anything is sampled what would end the measurement of (H, W) images after it.
 
         Raises:
-            ValueError: A file is missing, there are too few real images, or their size is not that of the samples.
+            ValueError: A file is missing, or the size of the real images is not that of the samples.
         """
         _ = self.extractor.network
-        self._real(num_samples)
-        side = DatasetIndex.load(self.data_dir).image_size
-        if image_size != (side, side):
+        real = self.reference
+        real.check(self.extractor)
+        if real.image_shape is not None and image_size != real.image_shape[:2]:
+            ours, theirs = ("x".join(map(str, size)) for size in (image_size, real.image_shape[:2]))
             raise ValueError(
-                f"samples are {image_size[0]}x{image_size[1]} pixels, the real images in {self.data_dir} "
-                f"{side}x{side}: set model.report.data_dir to such images, or model.report to null to sample only"
+                f"samples are {ours} pixels, the real images ({real.name}) {theirs}: set model.report.data_dir to such "
+                "images, or model.report to null to sample only"
             )
 
-    def measure(self, samples: ImageSet, module: LightningModule) -> None:
-        """Evaluate samples and report. Runs on one rank."""
-        reference, floor = self._real(len(samples))
-        scores = self.score(samples, reference, floor, module.device)
-        rank_zero_info("\n" + summary(scores, samples, reference, floor, self.extractor))
-        protocol = {"num_samples": len(samples), "extractor": self.extractor.name}
-        write_metrics(module.trainer, scores | protocol)
+    def measure(self, samples: ImageSet, module: LightningModule, ranks: PatientRanks) -> None:
+        """Evaluate samples and report. Runs on all ranks, which share the work."""
+        fake, real = Side.of(samples), self.reference
+        chosen = choose_metrics(self.metrics, self.extractor, real, fake)
+        floor = floor_of(self.data_dir, self.reference_split, len(samples))
+        protocol = Protocol(fake, real, self.extractor, chosen, floor, device=module.device)
+        scores = evaluate_samples(fake, real, self.extractor, chosen, floor, device=module.device, ranks=ranks)
+        rank_zero_info("\n" + protocol.report(scores))
+        if ranks.rank == 0:
+            write_metrics(module.trainer, protocol.result(scores))
+            log_text(module.loggers, "test/line", protocol.line(scores))
         module.log_dict({f"test/{name}": value for name, value in scores.items()}, rank_zero_only=True)
-
-    def score(self, samples: ImageSet, reference: ImageSet, floor: ImageSet, device: torch.device) -> dict[str, float]:
-        """Numbers by name, as `evaluate_samples` gives them; further ones by a subclass."""
-        return evaluate_samples(samples, reference, floor, self.extractor, device=device)
-
-    def _real(self, num_samples: int) -> tuple[ShardSet, ShardSet]:
-        """Images to compare samples with, and those that give the floor."""
-        return ShardSet(self.data_dir, self.reference_split), ShardSet(self.data_dir, self.floor_split, num_samples)

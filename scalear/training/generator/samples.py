@@ -1,20 +1,16 @@
-"""Which images to sample, and the files that hold them."""
+"""Which images to sample, and who samples them."""
 
-import math
-import os
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from scalear.data.plan import EvalBatches
-from scalear.evaluation.images import make_grid, save_png, save_samples
 from scalear.scales import ScaleSchedule
 
 
@@ -35,7 +31,9 @@ class SampleRequest:
     scales: str | None = None
     """Scales of the images, as in 1,2,4,8; by default those that the generator is built for."""
     batch_size: int = 100
-    """Images at a time and rank; changes memory and speed only."""
+    """Images at a time and rank; changes memory and speed, and how results are rounded."""
+    part: str = "1/1"
+    """Part of the images that this job samples: 3/8 is the third of eight. The job that ends last collects them all."""
     seed: int = 0
     """First part of every image's seed."""
     grid_columns: int | None = None
@@ -54,8 +52,13 @@ class SampleRequest:
                 f"num_per_class {self.num_per_class} says which classes to sample already: leave out classes "
                 f"{self.classes}"
             )
+        if self.label_file is not None and (self.classes is not None or isinstance(self.num_per_class, dict)):
+            raise ValueError(f"label_file {self.label_file} holds every label: leave out classes and num_per_class")
+        if twice := [label for label, count in Counter(self.classes).items() if count > 1]:
+            raise ValueError(f"classes {self.classes} name {twice[0]} twice: num_per_class says how many of each")
         if self.scales is not None:
             ScaleSchedule.parse(self.scales)
+        _ = self._part
 
     def schedule(self, default: ScaleSchedule) -> ScaleSchedule:
         """The scales to sample."""
@@ -93,101 +96,41 @@ class SampleRequest:
             )
         return torch.tensor(labels)
 
+    def batches(self, num_samples: int, rank: int, world_size: int) -> list[range]:
+        """What a rank samples at a time, as places in the list.
+
+        The list is cut into batches from its beginning, whoever samples them: so the same images always share a
+        batch, and rounding, which may depend on how many do, is the same however the work was split.
+        """
+        batches = [
+            range(start, min(start + self.batch_size, num_samples)) for start in range(0, num_samples, self.batch_size)
+        ]
+        number, count = self._part
+        return batches[(number - 1) * len(batches) // count : number * len(batches) // count][rank::world_size]
+
     def loader(self, num_classes: int, rank: int, world_size: int) -> DataLoader:
-        """Batches (index_B, label_B) of one rank."""
-        labels = self.labels(num_classes)
-        batches = EvalBatches(len(labels), self.batch_size, rank, world_size)
-        return DataLoader(list(enumerate(labels.tolist())), batch_sampler=batches)
+        """Batches (place of the first image, label_B) of one rank; one without images if there are none for it."""
+        label_N = self.labels(num_classes)
+        batches = self.batches(len(label_N), rank, world_size) or [range(0)]
+        return DataLoader([(batch.start, label_N[batch.start : batch.stop]) for batch in batches], batch_size=None)
 
+    def grid(self, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        """Places in the list of what grid.png shows, row by row, and its columns.
 
-class SampleStore:
-    """Collects the images of all ranks in one file on disk, so that no process holds more than a batch.
+        One column per class, where there are two to 32 and no `grid_columns`; otherwise the first images in order.
+        """
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        if self.grid_columns is not None or not 1 < len(members) <= 32:
+            columns = self.grid_columns or 10
+            return np.arange(min(len(labels), columns * self.grid_rows)), columns
+        rows = min(self.grid_rows, *(len(member) for member in members))
+        return np.stack([member[:rows] for member in members], axis=1).flatten(), len(members)
 
-    Args:
-        folder: Gets `samples.npz` and `grid.png`.
-        labels: (N,) of all images.
-        trainer: Knows the ranks, which must share the folder.
-
-    Raises:
-        ValueError: The trainer is limited to a part of the batches.
-    """
-
-    def __init__(self, folder: str | Path, labels: Tensor, trainer: Trainer) -> None:
-        stage = "test" if trainer.testing else "predict"
-        limit = getattr(trainer, f"limit_{stage}_batches")
-        if isinstance(limit, int) or limit < 1:
-            raise ValueError(
-                f"trainer.limit_{stage}_batches (or fast_dev_run) would leave out samples that are asked for: "
-                "ask for fewer with samples.num_per_class or samples.classes"
-            )
-        self.path = Path(folder, "samples.npz")
-        self._labels = labels.numpy()
-        self._trainer = trainer
-        self._partial = self.path.with_name("samples.partial.npy")
-        self._file: BinaryIO | None = None
-
-    def add(self, index_B: Tensor, image_BCHW: Tensor) -> None:
-        """Store uint8 images at their places."""
-        image_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
-        if self._file is None:
-            self._open(image_BHWC.shape[1:])
-        for index, image in zip(index_B.tolist(), image_BHWC, strict=True):
-            self._file.seek(self._start + index * image.nbytes)
-            self._file.write(image.tobytes())
-        self._file.flush()
-
-    def close(self, request: SampleRequest) -> None:
-        """Write `samples.npz` and `grid.png`, on rank 0, once all ranks are here."""
-        self._file.close()
-        self._trainer.strategy.barrier("samples complete")
-        if not self._trainer.is_global_zero:
-            return
-        images = np.load(self._partial, mmap_mode="r")
-        save_samples(self.path, images, self._labels)
-        save_png(self.path.with_name("grid.png"), sample_grid(images, self._labels, request))
-        self._partial.unlink()
-
-    def _open(self, image_shape: tuple[int, ...]) -> None:
-        if self._trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                _make_array_file(self._partial, (len(self._labels), *image_shape))
-            except OSError as error:
-                self._partial.unlink(missing_ok=True)
-                raise OSError(
-                    f"cannot make room for {len(self._labels):,} samples of {math.prod(image_shape):,} bytes in "
-                    f"{self.path.parent}: {error}. Free some space, or sample fewer"
-                ) from error
-        self._trainer.strategy.barrier("sample store")
-        self._file = open(self._partial, "r+b")
-        np.lib.format.read_magic(self._file)
-        np.lib.format.read_array_header_1_0(self._file)
-        self._start = self._file.tell()
-
-
-def _make_array_file(path: Path, shape: tuple[int, ...]) -> None:
-    """An .npy file of zeros, its space reserved: a full disk shall not be noticed after hours of sampling."""
-    with open(path, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.flush()
-        size = file.tell() + math.prod(shape)
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-
-
-def sample_grid(images: NDArray[np.uint8], labels: NDArray[np.int64], request: SampleRequest) -> NDArray[np.uint8]:
-    """One column per class (or `grid_columns` images in order), enlarged to be seen."""
-    classes = np.unique(labels)
-    scale = max(1, 64 // images.shape[1])
-    if request.grid_columns is not None or len(classes) > 32:
-        columns = request.grid_columns or 10
-        return make_grid(images[: columns * request.grid_rows], columns, scale=scale)
-    members = [np.flatnonzero(labels == label) for label in classes]
-    rows = min(request.grid_rows, *(len(member) for member in members)) if len(members) > 1 else 1
-    if len(members) == 1:
-        return make_grid(images[: 10 * request.grid_rows], 10, scale=scale)
-    order = [member[row] for row in range(rows) for member in members]
-    return make_grid(images[order], len(classes), scale=scale)
+    @property
+    def _part(self) -> tuple[int, int]:
+        """Number of the part, from 1 on, and how many there are."""
+        match = re.fullmatch(r"(\d+)/(\d+)", self.part)
+        number, count = map(int, match.groups()) if match else (0, 0)
+        if not 1 <= number <= count:
+            raise ValueError(f"part {self.part} must be one of 1/N to N/N, such as 3/8")
+        return number, count

@@ -1,19 +1,27 @@
-"""What validation measures of a tokenizer: PSNR, SSIM and rFID; of one with a codebook, also every scale and code use.
+"""What validation measures of a tokenizer: PSNR, SSIM, rFID and LPIPS; with a codebook also every scale and code use.
 
 Legend: B batch, C channels, H W pixels, h w latent, l tokens of a scale, V codes.
 """
 
+from importlib.metadata import version
+
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import to_uint8
+from scalear.evaluation.protocol import short_count
 from scalear.hardware.float64 import in_float64
+from scalear.hardware.machine import describe as describe_machine
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
+from scalear.tokenizers.perceptual import LPIPS
 from scalear.tokenizers.quantizer import Quantizer
+from scalear.training.frozen import freeze
 
 SSIM_WINDOW = 11  # pixels; smaller images have no SSIM
 
@@ -52,9 +60,12 @@ class TokenizerMetrics(nn.Module):
         rfid: FID between images and reconstructions, if wanted.
         num_codes: Codes of the tokenizer; None if it has none.
         schedule: Scales that are measured one by one; None for none.
+        lpips: Distance between images and reconstructions, if wanted; images of fewer pixels than it takes have none.
     """
 
-    def __init__(self, rfid: Metric | None, num_codes: int | None, schedule: ScaleSchedule | None) -> None:
+    def __init__(
+        self, rfid: Metric | None, num_codes: int | None, schedule: ScaleSchedule | None, lpips: LPIPS | None = None
+    ) -> None:
         super().__init__()
         if schedule and num_codes is None:
             raise ValueError("only tokenizers with a codebook are measured at several scales: leave out `scales`")
@@ -62,6 +73,10 @@ class TokenizerMetrics(nn.Module):
         self.whole = nn.ModuleDict(_image_metrics())
         if rfid is not None:
             self.whole["rfid"] = rfid
+        self.lpips = lpips
+        if lpips is not None:
+            self.whole["lpips"] = MeanMetric()
+            freeze(self, "lpips")
         if num_codes is not None:
             self.whole.update(_code_metrics(num_codes))
         names = schedule.names if schedule else ()
@@ -74,6 +89,9 @@ class TokenizerMetrics(nn.Module):
         if "rfid" in self.whole:
             self.whole["rfid"].update(original, real=True)
             self.whole["rfid"].update(reconstructed, real=False)
+        if self.lpips is not None and min(image_BCHW.shape[-2:]) >= self.lpips.minimum_size:
+            with torch.autocast(image_BCHW.device.type, enabled=False):
+                self.whole["lpips"].update(self.lpips(original / 127.5 - 1, reconstructed / 127.5 - 1))
         if tokenizer.quantizer is not None:
             self._update_codes(tokenizer, tokenizer.quantizer, image_BCHW)
         return reconstructed
@@ -112,6 +130,26 @@ class TokenizerMetrics(nn.Module):
                 cells = (values.get(f"{name}_scale_{scale}") for name in names)
                 lines.append(f"{scale:>5}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
         return "\n".join(lines)
+
+    def line(self, values: dict[str, float], count: int, trainer: Trainer) -> str:
+        """Numbers of the whole and how they were measured on one line, to be pasted into a paper.
+
+        Args:
+            values: By name.
+            count: Images, of all ranks.
+            trainer: Of `test`.
+        """
+        titles = {"rfid": f"rFID-{short_count(count)}", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
+        digits = {"rfid": 2, "psnr": 2, "ssim": 3, "lpips": 3}
+        numbers = [f"{title} {values[name]:.{digits[name]}f}" for name, title in titles.items() if name in values]
+        data = trainer.datamodule
+        how = [
+            *([self.rfid.extractor.name] if isinstance(self.rfid, FeatureFID) else []),
+            *([f"{count:,} images of {data.index.name} {data.val_split}"] if data is not None else []),
+            f"{trainer.precision} on {describe_machine(trainer.strategy.root_device)}",
+            f"scalear {version('scalear')}",
+        ]
+        return f"{', '.join(numbers)} ({', '.join(how)})"
 
 
 def _image_metrics() -> dict[str, Metric]:

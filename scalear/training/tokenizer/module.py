@@ -16,10 +16,11 @@ from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.bottleneck import TrainingRequest
 from scalear.tokenizers.objective import TokenizerLoss
+from scalear.tokenizers.perceptual import LPIPS
 from scalear.tokenizers.weights import begin_from
 from scalear.training.frozen import freeze
 from scalear.training.guarded_module import GuardedModule, mean_losses
-from scalear.training.loggers import log_image
+from scalear.training.loggers import log_image, log_text
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_metrics import write_metrics
 from scalear.training.tokenizer.checks import check_data, check_training
@@ -37,6 +38,7 @@ class TokenizerModule(GuardedModule):
         optimizer: AdamW and its schedule, for tokenizer and discriminator.
         loss: What is minimised.
         rfid: FID between images and reconstructions: a torchmetrics metric with `update(images, real=...)` on uint8.
+        lpips: LPIPS between images and reconstructions, as a measure; as a loss it is `loss.perceptual`.
         seed: Names the posterior noise, with each sample's position in the stream.
         statistics_samples: Training images that the latent statistics are taken over; fewer if there are fewer.
         per_channel_std: Scale every latent channel to unit variance. False scales all by one number, like SD's
@@ -60,6 +62,7 @@ class TokenizerModule(GuardedModule):
         optimizer: OptimizerSettings,
         loss: TokenizerLoss,
         rfid: Metric | None = None,
+        lpips: LPIPS | None = None,
         seed: int = 0,
         statistics_samples: int = 10_000,
         per_channel_std: bool = True,
@@ -85,13 +88,16 @@ class TokenizerModule(GuardedModule):
         self.begin_from = begin_from
         self.codebook_loaded = False
         schedule = tokenizer.schedule if scales is None else ScaleSchedule.parse(scales)
-        self.metrics = TokenizerMetrics(rfid, tokenizer.num_codes, schedule)
+        self._num_tested = 0
+        self.metrics = TokenizerMetrics(rfid, tokenizer.num_codes, schedule, lpips)
 
     def setup(self, stage: str) -> None:
         if self.trainer.datamodule is not None:
             check_data(self.tokenizer, self.loss, self.metrics.schedule, self.trainer.datamodule)
         if isinstance(self.metrics.rfid, FeatureFID) and stage != "predict":
             _ = self.metrics.rfid.extractor.network  # read now, not at the first validation
+        if self.metrics.lpips is not None and stage != "predict":
+            self.metrics.lpips.load_weights()
         if stage == "fit":
             check_training(self.tokenizer, self.loss, self.sizes, self.trainer)
             self.loss.load_weights()
@@ -136,12 +142,19 @@ class TokenizerModule(GuardedModule):
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         self.validation_step(batch, batch_index)
+        self._num_tested += len(batch)
+
+    def on_test_start(self) -> None:
+        self._num_tested = 0
 
     def on_test_epoch_end(self) -> None:
         values = {name: metric.compute().item() for name, metric in self.metrics.named().items()}
-        rank_zero_info("\n" + self.metrics.table(values))
+        count = int(self.trainer.strategy.reduce(torch.tensor(self._num_tested, device=self.device), reduce_op="sum"))
+        line = self.metrics.line(values, count, self.trainer)
+        rank_zero_info(f"\n{self.metrics.table(values)}\n{line}")
         if self.trainer.is_global_zero:
-            write_metrics(self.trainer, {f"val/{name}": value for name, value in values.items()})
+            write_metrics(self.trainer, {f"val/{name}": value for name, value in values.items()} | {"line": line})
+            log_text(self.loggers, "test/line", line)
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Moments of the images and of their mirror images."""

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_generator_module import assert_equal_states, fit, load, make_trainer
 from tokenizer_fixtures import make_residual, make_vq
 
-from scalear.evaluation.features import ClassifierFeatures
+from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.images import load_samples
 from scalear.guidance import Guidance
 from scalear.models.positions import GridPositions, LevelPositions
@@ -67,7 +67,7 @@ def make_module(
 def test_settings_that_codes_have_no_use_for_are_refused_or_said(dataset, tmp_path, caplog):
     for time in (0.1, 0.3):  # 0.1 is what a flow has where nothing is typed
         with pytest.raises(ValueError, match=f"start_time {time} is a time of the flow, and codes are sampled without"):
-            make_module("var", guidance=Guidance(2.0, start_time=time))
+            fit(dataset, tmp_path, 1, module=make_module("var", guidance=Guidance(2.0, start_time=time)))
     fit(dataset, tmp_path, 1, module=make_module("var", sample_posterior=True))
     assert "sample_posterior is not used: the latents of" in caplog.text
 
@@ -118,8 +118,8 @@ def test_samples_of_another_shape(tmp_path):
     "weights, images, scales, message",
     [
         ("absent", None, None, "no classifier at absent"),
-        (CLASSIFIER, "nowhere", None, "cannot read nowhere"),
-        (CLASSIFIER, None, "1,2,3", "samples are 6x6 pixels, the real images in .* 8x8: set model.report"),
+        (CLASSIFIER, "nowhere", None, "there is nothing at nowhere"),
+        (CLASSIFIER, None, "1,2,3", "samples are 6x6 pixels, the real images .* 8x8: set model.report"),
     ],
 )
 def test_what_cannot_be_measured_is_not_sampled(dataset, tmp_path, weights, images, scales, message):

@@ -1,20 +1,9 @@
-"""Which images are sampled, and the file that collects them."""
-
-import shutil
-from pathlib import Path
+"""Which images are sampled, and who samples them."""
 
 import numpy as np
 import pytest
-import torch
-from lightning.pytorch import Trainer
 
-from scalear.evaluation.images import load_samples
-from scalear.training.generator.samples import SampleRequest, SampleStore
-
-
-def make_trainer(**settings) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(accelerator="cpu", **quiet, **settings)
+from scalear.training.generator.samples import SampleRequest
 
 
 def test_every_class_can_have_a_number_of_its_own():
@@ -25,6 +14,8 @@ def test_every_class_can_have_a_number_of_its_own():
         SampleRequest(num_per_class={5: 1}).labels(4)
     with pytest.raises(ValueError, match="leave out classes"):
         SampleRequest(num_per_class={1: 1}, classes=[1])
+    with pytest.raises(ValueError, match=r"classes \[1, 2, 1\] name 1 twice: num_per_class says"):
+        SampleRequest(classes=[1, 2, 1])
     for counts in (0, {}, {1: 0}):
         with pytest.raises(ValueError, match="num_per_class and batch_size must be at least 1"):
             SampleRequest(num_per_class=counts)
@@ -42,31 +33,51 @@ def test_every_part_of_a_sample_set_has_all_classes_alike():
     assert SampleRequest(num_per_class=3).labels(0).tolist() == [0, 0, 0]
 
 
-def test_images_land_at_their_places_in_any_order(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
-    store = SampleStore(tmp_path, torch.arange(7) % 2, make_trainer())
-    for part in ([5, 6], [0, 3, 1], [4, 2]):
-        store.add(torch.tensor(part), torch.from_numpy(images[part]).permute(0, 3, 1, 2))
-    store.close(SampleRequest())
-    written, labels = load_samples(tmp_path / "samples.npz")
-    assert np.array_equal(written, images) and labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "samples.npz"]
+def test_classes_that_have_enough_drop_out_of_the_rounds():
+    labels = SampleRequest(num_per_class={3: 10, 7: 5, 0: 1}).labels(10).tolist()
+    assert labels == [3, 7, 0] + [3, 7] * 4 + [3] * 5
 
 
-@pytest.mark.parametrize("limit", [{"limit_predict_batches": 1}, {"limit_predict_batches": 0.5}, {"fast_dev_run": 2}])
-def test_no_part_of_a_sample_set_is_left_black(tmp_path, limit):
-    with pytest.raises(ValueError, match="limit_predict_batches .* samples.num_per_class"):
-        SampleStore(tmp_path, torch.zeros(4), make_trainer(**limit))
+def test_a_label_file_says_every_label_in_its_order(tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_text("3\n3\n7\n1\n")
+    assert SampleRequest(label_file=str(file)).labels(10).tolist() == [3, 3, 7, 1]
+    for more in ({"classes": [5]}, {"num_per_class": {5: 1}}):
+        with pytest.raises(ValueError, match="labels.txt holds every label: leave out"):
+            SampleRequest(label_file=str(file), **more)
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a file system that is smaller than its files may be")
-def test_a_disk_that_is_too_small_is_noticed_before_sampling(tmp_path):
-    folder = Path("/dev/shm") / tmp_path.name
-    too_many = shutil.disk_usage("/dev/shm").total // 2**20 + 1
-    store = SampleStore(folder, torch.zeros(too_many, dtype=torch.int64), make_trainer())
-    try:
-        with pytest.raises(OSError, match=r"cannot make room for .* No space left on device. Free some space"):
-            store.add(torch.tensor([0]), torch.zeros(1, 1, 1024, 1024, dtype=torch.uint8))
-        assert not list(folder.iterdir())
-    finally:
-        shutil.rmtree(folder)
+@pytest.mark.parametrize("num_samples, parts, ranks", [(50_000, 8, 8), (50_000, 1, 7), (100, 3, 1), (20, 4, 3)])
+def test_parts_and_ranks_share_the_batches_of_one_process(num_samples, parts, ranks):
+    (whole,) = [SampleRequest().batches(num_samples, 0, 1)]
+    shares = [
+        SampleRequest(part=f"{number}/{parts}").batches(num_samples, rank, ranks)
+        for number in range(1, parts + 1)
+        for rank in range(ranks)
+    ]
+    assert sorted((batch for share in shares for batch in share), key=lambda batch: batch.start) == whole
+    assert np.concatenate(whole).tolist() == list(range(num_samples))
+    lengths = [len(share) for share in shares]
+    assert max(lengths) - min(lengths) <= 2
+
+
+@pytest.mark.parametrize("part", ["0/8", "9/8", "3", "3/", "-1/2", "1/0"])
+def test_a_part_that_is_none_is_refused(part):
+    with pytest.raises(ValueError, match=f"part {part} must be one of 1/N to N/N, such as 3/8"):
+        SampleRequest(part=part)
+
+
+def test_a_rank_without_images_still_takes_part():
+    ((first, label_B),) = SampleRequest(num_per_class=1, batch_size=4).loader(num_classes=4, rank=1, world_size=2)
+    assert len(label_B) == 0
+
+
+def test_the_grid_has_a_column_for_every_class():
+    labels = np.array([0, 1, 2, 0, 1, 0])
+    places, columns = SampleRequest().grid(labels)
+    assert (places.tolist(), columns) == ([0, 1, 2], 3)  # class 2 has one image
+    places, columns = SampleRequest(grid_columns=2, grid_rows=2).grid(labels)
+    assert (places.tolist(), columns) == ([0, 1, 2, 3], 2)
+    for labels in (np.zeros(200, np.int64), np.arange(200)):  # one class, and more than columns would fit
+        places, columns = SampleRequest(grid_rows=3).grid(labels)
+        assert (places.tolist(), columns) == (list(range(30)), 10)

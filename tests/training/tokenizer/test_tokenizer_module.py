@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizer_fixtures import make_kl
 from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.evaluation.fid import FrechetFeatureDistance
+from scalear.evaluation.images import to_uint8
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.diffusers_adapters import DiffusersKL
 from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.objective import TokenizerLoss
-from scalear.tokenizers.perceptual import FeatureDistance
+from scalear.tokenizers.perceptual import LPIPS, FeatureDistance
 from scalear.training.ema import EMA
 from scalear.training.optim import OptimizerSettings
 from scalear.training.tokenizer.module import TokenizerModule
@@ -142,7 +145,8 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
     make_trainer(tmp_path, logger=logger).test(module, datamodule=make_data(dataset))
     results = json.loads((tmp_path / "metrics.json").read_text())
     # 8x8 images are too small for SSIM.
-    assert results.keys() == {"val/psnr", "val/rfid", "trainer_precision", "machine"}
+    assert results.keys() == {"val/psnr", "val/rfid", "line", "trainer_precision", "machine"}
+    assert re.match(r"rFID-7 [\d.]+, PSNR [\d.]+ \(7 images of tiny val, 32-true on .*, scalear ", results["line"])
 
     module.eval()
     images = torch.cat([batch.inputs for batch in make_data(dataset).val_dataloader()])
@@ -154,6 +158,24 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
     events = EventAccumulator(str(tmp_path)).Reload()
     assert "val/reconstructions" in events.Tags()["images"]
     assert "val/psnr" in events.Tags()["scalars"]
+
+
+def test_lpips_is_measured_on_stored_levels_and_is_in_no_checkpoint(dataset, tmp_path):
+    module = make_module(lpips=LPIPS(str(tmp_path / "vgg16.pth"))).eval()
+    with pytest.raises(ValueError, match="no VGG-16 weights"):
+        make_trainer(tmp_path).test(module, datamodule=make_data(dataset))
+    backbone = make_layers(cfgs["D"], batch_norm=False).state_dict()
+    torch.save({f"features.{name}": tensor for name, tensor in backbone.items()}, tmp_path / "vgg16.pth")
+    make_trainer(tmp_path).test(module, datamodule=make_data(dataset))  # reads it
+    assert "val/lpips" not in json.loads((tmp_path / "metrics.json").read_text())  # for 8x8 images are too small
+
+    lpips, image = module.metrics.lpips, torch.rand(3, 1, 32, 32) * 2 - 1
+    with torch.no_grad():
+        module.metrics.update(module.tokenizer, image)
+        expected = lpips(*(to_uint8(x) / 127.5 - 1 for x in (image, module.tokenizer.reconstruction(image)))).mean()
+    assert module.metrics.named()["lpips"].compute() == pytest.approx(expected.item(), rel=1e-4)
+    assert not any("lpips." in name for name in module.state_dict())
+    assert not any(parameter.requires_grad for parameter in lpips.parameters())
 
 
 def test_predict_gives_moments_of_the_image_and_its_mirror_image(dataset, tmp_path):

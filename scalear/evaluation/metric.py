@@ -1,0 +1,34 @@
+"""What a metric of samples promises."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from scalear.evaluation.feature_set import FeatureSet, Needs
+from scalear.evaluation.features import FeatureExtractor
+from scalear.evaluation.side import Side
+
+
+class SampleMetric(ABC):
+    """Numbers that compare generated images with real ones.
+
+    Subclasses are small: settings in the constructor, what must be known of either side, and the numbers.
+    """
+
+    numbers: tuple[str, ...]
+    """Names of what it gives."""
+    real: Needs = Needs()
+    """What it must know of the real images; none by default."""
+    fake: Needs = Needs()
+    """What it must know of the samples."""
+    needs_labels_known: ClassVar[bool] = False
+    """Whether only an extractor that `knows_labels` can serve it."""
+    drawn_again: ClassVar[bool] = True
+    """Whether it means the same of samples drawn with replacement, some of them twice: see `bootstrap`."""
+
+    @abstractmethod
+    def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        """The numbers by name; one that these images cannot give may be left out."""
+
+    def cautions(self, extractor: FeatureExtractor, real: Side, fake: Side) -> list[str]:
+        """What must be known of the numbers at these counts of images, a line each."""
+        return []
