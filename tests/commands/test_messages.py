@@ -20,7 +20,7 @@ def test_what_is_missing_is_named_as_it_is_typed(capsys):
     [
         ("flowar", "sampling.num_steps=0", "num_steps must be at least 1 on the late grid, got 0"),
         ("flexvar", "sampling.top_k=0", "top_k must be at least 1, got 0; null keeps all codes"),
-        ("flexvar", "sampling.top_k=abc", "top_k: Expected a <class 'int'>"),
+        ("flexvar", "sampling.top_k=abc", "error: model.sampling.top_k must be int or null, got abc"),
         ("flexvar", "sampling.num_steps=4", "Option 'num_steps' is not accepted"),
         ("flexvar", "sampling=FlowSolver", "TokenHead cannot sample with FlowSolver"),
         ("flowar", "sampling.num_steps=[2,4]", "num_steps has 2 entries for 3 scales: [2, 4]"),
