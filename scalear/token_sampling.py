@@ -71,7 +71,11 @@ class TokenSampling(Sampling):
 
         Returns:
             Codes (B, l) int64, or with `more_smooth` weights of codes (B, l, V).
+
+        Raises:
+            ValueError: A logit is NaN or infinite, but for -inf, which excludes a code, and not all.
         """
+        schedule.require_finite(k, logits_BlV.amax(-1), "logits")
         num_codes = logits_BlV.shape[-1]
         if self.greedy_at(schedule.sizes[k]):
             codes_Bl = logits_BlV.argmax(-1)

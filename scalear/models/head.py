@@ -13,23 +13,6 @@ from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 
 
-def require_finite(values: Tensor, what: str) -> None:
-    """Refuse to go on from NaN or infinity: what is made of it would look like an image.
-
-    Args:
-        values: Of one scale.
-        what: Names them.
-
-    Raises:
-        ValueError: Names them, and the remedy.
-    """
-    if not values.isfinite().all():
-        raise ValueError(
-            f"{what} are not finite: the weights are damaged, or half precision overflows; take an earlier checkpoint, "
-            "or float32 (32-true)"
-        )
-
-
 class Head(nn.Module, ABC):
     """Predicts the content of a scale: latent tokens (B, l, C), or codes (B, l).
 

@@ -139,9 +139,11 @@ class GeneratorModule(GuardedModule):
         return self.build_optimizer(self.optimizer, self.model.generator)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["tokenizer_fingerprint"] = self._fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
         check_fingerprint(checkpoint.get("tokenizer_fingerprint"), self._fingerprint)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
