@@ -1,4 +1,4 @@
-"""Every random number of training and sampling, drawn per sample or replayed from a record.
+"""Every random number of training and sampling, drawn per sample.
 
 A sample owns a stream that is named by integers:
 
@@ -15,7 +15,7 @@ device; and no two streams are the same, for hashes of their names start them.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -61,31 +61,6 @@ class SeededDraws:
         for row, generator in zip(out, self._generators, strict=True):
             sampler(shape, generator=generator, out=row)
         return out.to(self.device, non_blocking=True)
-
-
-class RecordedDraws:
-    """Replays recorded numbers by name, to repeat a run exactly.
-
-    Args:
-        record: Name to tensor of shape (B, ...).
-    """
-
-    def __init__(self, record: Mapping[str, Tensor]) -> None:
-        self._record = record
-
-    def uniform(self, name: str, *shape: int) -> Tensor:
-        return self._replay(name, shape)
-
-    def normal(self, name: str, *shape: int) -> Tensor:
-        return self._replay(name, shape)
-
-    def _replay(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name not in self._record:
-            raise ValueError(f"no recorded draws named {name!r}; the record has {sorted(self._record)}")
-        numbers = self._record[name]
-        if tuple(numbers.shape[1:]) != shape:
-            raise ValueError(f"recorded draws {name!r} have shape {tuple(numbers.shape)}, need (B, *{shape})")
-        return numbers
 
 
 def stream_seed(stream: tuple[int, ...]) -> int:

@@ -121,9 +121,10 @@ class LatentPyramid(Pyramid):
         return Decomposition(schedule, targets, contexts)
 
     def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
-        coarse = self._unfold(scales[k - 1], schedule.sizes[k - 1])
-        full = F.interpolate(coarse, size=self._cells(schedule.sizes[-1]), mode="bicubic", align_corners=False)
-        return self._fold(_area(full, self._cells(schedule.sizes[k])))
+        coarse_BChw = self._unfold(scales[k - 1], schedule.sizes[k - 1])
+        size = self._cells(schedule.sizes[-1])
+        full_BChw = F.interpolate(coarse_BChw, size, mode="bicubic", align_corners=False)
+        return self._fold(_area(full_BChw, self._cells(schedule.sizes[k])))
 
     def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
         return self._unfold(scales[-1], schedule.sizes[len(scales) - 1])
@@ -206,8 +207,8 @@ class CodePyramid(Pyramid):
 
     def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
         """From codes, or weights of codes."""
-        coarse = self.quantizer.embed(scales[k - 1], schedule.sizes[k - 1])
-        return _tokens(F.interpolate(coarse, size=schedule.sizes[k], mode="bicubic", align_corners=False))
+        coarse_BChw = self.quantizer.embed(scales[k - 1], schedule.sizes[k - 1])
+        return _tokens(F.interpolate(coarse_BChw, schedule.sizes[k], mode="bicubic", align_corners=False))
 
     def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
         """The quantized latent_BChw that scales 0, 1 ... of the schedule stand for: the last of them."""

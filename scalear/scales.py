@@ -90,10 +90,6 @@ class ScaleSchedule:
         """The schedule that holds scale k alone."""
         return ScaleSchedule((self.sizes[k],))
 
-    def up_to(self, k: int) -> "ScaleSchedule":
-        """The schedule of scales 0..k."""
-        return ScaleSchedule(self.sizes[: k + 1])
-
     @property
     def names(self) -> list[str]:
         """Each scale as users write it: "4" or "4x8"."""

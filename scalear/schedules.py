@@ -76,24 +76,6 @@ class ScheduleSampler(ABC):
         """The scales of one optimizer step, or batch."""
 
 
-class FixedSchedule(ScheduleSampler):
-    """The same scales always.
-
-    Args:
-        scales: The list, as in "1,2,4,8" or [1, 2, 4, 8].
-    """
-
-    def __init__(self, scales: str | list[int | list[int]]) -> None:
-        self.schedule = ScaleSchedule.parse(scales)
-
-    @property
-    def final(self) -> tuple[int, int]:
-        return self.schedule.sizes[-1]
-
-    def draw(self, seed: int, number: int) -> ScaleSchedule:
-        return self.schedule
-
-
 class PaperSchedules(ScheduleSampler):
     """FlexVAR's step sampling as its paper has it (section 3.4): 6 to 10 scales at side 16.
 

@@ -16,21 +16,8 @@ from scalear.hardware.float64 import in_float64
 from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 
-_FLEXVAR_SAMPLED = {
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    8,
-    10,
-    13,
-    16,
-    23,
-    24,
-    32,
-}  # sides that the official code does not decode greedily
+# Sides that the official code does not decode greedily.
+_FLEXVAR_SAMPLED = {1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32}
 _CHUNK = 2**22  # logits that are sorted at a time
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scalear.draws import DROPOUT, SCHEDULES, TRAINING, VALIDATION, RecordedDraws, SeededDraws
+from scalear.draws import DROPOUT, SCHEDULES, TRAINING, VALIDATION, SeededDraws
 
 
 def test_a_row_depends_on_its_stream_alone():
@@ -45,19 +45,3 @@ def test_global_random_state_is_neither_read_nor_changed():
     assert torch.equal(SeededDraws([(3, 4)]).normal("a", 5), first)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_recorded_draws_replay_by_name():
-    record = {"t_0": torch.rand(2), "noise_0": torch.randn(2, 4, 3)}
-    draws = RecordedDraws(record)
-    for _ in range(2):  # as often as asked, in any order
-        assert torch.equal(draws.normal("noise_0", 4, 3), record["noise_0"])
-        assert torch.equal(draws.uniform("t_0"), record["t_0"])
-
-
-def test_recorded_draws_refuse_what_they_do_not_hold():
-    draws = RecordedDraws({"t_0": torch.rand(2), "noise_0": torch.randn(2, 4, 3)})
-    with pytest.raises(ValueError, match=r"no recorded draws named 'noise_1'; the record has \['noise_0', 't_0'\]"):
-        draws.normal("noise_1", 4, 3)
-    with pytest.raises(ValueError, match=r"'noise_0' have shape \(2, 4, 3\), need"):
-        draws.normal("noise_0", 4, 4)

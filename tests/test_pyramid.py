@@ -37,8 +37,7 @@ def test_targets_are_averages_of_the_latent_and_the_last_is_the_latent(size, pat
     latent, pyramid, built = build(size, patch_size, scales)
     assert torch.equal(pyramid.latent(built.targets, built.schedule), latent)
     for k, (height, width) in enumerate(built.schedule.sizes):
-        schedule = built.schedule.up_to(k)
-        cells = pyramid.latent(built.targets[: k + 1], schedule)
+        cells = pyramid.latent(built.targets[: k + 1], built.schedule)
         assert cells.shape[-2:] == (height * patch_size, width * patch_size)
         if size[0] % cells.shape[-2] == 0 and size[1] % cells.shape[-1] == 0:
             factors = size[0] // cells.shape[-2], size[1] // cells.shape[-1]

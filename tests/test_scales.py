@@ -21,7 +21,6 @@ def test_lengths_offsets_and_parts():
     assert schedule.offsets == (0, 1, 9, 41)
     assert schedule.names == ["1", "2x4", "4x8"]
     assert schedule.scale(1).sizes == ((2, 4),)
-    assert schedule.up_to(1).sizes == ((1, 1), (2, 4))
     x_BLC = torch.arange(2 * 41 * 3).reshape(2, 41, 3)
     parts = schedule.split(x_BLC)
     assert [part.shape for part in parts] == [(2, 1, 3), (2, 8, 3), (2, 32, 3)]

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded_draws import RecordedDraws
 
-from scalear.draws import RecordedDraws, SeededDraws
+from scalear.draws import SeededDraws
 from scalear.scales import ScaleSchedule
 from scalear.token_sampling import TokenSampling, inverse_cdf
 

@@ -89,12 +89,6 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     return classifier.eval()
 
 
-def classifier_record(path: str | Path) -> dict[str, object]:
-    """What `save_classifier` stored beside the weights."""
-    with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("record", "{}"))
-
-
 class _Residual(nn.Module):
     """One convolution added to its input."""
 

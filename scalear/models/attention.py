@@ -1,6 +1,7 @@
 """Attention over the tokens of scales: inside each scale, or also to all coarser ones (block-causal).
 
-Legend: B batch, L tokens of all scales at hand, l of one scale, D width, N heads, d head width, h w token map.
+Legend: B batch, L tokens of all scales at hand, l of one scale, D width, N heads, d head width, p = d / 2 pairs,
+X parts, heads and channels after one another.
 """
 
 from abc import ABC, abstractmethod
@@ -90,8 +91,8 @@ class ScaledDotProduct(nn.Module):
         earlier, scales = k_BNLd.shape[2] - q_BNLd.shape[2], []
         for first, end in pairwise(schedule.offsets):
             seen = slice(0 if self.causal else earlier + first, earlier + end)
-            q_BNld, k_BNsd, v_BNsd = q_BNLd[:, :, first:end], k_BNLd[:, :, seen], v_BNLd[:, :, seen]
-            scales.append(F.scaled_dot_product_attention(q_BNld, k_BNsd, v_BNsd, dropout_p=dropout, scale=self.scale))
+            q, k, v = q_BNLd[:, :, first:end], k_BNLd[:, :, seen], v_BNLd[:, :, seen]
+            scales.append(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale))
         return torch.cat(scales, dim=2)
 
 

@@ -31,14 +31,14 @@ class Place:
 class AdaLNBlock(nn.Module):
     """Pre-norm transformer block whose norms are shifted, scaled and gated by a condition (adaLN-zero).
 
-    With one condition vector per sample this is DiT's adaLN; with one per token it is FlowAR's
-    spatial-adaLN (paper eq. 10).
+    With one condition vector per sample this is DiT's adaLN; with one per token it is FlowAR's spatial-adaLN (paper
+    eq. 10, which leaves out residual sums, and the 1 that the scale is added to).
 
     Args:
         norm: Without a weight.
         mixer: Mixes the D channels of tokens of several scales, by attention or otherwise; also makes its cache.
         mlp: Position-wise network.
-        modulation: The condition to 6 D numbers: both gates, both scales, both shifts.
+        modulation: The condition to 6 D numbers: both gates, both scales, both shifts (official code).
         drop_path: Probability that a sample skips the mixer, and that it skips the MLP, in training.
 
     Attributes:

@@ -1,4 +1,7 @@
-"""A generator: transformer and head put together. It sees the scales of latents and labels, never an image."""
+"""A generator: transformer and head put together. It sees the scales of latents and labels, never an image.
+
+Legend: B batch, K scales, L tokens of all scales, l of one scale, C context channels, D semantics.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -122,20 +125,19 @@ class Generator(nn.Module):
         sampling.check(schedule, guidance)
         if forced is not None and len(forced) != schedule.num_scales:
             raise ValueError(f"forced has {len(forced)} entries for the {schedule.num_scales} scales {schedule}")
-        labels = label_B
-        if guidance.active:
-            labels = torch.cat([label_B, torch.full_like(label_B, self.num_classes)])
-        cond = self.transformer.embed(labels)
+        if guidance.active:  # both branches in one batch
+            label_B = torch.cat([label_B, torch.full_like(label_B, self.num_classes)])
+        cond_BD = self.transformer.embed(label_B)
         cache = self.transformer.make_cache(schedule)
         scales: list[Tensor] = []
-        context = cond.new_zeros(len(labels), 0, self.transformer.context_dim)
+        context_BlC = cond_BD.new_zeros(len(label_B), 0, self.transformer.context_dim)
         for k in range(schedule.num_scales):
             if k:
-                context = pyramid.next_context(scales, k, schedule)
-                context = torch.cat([context, context]) if guidance.active else context
-            hidden = self.transformer.step(context, cond, cache)
-            uncond = hidden[batch:] if guidance.active else None
-            content = self.head.sample(hidden[:batch], uncond, k, schedule, draws, sampling, guidance)
+                context_BlC = pyramid.next_context(scales, k, schedule)
+                context_BlC = torch.cat([context_BlC, context_BlC]) if guidance.active else context_BlC
+            hidden_BlD = self.transformer.step(context_BlC, cond_BD, cache)
+            uncond_BlD = hidden_BlD[batch:] if guidance.active else None
+            content = self.head.sample(hidden_BlD[:batch], uncond_BlD, k, schedule, draws, sampling, guidance)
             if forced is not None and forced[k] is not None:
                 content = _put(content, *forced[k], k, schedule)
             scales.append(content)

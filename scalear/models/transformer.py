@@ -6,6 +6,7 @@ Legend: B batch, L tokens of all scales, l of one scale, C context channels, D w
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -138,7 +139,7 @@ class ScaleTransformer(nn.Module):
         positions = [table(schedule, first, last) for table in self.positions]
         given = schedule if cache is None else schedule.scale(first)
         layers = iter(cache.layers) if cache else None
-        cond_B1D = nn.functional.silu(cond_BD)[:, None]
+        cond_B1D = F.silu(cond_BD)[:, None]
         block_cond = self.shared_modulation(cond_B1D)
         for index, (stack, norm) in enumerate(zip(self.stacks, self.norms, strict=True)):
             if index:

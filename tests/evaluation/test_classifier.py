@@ -1,10 +1,11 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from scalear.evaluation.classifier import ImageClassifier, classifier_record, load_classifier, save_classifier
+from scalear.evaluation.classifier import ImageClassifier, load_classifier, save_classifier
 from scalear.evaluation.evaluate import evaluate_samples
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.feature_set import Needs, extract
@@ -13,6 +14,7 @@ from scalear.evaluation.image_set import ArraySet, ShardSet
 from scalear.evaluation.labels import ClassVariety
 from scalear.evaluation.manifold import ManifoldMetrics
 from scalear.evaluation.side import Side
+from scalear.tensor_files import read_tensors
 
 EMBEDDED = Path(__file__).parents[2] / "data" / "fashion-mnist"
 
@@ -26,7 +28,7 @@ def test_shipped_classifier_knows_the_embedded_validation_images(extractor):
     seen = extract(extractor, ShardSet(EMBEDDED, "val"), Needs(points=frozenset({"logits"})))
     right = (seen.points["logits"].argmax(dim=1) == seen.labels).float().mean().item()
     assert right > 0.91
-    record = classifier_record(extractor.weights)
+    record = json.loads(read_tensors(extractor.weights)[1]["record"])
     assert record["val_accuracy"] > 0.91 and len(record["class_names"]) == 10 and record["optimizer"]["lr"] > 0
     assert Path(extractor.weights).stat().st_size < 3e6
 
@@ -50,7 +52,7 @@ def test_weights_and_architecture_survive_the_file(tmp_path):
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     assert torch.equal(loaded(image), classifier(image)) and not loaded.training
     assert torch.equal(loaded.head(loaded.features(image)), classifier(image))
-    assert classifier_record(tmp_path / "deep" / "classifier.safetensors") == {"steps": 3}
+    assert read_tensors(tmp_path / "deep" / "classifier.safetensors")[1]["record"] == '{"steps": 3}'
 
 
 def test_damaged_files_are_refused(tmp_path):

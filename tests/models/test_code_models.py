@@ -18,8 +18,9 @@ from model_fixtures import (
     stepwise,
     transformer_inputs,
 )
+from recorded_draws import RecordedDraws
 
-from scalear.draws import RecordedDraws, SeededDraws
+from scalear.draws import SeededDraws
 from scalear.fast.accelerate import accelerate
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance

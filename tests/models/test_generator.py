@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 import torch
 from model_fixtures import NUM_CLASSES, make_code_model, make_model, randomise, seeded
+from recorded_draws import RecordedDraws
 
-from scalear.draws import RecordedDraws, SeededDraws
+from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel

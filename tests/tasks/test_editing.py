@@ -150,7 +150,7 @@ def test_refinement_forces_averages_of_the_whole_latent_as_in_training(monkeypat
     editor.refine(make_image(), LABEL, draws(), (48, 64), schedule=schedule)
     enlarged = F.interpolate(make_image(), (48, 64), mode="bicubic").clamp(-1, 1)
     small = F.interpolate(editor.tokenizer.encode(enlarged), (8, 8), mode="area")
-    expected = editor.model.pyramid.build(small, schedule.up_to(3)).targets
+    expected = editor.model.pyramid.build(small, ScaleSchedule.parse("1,2,4,8")).targets
     assert len(forced) == 5 and forced[4] is None
     assert all(torch.equal(codes, target) for (codes, _), target in zip(forced[:4], expected, strict=True))
 

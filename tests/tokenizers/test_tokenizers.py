@@ -1,9 +1,9 @@
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
+from recorded_draws import RecordedDraws
 from tokenizer_fixtures import KL16, TINY_DC, TINY_KL, make_kl
 
-from scalear.draws import RecordedDraws
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.bottleneck import Posterior, TrainingRequest
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL

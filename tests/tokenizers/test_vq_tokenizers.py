@@ -1,9 +1,9 @@
 import pytest
 import torch
+from recorded_draws import RecordedDraws
 from tokenizer_fixtures import VAR_SCALES, VAR_VQVAE, VQ16, make_residual, make_vq
 from torch.nn import functional as F
 
-from scalear.draws import RecordedDraws
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.bottleneck import TrainingRequest
 from scalear.tokenizers.quantizer import VectorQuantizer

@@ -1,4 +1,5 @@
 import io
+import json
 
 import lightning
 import numpy as np
@@ -8,7 +9,8 @@ from PIL import Image
 from scalear.data.datamodule import ShardDataModule
 from scalear.data.index import DatasetIndex
 from scalear.data.shards import ShardFile
-from scalear.evaluation.classifier import ImageClassifier, classifier_record
+from scalear.evaluation.classifier import ImageClassifier
+from scalear.tensor_files import read_tensors
 from scalear.training.classifier_module import ClassifierModule
 from scalear.training.optim import OptimizerSettings
 
@@ -52,7 +54,7 @@ def test_fit_exports_what_test_measures(shades, tmp_path):
     lightning.seed_everything(0)
     data = ShardDataModule(str(shades), batch_size=16)
     trainer(tmp_path).fit(module(tmp_path), datamodule=data)
-    record = classifier_record(tmp_path / "classifier.safetensors")
+    record = json.loads(read_tensors(tmp_path / "classifier.safetensors")[1]["record"])
     assert record["class_names"] == ["dark", "bright"] and record["steps"] == 16 and record["train_images"] == 64
     assert record["val_accuracy"] > 0.9
     # A fresh module measures the file, not its own random weights.

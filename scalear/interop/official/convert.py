@@ -149,12 +149,6 @@ def revert_state(conversion: Conversion) -> dict[str, Tensor]:
     return {key: official[key] for key in keys}
 
 
-def official_names(conversion: Conversion, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors shaped as our parameters, such as gradients, by official key and in the official layout."""
-    rows = family_named(conversion.family).rows(_empty(conversion.config), conversion.official_keys)
-    return to_official(rows, [], tensors).tensors
-
-
 def _empty(config: Part) -> nn.Module:
     """The model on the meta device: names and shapes without memory."""
     with torch.device("meta"):

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from scalear.fast.accelerate import accelerate
 from scalear.interop.official.convert import Conversion, convert_state
+from scalear.interop.official.families import family_named
+from scalear.interop.official.tables import to_official
 
 FOLDER = Path(os.environ.get("SCALEAR_PARITY_DIR", Path(__file__).parents[2] / "parity"))
 # Official class of a recording -> its modules, by the prefix of their keys, and the family that each converts by.
@@ -166,9 +168,11 @@ def compare_gradients(case: Case, prefix: str, gradients: dict[str, Tensor]) -> 
             case.compare(f"{prefix}.grad.{key}", gradients[key])
 
 
-def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    """Gradients by our names, of the weights that have one."""
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+def official_gradients(conversion: Conversion, model: nn.Module) -> dict[str, Tensor]:
+    """Gradients by official key and in the official layout, of the weights that have one."""
+    rows = family_named(conversion.family).rows(model, conversion.official_keys)
+    ours = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return to_official(rows, [], ours).tensors
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,12 +2,11 @@
 
 import torch
 from model_fixtures import LatentsAlone
-from parity_case import Case, compare_gradients, numbered, per_scale, watching
+from parity_case import Case, compare_gradients, numbered, official_gradients, per_scale, watching
+from recorded_draws import RecordedDraws
 
-from scalear.draws import RecordedDraws
 from scalear.flow import FlowSolver, interpolate
 from scalear.guidance import Guidance
-from scalear.interop.official.convert import official_names
 from scalear.models.generator import Generator
 from scalear.pyramid import LatentPyramid
 from scalear.scales import ScaleSchedule
@@ -18,8 +17,7 @@ def replay_flowar(case: Case) -> None:
     model = case.build(conversion)
     pyramid = LatentPyramid(LatentsAlone(model.head.token_dim))
     _train(case, model, pyramid)
-    gradients = official_names(conversion, {name: weight.grad for name, weight in model.named_parameters()})
-    compare_gradients(case, "out.train", gradients)
+    compare_gradients(case, "out.train", official_gradients(conversion, model))
     for tag, run in case.extra["sampling"].items():
         _sample(case, model, pyramid, tag, **run["call"])
 

@@ -1,10 +1,10 @@
 """Replays of the official tokenizers in our classes: KL-16, VQ-16 and VAR's VQVAE."""
 
 import torch
-from parity_case import Case, compare_gradients, gradients_of, watching
+from parity_case import Case, compare_gradients, official_gradients, watching
 from torch import Tensor
 
-from scalear.interop.official.convert import Conversion, official_names
+from scalear.interop.official.convert import Conversion
 from scalear.pyramid import CodePyramid, ResidualPyramid, join
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.autoencoder import ConvTokenizer
@@ -68,7 +68,7 @@ def _vq16_training(case: Case, conversion: Conversion, model: torch.nn.Module, i
     usage = llamagen_usage(recent, passage.quantized.codes[0], model.num_codes)
     case.compare("out.train.codebook_usage", torch.tensor(usage))
     (100 * (codebook + commitment)).backward()
-    compare_gradients(case, "out.train", official_names(conversion, gradients_of(model)))
+    compare_gradients(case, "out.train", official_gradients(conversion, model))
 
 
 def replay_var_vqvae(case: Case) -> None:

@@ -1,13 +1,13 @@
 """Replays of the official VAR, FlexVAR and their sampling filter in our classes."""
 
 import torch
-from parity_case import Case, compare_gradients, gradients_of, numbered, watching
+from parity_case import Case, compare_gradients, numbered, official_gradients, watching
 from parity_tokenizers import residual_codes
+from recorded_draws import RecordedDraws
 from torch import Tensor
 
-from scalear.draws import RecordedDraws
 from scalear.guidance import Guidance
-from scalear.interop.official.convert import Conversion, official_names
+from scalear.interop.official.convert import Conversion
 from scalear.models.generator import Generator
 from scalear.models.positions import GridPositions
 from scalear.pyramid import CodePyramid, Decomposition, Pyramid, ResidualPyramid, join
@@ -38,7 +38,7 @@ def replay_var(case: Case) -> None:
     case.maybe("mid.forward.x_embedded", lambda: blocks[0][0])
     for index, (_, output) in enumerate(blocks):
         case.maybe(f"mid.forward.block{index}_out", lambda output=output: output)
-    compare_gradients(case, "out.forward", official_names(conversion, gradients_of(model)))
+    compare_gradients(case, "out.forward", official_gradients(conversion, model))
     for tag, run in case.extra["infer"].items():
         call = dict(run["call"])
         # VAR's number is one less than ours.
@@ -96,7 +96,7 @@ def _flexvar_training(
     case.compare(f"{out}.logits", logits)
     case.compare(f"{out}.loss", loss)
     case.maybe(f"mid.train.{name}.x_embedded_first4", lambda: blocks[0][0][:, : sum(schedule.lengths[:4])])
-    gradients = official_names(conversion, gradients_of(model))
+    gradients = official_gradients(conversion, model)
     compare_gradients(case, out, gradients)
     case.maybe(f"{out}.grad.pos_1LC_norm_per_cell", lambda: gradients["pos_1LC"][0].norm(dim=0))
 
