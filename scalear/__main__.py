@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from scalear.commands.messages import message_of
+from scalear.commands.mistakes import is_mistake
 from scalear.fast.allocator import keep_memory
 from scalear.hardware.cpus import respect_container
 
@@ -40,6 +41,9 @@ SCALEAR_TRACEBACK=1 shows where an error comes from.
 """
 
 
+_INTERRUPTED = 130  # as shells have it
+
+
 def main(args: list[str] | None = None) -> int:
     """Run a command; returns the exit code. Mistakes of the user end in one message, not in a traceback.
 
@@ -59,8 +63,8 @@ def main(args: list[str] | None = None) -> int:
     respect_container()
     try:
         _run(args)
-    except (argparse.ArgumentError, ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("SCALEAR_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("SCALEAR_TRACEBACK") or not is_mistake(error):
             raise
         print(f"scalear: error: {message_of(error)}", file=sys.stderr)
         if isinstance(error, argparse.ArgumentError):
@@ -68,7 +72,11 @@ def main(args: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning has said so, and exits with 1
+            return _INTERRUPTED
+        raise
     return 0
 
 

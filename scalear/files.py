@@ -14,6 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 PARTIAL_SUFFIX = ".partial"
 """Ends the names of what is not complete; a process that is killed leaves such files behind."""
 
@@ -137,6 +142,46 @@ def check_new_file(path: str | Path, force: bool) -> None:
         raise ValueError(f"{path} is a folder: name a file")
     if not force and path.exists():
         raise ValueError(f"{path} is there already: choose another place, or replace it with --force")
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make a folder, if it is not there, and find out whether files can be made in it.
+
+    Raises:
+        OSError: They cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = _new_name(folder / "trial")
+        trial.touch(exist_ok=False)
+        trial.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write into {folder}: {error}; choose another folder") from error
+
+
+@contextmanager
+def claimed(path: str | Path, what: str) -> Iterator[None]:
+    """Inside, no other process has claimed this file, which stays. Who ends, however it happens, claims nothing more.
+
+    Where the platform or the file system has no locks, nothing is claimed.
+
+    Args:
+        path: Of a file in a folder that is there.
+        what: What two processes must not do at once, for the message.
+
+    Raises:
+        ValueError: Another process has claimed it.
+    """
+    with open(path, "a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"another process {what}: wait for it, or choose another folder") from error
+            except OSError:
+                pass
+        yield
 
 
 def _new_name(path: Path) -> Path:

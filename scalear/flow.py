@@ -13,7 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scalear.guidance import Guidance
 from scalear.hardware.float64 import in_float64, widest_float
+from scalear.sampling import Sampling
+from scalear.scales import ScaleSchedule
 
 Velocity = Callable[[Tensor, float], Tensor]
 
@@ -133,7 +136,7 @@ _GRIDS = {"uniform": uniform_times, "flowar": flowar_times}
 
 
 @dataclass(frozen=True)
-class FlowSolver:
+class FlowSolver(Sampling):
     """How a scale's noise is carried to data.
 
     `FAST8` (configs/fast8.yaml) takes a third of the official evaluations for the same FID: docs/performance.md.
@@ -152,6 +155,9 @@ class FlowSolver:
         smallest = 2 if self.grid == "flowar" else 1
         if not steps or min(steps) < smallest:
             raise ValueError(f"num_steps must be at least {smallest} on the {self.grid} grid, got {self.num_steps}")
+
+    def check(self, schedule: ScaleSchedule, guidance: Guidance) -> None:
+        self.times(0, schedule.num_scales)
 
     def times(self, k: int, num_scales: int, jump: float = 0.0) -> list[float]:
         """Increasing times from 0 to 1 for scale k of K.

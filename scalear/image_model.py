@@ -13,15 +13,14 @@ from torch import Tensor, nn
 
 from scalear.draws import Draws
 from scalear.fast.accelerate import accelerate
-from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.hardware.precision import AUTO, Precision, autocast
 from scalear.models.generator import Forced, Generator, Loss
 from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
 from scalear.pyramid import Content, Pyramid
+from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
-from scalear.token_sampling import TokenSampling
 from scalear.tokenizers.base import Tokenizer
 
 
@@ -51,7 +50,7 @@ class ImageModel(nn.Module):
         pyramid: Callable[[Tokenizer], Pyramid],
         transformer: Callable[[int], ScaleTransformer],
         head: Callable[[Content, int, ScaleSchedule], Head],
-        sampling: FlowSolver | TokenSampling,
+        sampling: Sampling,
         guidance: Guidance,
         label_drop_prob: float = 0.1,
         fast: bool = True,
@@ -136,7 +135,7 @@ class ImageModel(nn.Module):
         schedule: ScaleSchedule | None = None,
         guidance: Guidance | None = None,
         forced: Forced | None = None,
-        sampling: FlowSolver | TokenSampling | None = None,
+        sampling: Sampling | None = None,
     ) -> Iterator[Tensor]:
         """Content of each scale as soon as it is sampled; arguments and errors as `Generator.generate` and `check`."""
         schedule, sampling, guidance = schedule or self.schedule, sampling or self.sampling, guidance or self.guidance

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalear.draws import Draws
+from scalear.guidance import Guidance
 from scalear.hardware.float64 import in_float64
+from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 
 _FLEXVAR_SAMPLED = {
@@ -33,7 +35,7 @@ _CHUNK = 2**22  # logits that are sorted at a time
 
 
 @dataclass(frozen=True)
-class TokenSampling:
+class TokenSampling(Sampling):
     """How the codes of a scale are chosen. The defaults sample from the model as it is."""
 
     temperature: float = 1.0
@@ -58,6 +60,13 @@ class TokenSampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}; 1 keeps all codes")
 
+    def check(self, schedule: ScaleSchedule, guidance: Guidance) -> None:
+        if guidance.start_time is not None:
+            raise ValueError(
+                f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
+                "leave it out, or set it to null"
+            )
+
     def greedy_at(self, size: tuple[int, int]) -> bool:
         """Whether a scale is decoded greedily."""
         if self.greedy == "flexvar":
@@ -75,7 +84,11 @@ class TokenSampling:
 
         Returns:
             Codes (B, l) int64, or with `more_smooth` weights of codes (B, l, V).
+
+        Raises:
+            ValueError: A logit is NaN or infinite, but for -inf, which excludes a code, and not all.
         """
+        schedule.require_finite(k, logits_BlV.amax(-1), "logits")
         num_codes = logits_BlV.shape[-1]
         if self.greedy_at(schedule.sizes[k]):
             codes_Bl = logits_BlV.argmax(-1)

@@ -1,10 +1,14 @@
-"""YAML as configs are read, wherever it comes from. Does not import PyTorch."""
+"""YAML as configs are read and recorded, wherever it comes from. Does not import PyTorch."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader
+
+# Defaults of Lightning's classes are members where their settings are texts, and the record of a run names them all.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 def parse_yaml(text: str) -> Any:

@@ -4,20 +4,25 @@ import difflib
 import re
 import sys
 
+from scalear.commands.mistakes import IN_PROCESS
+
 
 def message_of(error: BaseException) -> str:
     """What an error says to somebody who typed a command."""
     text = str(error)
-    meant = _meant(text) or type(error).__name__
+    if failed := IN_PROCESS.search(text):
+        return failed[2].strip()
+    keys, meant = _meant(text)
     if meant.startswith("Caught ") and "\n" in meant:  # of a DataLoader's worker, with its traceback
         name = meant.split()[1]
         return meant.rsplit(f"{name}: ", 1)[-1].strip()
-    for pattern, say in ((_REQUIRED, _missing), (_NO_CLASS, _unknown)):
+    for pattern, say in ((_REQUIRED, _missing), (_NO_CLASS, _unknown), (_ANOTHER_KIND, _of_another_kind)):
         if found := pattern.search(meant):
-            return say(found, ".".join(re.findall(r'Parser key "([\w.]+)"', text[: text.index(found[0])])))
-    return re.sub(r'^Parser key "([\w.]+)":\s+', r"\1: ", meant)
+            return say(found, ".".join([*keys, *_KEY.findall(meant[: found.start()])]))
+    return _KEY.sub(r"\1: ", meant) or type(error).__name__
 
 
+_KEY = re.compile(r'Parser key "([\w.]+)":\s*')
 _REQUIRED = re.compile(r"the following arguments are required: (\w+(?:(?:\.|, )\w+)*)")
 _NO_CLASS = re.compile(
     r"Expected a dot import path string: ([\w.]+?)\.?(?!\S)|"
@@ -47,17 +52,44 @@ def _unknown(found: re.Match, key: str) -> str:
     return f"{key}: there is no class {found[1] or found[3]}: {instead}"
 
 
-def _meant(text: str) -> str:
-    """Of the alternatives that jsonargparse tried for a part, each with its error, the error of the one meant."""
-    key = ""
+def _of_another_kind(found: re.Match, key: str) -> str:
+    return f"{key} must be {found[1]}, got {found[2]}"
+
+
+_ANOTHER_KIND = re.compile(r"Expected an? (.*?)\.? Got value: (.*)", re.DOTALL)
+
+
+def _meant(text: str) -> tuple[list[str], str]:
+    """Of the alternatives that jsonargparse tried for a part, each with its error, the error of the one meant.
+
+    Returns:
+        The names of the part and of what it is in, as far as the error does not say them, and the error.
+    """
+    keys: list[str] = []
     while listed := re.search(r"^( *)Errors:\n((?:\1 .*\n?|\n)+)", text, re.MULTILINE):
-        key = (re.findall(r'Parser key "([\w.]+)":', text[: listed.start()]) or [key])[-1]
+        keys += _KEY.findall(text[: listed.start()])
         indent, errors = listed.groups()
         alternatives = [error.strip() for error in re.split(rf"^{indent}  - ", errors, flags=re.MULTILINE) if error]
-        own = [error for error in alternatives if "Errors:" in error or not any(words in error for words in _OF_OTHERS)]
-        text = (own or alternatives)[0]
-    return f"{key}: {text}" if text.startswith("Expected a ") else text
+        given, text = text[listed.end() :], min(alternatives, key=_strangeness)
+        if _KIND.fullmatch(text):  # as are the others: a number, say, or null
+            *kinds, last = (kind for each in alternatives for kind in _kinds(_KIND.fullmatch(each)))
+            text = f"Expected a {', '.join(kinds)} or {last}. Got value: {re.search('Given value: (.*)', given)[1]}"
+    return keys, _KIND.sub(lambda found: f"Expected a {' or '.join(_kinds(found))}", text)
 
 
+def _strangeness(error: str) -> tuple[bool, ...]:
+    """Of an alternative: how little it looks like the one that was meant."""
+    return "Errors:" not in error, bool(_KIND.fullmatch(error)), any(words in error for words in _OF_OTHERS)
+
+
+def _kinds(expected: re.Match) -> list[str]:
+    """What may be written for a type."""
+    if expected[1] is None:
+        return re.findall(r"[^\s',]+", expected[2])
+    name = expected[1].rpartition(".")[2]
+    return {"NoneType": ["null"], "bool": ["true", "false"], "Iterable": ["list"]}.get(name, [name])
+
+
+_KIND = re.compile(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])")
 # How alternatives fail that are not meant.
-_OF_OTHERS = ("is not accepted", "unexpected keyword argument", "Expected a <class 'NoneType'>")
+_OF_OTHERS = ("is not accepted", "unexpected keyword argument", "Not a valid subclass", "Expected a <class 'NoneType'>")

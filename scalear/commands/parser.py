@@ -8,10 +8,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from scalear.commands.mistakes import of_constructor
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of dataclass fields
 # jsonargparse reads the source of a class anew for every option that may hold one: half of the time of parsing.
@@ -22,9 +24,9 @@ class AsTyped:
     """Of a parser: options mean what people who type them mean.
 
     A `null` stays one, however deep its option lies: jsonargparse hands options down to the classes they belong to as
-    text, in which null has become `None`. A switch (an option that is true or false) may be typed without a value; a
-    list of texts takes all that follows up to the next option. What is typed wins over the files of `-c`, also before
-    and between them. `~` begins a path in the home folder, typed or in YAML.
+    text, in which null has become `None`. A switch (an option that may be true) may be typed without a value; a list of
+    texts takes all that follows up to the next option. What is typed wins over the files of `-c`, also before and
+    between them. `~` begins a path in the home folder, typed or in YAML.
     """
 
     def parse_args(self, args: Sequence[str], **kwargs: object) -> Namespace:
@@ -34,11 +36,11 @@ class AsTyped:
         return _at_home(super().parse_args(list(self._spelled_out(files_first(args))), **kwargs))
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
-        """As jsonargparse, but what the classes of other packages say of a setting is said to its user."""
+        """As jsonargparse; what a constructor says is about settings, for nothing else has run."""
         try:
             return super().instantiate_classes(*args, **kwargs)
-        except (TypeError, ImportError) as error:
-            raise ValueError(str(error)) from error
+        except Exception as error:
+            raise of_constructor(error) from error
 
     def _spelled_out(self, args: Sequence[str]) -> Iterator[str]:
         waiting = list(args)
@@ -46,8 +48,7 @@ class AsTyped:
             arg = waiting.pop(0)
             flag, equals, value = arg.partition("=")
             if self._is_switch(arg):
-                given = waiting and waiting[0].lower() in ("true", "false")
-                arg = f"{arg}={waiting.pop(0) if given else 'true'}"
+                arg = f"{arg}={waiting.pop(0) if waiting and self._is_value(arg, waiting[0]) else 'true'}"
             elif self._is_list(flag) and not equals:
                 count = next((place for place, text in enumerate(waiting) if text.startswith("-")), len(waiting))
                 arg = f"{arg}={waiting[:count]}"
@@ -57,7 +58,14 @@ class AsTyped:
             yield re.sub(r"^(--[\w.]+=)None$", r"\1null", arg)
 
     def _is_switch(self, arg: str) -> bool:
-        return _type_of(self._option_string_actions.get(arg)) is bool
+        kind = _type_of(self._option_string_actions.get(arg))
+        return bool in (kind, *get_args(kind))
+
+    def _is_value(self, switch: str, following: str) -> bool:
+        """Whether what follows a switch is its value; a switch that may be something else takes all but options."""
+        if _type_of(self._option_string_actions[switch]) is bool:
+            return following.lower() in ("true", "false")
+        return not re.match(r"-\D", following)
 
     def _is_list(self, arg: str) -> bool:
         return _type_of(self._option_string_actions.get(arg)) == list[str] | None

@@ -5,6 +5,8 @@ from argparse import SUPPRESS
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+from jsonargparse.typing import register_type
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -12,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
 from scalear.commands.parser import AsTyped
 from scalear.commands.run_config import parse_run
-from scalear.commands.run_trainer import configuration_errors, trainer_arguments
-from scalear.files import write_bytes
+from scalear.commands.run_trainer import RunTrainer, trainer_arguments
+from scalear.files import check_writable, claimed, write_bytes
 from scalear.hardware.precision import AUTO
 from scalear.training.checkpoints import check_checkpoint
 from scalear.training.classifier_module import ClassifierModule
@@ -21,10 +23,12 @@ from scalear.training.generator.module import GeneratorModule
 from scalear.training.loggers import log_config
 from scalear.training.named_checkpoints import named_checkpoint
 from scalear.training.run_folder import check_new_run, check_results, record_line, sample_origin
-from scalear.training.run_precision import RunTrainer, resolve_precision
+from scalear.training.run_precision import resolve_precision
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
 from scalear.yaml_files import parse_yaml
+
+register_type(torch.device)  # a setting of some of Lightning's callbacks, which the record of a run has to name
 
 _VERSIONS = [f"{name}=={version(name)}" for name in ("scalear", "torch", "lightning", "torchmetrics", "webdataset")]
 
@@ -115,25 +119,19 @@ class ScalearCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Names and `auto` become what they mean here, and are recorded like anything typed.
 
-        These are `last` and `best` of `ckpt_path`, and the precision.
+        These are `last`, `best` and `hpc` of `ckpt_path`, and the precision.
         """
         config = self.config.get(str(self.subcommand), self.config)
         trainer = config.trainer
         if "ckpt_path" in config:
-            config.ckpt_path = named_checkpoint(config.ckpt_path, trainer, self.subcommand)
+            weights_only = config.get("weights_only") is not False
+            config.ckpt_path = named_checkpoint(config.ckpt_path, trainer, self.subcommand, weights_only)
         resumed = config.get("ckpt_path") if self.subcommand == "fit" else None
         self._precision_is_free = trainer.precision == AUTO
         trainer.precision, why = resolve_precision(trainer.precision, trainer.accelerator, resumed)
         if why:
             rank_zero_info(why)
             self._parser(self.subcommand).dump_header = [*_VERSIONS, why]
-
-    def instantiate_classes(self) -> None:
-        with configuration_errors():
-            try:
-                super().instantiate_classes()
-            except TypeError as error:  # of an argument: nothing but constructors has run
-                raise ValueError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         config = self._get(self.config_init, "trainer").as_dict()
@@ -148,14 +146,25 @@ class ScalearCLI(LightningCLI):
         self._run_on_own_data("predict", {**kwargs, "return_predictions": False})
 
     def after_instantiate_classes(self) -> None:
-        path = self._get(self.config_init, "ckpt_path")
-        self._check_what_is_there(path)
+        path, is_fit = self._get(self.config_init, "ckpt_path"), self.subcommand == "fit"
         if path is not None:
-            check_checkpoint(path, self.model)
+            check_checkpoint(path, self.model, is_fit, self._get(self.config_init, "weights_only") is not False)
             if isinstance(self.model, GeneratorModule):
                 self.model.weights = None  # the checkpoint holds all of them
-        elif self.subcommand != "fit" and not self._has_weights():
+        elif not is_fit and not self._has_weights():
             raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
+        self._refuse_idleness()
+        self._check_what_is_there(path)
+        if not self.trainer.fast_dev_run:
+            check_writable(self.trainer.default_root_dir)
+
+    def _refuse_idleness(self) -> None:
+        """Lightning would do nothing at all, and say nothing."""
+        batches = {"fit": "train", "validate": "val"}.get(self.subcommand, self.subcommand)
+        limits = [f"limit_{batches}_batches", *(["max_steps", "max_epochs"] if self.subcommand == "fit" else [])]
+        for name in limits:
+            if getattr(self.trainer, name) == 0:
+                raise ValueError(f"trainer.{name} is 0, which leaves {self.subcommand} nothing to do")
 
     def _check_what_is_there(self, path: str | None) -> None:
         folder, force = self.trainer.default_root_dir, self._get(self.config_init, "force")
@@ -185,7 +194,12 @@ class ScalearCLI(LightningCLI):
         getattr(self.trainer, name)(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with configuration_errors():
+        # Samples may be made by several jobs together; checkpoints, and shards of latents, would be of two runs.
+        alone = subcommand == "fit" or (subcommand == "predict" and isinstance(self.model, TokenizerModule))
+        if not alone or self.trainer.fast_dev_run or not self.trainer.is_global_zero:
+            return super()._run_subcommand(subcommand)
+        folder = Path(self.trainer.default_root_dir)
+        with claimed(folder / f".{subcommand}.lock", f"has begun to {subcommand} in {folder}"):
             super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:
@@ -215,8 +229,7 @@ class PartsOnly(ScalearCLI):
     def before_instantiate_classes(self) -> None: ...
 
     def instantiate_classes(self) -> None:
-        with configuration_errors():
-            self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init = self.parser.instantiate_classes(self.config)
 
     def after_instantiate_classes(self) -> None: ...
 

@@ -1,12 +1,12 @@
 """The Trainer of a run: what belongs to every run of ours, and steps back where a flag of Lightning contradicts it."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, Literal
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
@@ -14,7 +14,9 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     ModelSummary,
     ProgressBar,
+    StochasticWeightAveraging,
     TQDMProgressBar,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import Precision
@@ -24,16 +26,68 @@ from scalear.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from scalear.training.interruption import SaveOnInterrupt
 from scalear.training.named_checkpoints import RecordTime
 from scalear.training.performance import Performance
-from scalear.training.run_precision import RecordPrecision
+from scalear.training.run_precision import RecordPrecision, check_precision
 
 
-@contextmanager
-def configuration_errors() -> Iterator[None]:
-    """What Lightning finds wrong with a configuration, or missing for it, is a ValueError as all mistakes of users."""
-    try:
-        yield
-    except (MisconfigurationException, ModuleNotFoundError) as error:
-        raise ValueError(str(error)) from error
+class RunTrainer(Trainer):
+    """Lightning's Trainer; of batches a whole number is a number, also 1, and 1.0 is all of them.
+
+    Args:
+        accumulate_grad_batches: As in `lightning.pytorch.Trainer`.
+        limit_train_batches: The same.
+        limit_val_batches: The same.
+        limit_test_batches: The same.
+        limit_predict_batches: The same.
+        overfit_batches: The same.
+        val_check_interval: The same.
+        precision: `auto` is `bf16-mixed` where bfloat16 products are at least 1.5 times as fast as float32's, by
+            measurement, else `32-true`; a resumed run keeps its precision. Or what Lightning takes: `32-true`,
+            `bf16-mixed`, `16-mixed` ...
+        **kwargs: As in `lightning.pytorch.Trainer`.
+
+    Raises:
+        ValueError: A setting cannot work that Lightning would take.
+    """
+
+    # Lightning's own annotations have float first, which would make 1.0 of 1.
+    def __init__(
+        self,
+        *,
+        accumulate_grad_batches: int = 1,
+        precision: _PRECISION_INPUT | Literal["auto"] | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            accumulate_grad_batches=accumulate_grad_batches,
+            precision=precision,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            overfit_batches=overfit_batches,
+            val_check_interval=val_check_interval,
+            **kwargs,
+        )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
+        if self.val_check_interval == 0:
+            raise ValueError("trainer.val_check_interval is 0: limit_val_batches 0 leaves validation out")
+        for least, most in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):
+            wanted, end = getattr(self, least) or 0, getattr(self, most)
+            if end is not None and -1 != end < wanted:
+                raise ValueError(f"trainer.{least} is {wanted}, and {most} {end} ends the run before: raise it")
+        check_precision(self.precision)
+
+
+_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
 
 
 def trainer_arguments(config: dict[str, Any], precision_is_free: bool) -> dict[str, Any]:
@@ -70,6 +124,10 @@ def _callbacks(config: dict[str, Any]) -> list[Callback]:
     """Those of the config and ours, without those that a flag switches off."""
     given = config["callbacks"]
     callbacks = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    averages = [callback for callback in callbacks if isinstance(callback, WeightAveraging | StochasticWeightAveraging)]
+    if len(averages) > 1:
+        named = " and ".join(type(callback).__name__ for callback in averages)
+        raise ValueError(f"trainer.callbacks has {named}, which average the same weights: keep one of them")
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     if not any(isinstance(callback, LearningRateMonitor) for callback in callbacks):

@@ -98,11 +98,9 @@ class InceptionFeatures(FeatureExtractor):
                 "there, or set the extractor's `weights` to its path; other extractors are fashion and timm:MODEL"
             )
         try:
-            network = _Inception()
-            network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
+            return _Inception().filled(torch.load(self.weights, map_location="cpu", weights_only=True))
         except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.weights} is damaged or not torch-fidelity's Inception: {error}") from error
-        return network
 
     def _features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         seen = []
@@ -123,8 +121,13 @@ class _Inception(FeatureExtractorInceptionV3):
         with torch.random.fork_rng(devices=[]):
             super().__init__("inception", ["2048", "logits_unbiased"], nothing)
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], *args: object, **kwargs: object) -> object:
-        return super().load_state_dict(state_dict, *args, **kwargs) if state_dict else None
+    def load_state_dict(self, *args: object, **kwargs: object) -> None:
+        """Nothing: the constructor calls it with nothing."""
+
+    def filled(self, state: dict[str, Tensor]) -> "_Inception":
+        """Itself with the weights of a file."""
+        super().load_state_dict(state)
+        return self
 
     def randomised(self, seed: int) -> "_Inception":
         """Itself with He's weights (2015), which keep activations alive through all layers, and without biases."""

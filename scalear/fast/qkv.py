@@ -10,16 +10,13 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from scalear.fast.pieces import pieces, wide
 from scalear.models.attention import Rotary
 from scalear.models.var_block import VARAttention
-from scalear.scales import ScaleSchedule
 
 _TINY = 1e-12  # shortest vector that has a direction, as in F.normalize
 
 
-def split_turned(
-    self: Rotary, x_BLX: Tensor, schedule: ScaleSchedule, num_parts: int, num_turned: int
-) -> tuple[Tensor, ...]:
+def split_turned(self: Rotary, x_BLX: Tensor, turns_Lp2: Tensor, num_parts: int, num_turned: int) -> tuple[Tensor, ...]:
     """`Rotary.split_heads`."""
-    return _SplitTurned.apply(x_BLX, self.turns(schedule, x_BLX.device), num_parts, num_turned)
+    return _SplitTurned.apply(x_BLX, turns_Lp2, num_parts, num_turned)
 
 
 def split_directions(self: VARAttention, qkv_BLX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,23 +32,23 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
 class _SplitTurned(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x_BLX: Tensor, turn_Lp2: Tensor, num_parts: int, num_turned: int
+        ctx: FunctionCtx, x_BLX: Tensor, turns_Lp2: Tensor, num_parts: int, num_turned: int
     ) -> tuple[Tensor, ...]:
-        x = x_BLX.unflatten(-1, (num_parts, -1, 2 * turn_Lp2.shape[1])).permute(2, 0, 3, 1, 4)
+        x = x_BLX.unflatten(-1, (num_parts, -1, 2 * turns_Lp2.shape[1])).permute(2, 0, 3, 1, 4)
         parts = tuple(torch.empty_like(part, memory_format=torch.contiguous_format) for part in x)
-        turn_Lp = torch.view_as_complex(turn_Lp2)
+        turn_Lp = torch.view_as_complex(turns_Lp2)
         for rows in pieces(x_BLX):
             for i, part in enumerate(parts):
                 part[rows] = _turned(x[i, rows], turn_Lp) if i < num_turned else x[i, rows]
-        ctx.save_for_backward(turn_Lp2)
+        ctx.save_for_backward(turns_Lp2)
         ctx.num_turned, ctx.shape = num_turned, x_BLX.shape
         return parts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (turn_Lp2,) = ctx.saved_tensors
-        back_Lp = torch.view_as_complex(turn_Lp2).conj()
+        (turns_Lp2,) = ctx.saved_tensors
+        back_Lp = torch.view_as_complex(turns_Lp2).conj()
         dx_BLX = grads[0].new_empty(ctx.shape)
         dx = dx_BLX.unflatten(-1, (len(grads), grads[0].shape[1], -1)).permute(2, 0, 3, 1, 4)
         for rows in pieces(dx_BLX):

@@ -33,22 +33,23 @@ class Rotary(nn.Module):
         self.head_dim = head_dim
         self.side = side
 
-    def forward(self, x_BNLd: Tensor, schedule: ScaleSchedule) -> Tensor:
-        """Queries or keys, turned by their positions; in float32."""
-        cos_Lp, sin_Lp = self.turns(schedule, x_BNLd.device).unbind(-1)
+    def forward(self, x_BNLd: Tensor, turns_Lp2: Tensor) -> Tensor:
+        """Queries or keys, turned; in float32."""
+        cos_Lp, sin_Lp = turns_Lp2.unbind(-1)
         a_BNLp, b_BNLp = x_BNLd.unflatten(-1, (-1, 2)).unbind(-1)
         pairs = [a_BNLp * cos_Lp - b_BNLp * sin_Lp, a_BNLp * sin_Lp + b_BNLp * cos_Lp]
         return torch.stack(pairs, dim=-1).flatten(-2).to(x_BNLd.dtype)
 
-    def split_heads(
-        self, x_BLX: Tensor, schedule: ScaleSchedule, num_parts: int, num_turned: int
-    ) -> tuple[Tensor, ...]:
-        """Parts as `split_heads` gives them, the first `num_turned` of them turned by their positions."""
+    def split_heads(self, x_BLX: Tensor, turns_Lp2: Tensor, num_parts: int, num_turned: int) -> tuple[Tensor, ...]:
+        """Parts as `split_heads` gives them, the first `num_turned` of them turned."""
         parts = split_heads(x_BLX, self.head_dim, num_parts)
-        return *self(parts[:num_turned], schedule), *parts[num_turned:]
+        return *self(parts[:num_turned], turns_Lp2), *parts[num_turned:]
 
     def turns(self, schedule: ScaleSchedule, device: torch.device) -> Tensor:
-        """(L, d / 2, 2): cosine and sine of the angle by which each token turns each pair of channels."""
+        """(L, d / 2, 2): cosine and sine of the angle by which each token turns each pair of channels.
+
+        Looked up before the products whose results they turn, since it splits a graph of torch.compile.
+        """
         return _turns(schedule, self.head_dim, self.side, device)
 
 
@@ -186,7 +187,8 @@ class RotaryAttention(Attention):
         self.proj = linear(dim, dim)
 
     def project(self, x_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor, Tensor]:
-        return self.rotary.split_heads(self.qkv(x_BLD), schedule, num_parts=3, num_turned=2)
+        turns_Lp2 = self.rotary.turns(schedule, x_BLD.device)
+        return self.rotary.split_heads(self.qkv(x_BLD), turns_Lp2, num_parts=3, num_turned=2)
 
 
 class CrossAttention(nn.Module):
@@ -210,11 +212,13 @@ class CrossAttention(nn.Module):
 
     def keys(self, cond_BLD: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
         """Keys and values of the condition: they serve any number of calls with the same condition."""
-        return self.rotary.split_heads(self.kv(cond_BLD), schedule, num_parts=2, num_turned=1)
+        turns_Lp2 = self.rotary.turns(schedule, cond_BLD.device)
+        return self.rotary.split_heads(self.kv(cond_BLD), turns_Lp2, num_parts=2, num_turned=1)
 
     def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], schedule: ScaleSchedule) -> Tensor:
         """Attention to what `keys` made of the condition."""
-        (q_BNLd,) = self.rotary.split_heads(self.q(x_BLD), schedule, num_parts=1, num_turned=1)
+        turns_Lp2 = self.rotary.turns(schedule, x_BLD.device)
+        (q_BNLd,) = self.rotary.split_heads(self.q(x_BLD), turns_Lp2, num_parts=1, num_turned=1)
         out_BNLd = self.attend(q_BNLd, *keys, schedule)
         return self.proj(rearrange(out_BNLd, "B N L d -> B L (N d)"))
 

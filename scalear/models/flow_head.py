@@ -12,7 +12,7 @@ from torch import Tensor
 from scalear.draws import Draws
 from scalear.flow import FlowSolver, interpolate, logit_normal
 from scalear.guidance import Guidance
-from scalear.models.head import Head, require_finite
+from scalear.models.head import Head
 from scalear.models.velocity import VelocityNetwork
 from scalear.pyramid import Content
 from scalear.scales import ScaleSchedule
@@ -105,8 +105,20 @@ class FlowHead(Head):
             return uncond + weight * (cond - uncond)
 
         jump = guidance.jump if guided else 0.0
-        tokens_BlC = sampling.solve(velocity, noise_BlC, sampling.times(k, schedule.num_scales, jump), jump)
-        require_finite(tokens_BlC, f"velocities of scale {schedule.names[k]}")
+        times = sampling.times(k, schedule.num_scales, jump)
+        tokens_BlC = sampling.solve(velocity, noise_BlC, times, jump)
+        if not tokens_BlC.isfinite().all():  # only then look at every step, each of which waits for the device
+
+            def finite_velocity(x_BlC: Tensor, t: float) -> Tensor:
+                velocity_BlC = velocity(x_BlC, t)
+                step = sum(start <= t for start in times[:-1])
+                schedule.require_finite(
+                    k, velocity_BlC, "velocities", f" in step {step} of {len(times) - 1}, t = {t:.3g}"
+                )
+                return velocity_BlC
+
+            sampling.solve(finite_velocity, noise_BlC, times, jump)
+            schedule.require_finite(k, tokens_BlC, "tokens")
         return tokens_BlC
 
 

@@ -11,6 +11,7 @@ from scalear.guidance import Guidance
 from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
 from scalear.pyramid import Content, Decomposition, Pyramid, join
+from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 
 Forced = Sequence[tuple[Tensor, Tensor] | None]
@@ -94,7 +95,7 @@ class Generator(nn.Module):
         pyramid: Pyramid,
         label_B: Tensor,
         draws: Draws,
-        sampling: object,
+        sampling: Sampling,
         guidance: Guidance,
         schedule: ScaleSchedule | None = None,
         forced: Forced | None = None,
@@ -112,11 +113,13 @@ class Generator(nn.Module):
                 before anything reads it.
 
         Raises:
-            ValueError: A label is out of range, the head takes other settings, or `forced` does not fit the schedule.
+            ValueError: A label is out of range, the head takes other settings, they do not serve the schedule, or
+                `forced` does not fit it.
         """
         schedule, batch = schedule or self.schedule, len(label_B)
         self.check_labels(label_B)
         self.check_sampling(sampling)
+        sampling.check(schedule, guidance)
         if forced is not None and len(forced) != schedule.num_scales:
             raise ValueError(f"forced has {len(forced)} entries for the {schedule.num_scales} scales {schedule}")
         labels = label_B
@@ -138,7 +141,7 @@ class Generator(nn.Module):
             scales.append(content)
             yield content
 
-    def check_sampling(self, sampling: object) -> None:
+    def check_sampling(self, sampling: Sampling) -> None:
         """Refuse settings that are for another head.
 
         Raises:

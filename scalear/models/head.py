@@ -9,24 +9,8 @@ from torch import Tensor, nn
 
 from scalear.draws import Draws
 from scalear.guidance import Guidance
+from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
-
-
-def require_finite(values: Tensor, what: str) -> None:
-    """Refuse to go on from NaN or infinity: what is made of it would look like an image.
-
-    Args:
-        values: Of one scale.
-        what: Names them.
-
-    Raises:
-        ValueError: Names them, and the remedy.
-    """
-    if not values.isfinite().all():
-        raise ValueError(
-            f"{what} are not finite: the weights are damaged, or half precision overflows; take an earlier checkpoint, "
-            "or float32 (32-true)"
-        )
 
 
 class Head(nn.Module, ABC):
@@ -38,7 +22,7 @@ class Head(nn.Module, ABC):
         sampling_type: Class of the settings that `sample` takes.
     """
 
-    sampling_type: type
+    sampling_type: type[Sampling]
 
     @abstractmethod
     def loss(
@@ -58,7 +42,7 @@ class Head(nn.Module, ABC):
         k: int,
         schedule: ScaleSchedule,
         draws: Draws,
-        sampling: object,
+        sampling: Sampling,
         guidance: Guidance,
     ) -> Tensor:
         """Content of scale k.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scalear.draws import Draws
 from scalear.guidance import Guidance
-from scalear.models.head import Head, require_finite
+from scalear.models.head import Head
 from scalear.models.layers import normal_linear, var_std
 from scalear.pyramid import Content
 from scalear.scales import ScaleSchedule
@@ -70,5 +70,4 @@ class TokenHead(Head):
         logits_BlV, weight = self(hidden_BlD), guidance.at_scale(k, schedule)
         if hidden_uncond_BlD is not None and weight != 1.0:
             logits_BlV = torch.lerp(self(hidden_uncond_BlD), logits_BlV, weight)
-        require_finite(logits_BlV, f"logits of scale {schedule.names[k]}")
         return sampling.sample(logits_BlV, k, schedule, draws)

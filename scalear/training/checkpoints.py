@@ -1,6 +1,8 @@
 """Checkpoints: written completely or not at all, and looked at before any work begins."""
 
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +56,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
-def check_checkpoint(path: str | Path, module: LightningModule) -> None:
+def check_checkpoint(
+    path: str | Path, module: LightningModule, to_train: bool = False, weights_only: bool = True
+) -> None:
     """Refuse a checkpoint that is not one of this module.
 
     Args:
         path: Checkpoint file.
         module: What it is to be loaded into.
+        to_train: Training is to go on from it.
+        weights_only: As in `torch.load`.
 
     Raises:
         ValueError: The file is missing, damaged, or of another model; says what differs.
@@ -68,13 +74,15 @@ def check_checkpoint(path: str | Path, module: LightningModule) -> None:
     if not path.exists():
         raise ValueError(f"--ckpt_path {path} does not exist")
     if path.is_dir():
-        return  # sharded; its strategy reads it
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        stored = checkpoint["state_dict"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint of `scalear fit`: {reason}") from None
+        if not any((path / name).exists() for name in ("meta.pt", "checkpoint")):  # of Lightning, of DeepSpeed
+            raise ValueError(f"--ckpt_path {path} is a folder, and no sharded checkpoint: name a file, or type last")
+        return  # its strategy reads it
+    checkpoint = _readable(path, weights_only)
+    if to_train and "optimizer_states" not in checkpoint:
+        raise ValueError(
+            f"{path} holds weights alone (save_weights_only), of which no training can be continued: take another one"
+        )
+    stored = checkpoint["state_dict"]
     own = module.state_dict()
     missing = sorted(own.keys() - stored.keys())
     unknown = sorted(stored.keys() - own.keys())
@@ -97,6 +105,26 @@ def check_checkpoint(path: str | Path, module: LightningModule) -> None:
             f"{path} is a checkpoint of another model than this config describes: {'; '.join(parts)}. "
             "Use the config that it was trained with (fit.yaml in its run's folder)"
         )
+
+
+def _readable(path: Path, weights_only: bool) -> dict[str, Any]:
+    wrong = f"{path} is not a readable checkpoint of `scalear fit`"
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{wrong}: it is damaged, or another kind of file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"Unsupported (?:global|class|operand)[^.]*?([\w.]+) was not|$", str(error))[1]
+        raise ValueError(
+            f"{wrong}: it holds more than tensors and plain values ({what or 'some object'}); if you trust its source, "
+            "--weights_only false reads it"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{wrong}: {str(error).splitlines()[0]}") from error
+    missing = [name for name in ("state_dict", "pytorch-lightning_version") if name not in checkpoint]
+    if missing:
+        raise ValueError(f"{wrong}: it has no {missing[0]}")
+    return checkpoint
 
 
 def load_weights(module: LightningModule, path: str | Path | None) -> None:

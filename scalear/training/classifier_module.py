@@ -68,8 +68,8 @@ class ClassifierModule(GuardedModule):
         self.log(f"{stage}/accuracy", self.accuracy, **options)
         self.log(f"{stage}/loss", F.cross_entropy(logits, batch.label), sync_dist=True, **options)
 
-    def on_fit_end(self) -> None:
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+    def export(self) -> None:
+        if not self.trainer.is_global_zero:
             return
         accuracy = self.trainer.callback_metrics.get("val/accuracy")
         measured = None if accuracy is None else round(accuracy.item(), 4)

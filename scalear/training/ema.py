@@ -1,11 +1,13 @@
 """Exponential moving average of the weights: Lightning's callback, with a warm-up and without its traps."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 
@@ -92,3 +94,26 @@ class EMA(WeightAveraging):
     def _copy_average_to_current(self, pl_module: LightningModule) -> None:
         # After training. The last checkpoint may be written later still, and needs the raw weights.
         self._swap_models(pl_module)
+
+
+def averaged(trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
+    """Inside, a module has the average of its weights, as in validation, if its run keeps one."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+    return averages[0].in_use(pl_module) if averages else nullcontext()
+
+
+def averaged_state(trainer: Trainer, raw: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The average as a state dict, where the run keeps one; else the raw weights, which are given."""
+    checkpoint: dict[str, Any] = {"state_dict": raw}
+    for callback in trainer.callbacks:
+        if isinstance(callback, WeightAveraging):
+            callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+    return checkpoint["state_dict"]
+
+
+def leave_average(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let training go on from raw weights, of a checkpoint that has an average, where the run keeps none any more."""
+    keeps = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    if "current_model_state" in checkpoint and not keeps:
+        checkpoint["state_dict"] = checkpoint["current_model_state"]
+        rank_zero_info("trainer.callbacks has no EMA: the average of the weights in the checkpoint is not continued")

@@ -1,7 +1,11 @@
 """Losses and gradients of a step: logged, and refused where they are not finite, before they reach the weights."""
 
+from math import isinf, isnan
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -9,13 +13,14 @@ from torch.optim import Optimizer
 from scalear.data.batch import Batch
 from scalear.distributed.gradients import clip_gradient, gradient_norm, not_finite
 from scalear.distributed.ranks import names_of_all_ranks
+from scalear.training.ema import averaged_state, leave_average
 from scalear.training.loggers import log_text, logs_now
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_length import run_length
 
 
 class NonFiniteLossError(ValueError):
-    """A loss or its gradient is NaN or infinite. All ranks raise it at once, so that the last step can be saved."""
+    """A loss, its gradient or a metric is NaN or infinite. All ranks raise it at once, so that a step can be saved."""
 
 
 def mean_losses(
@@ -73,8 +78,38 @@ class GuardedModule(LightningModule):
         log_text(self.loggers, "config/optimizer", line)
         return settings.build(modules, run)
 
+    def export(self) -> None:
+        """Leave what was trained as a file of its own. Called with the average of the weights, if there is one."""
+
+    def on_fit_end(self) -> None:
+        # Callbacks went first: with weight averaging the module already holds the average. Not at the end of training,
+        # which a run that was stopped before its export and goes on from its last step does not reach.
+        if not self.trainer.fast_dev_run:
+            self.export()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning asks no callback where weights alone are saved (save_weights_only).
+        if "optimizer_states" not in checkpoint:
+            checkpoint["state_dict"] = averaged_state(self.trainer, checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            leave_average(self.trainer, checkpoint)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._window_keys += batch.keys
+
+    def on_validation_epoch_end(self) -> None:
+        values = {
+            name: value.item() for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")
+        }
+        # Of PSNR infinity is a value: where nothing is lost.
+        bad = [f"{name} is {x}" for name, x in values.items() if isnan(x) or (isinf(x) and "loss" in name)]
+        if bad:
+            raise NonFiniteLossError(
+                f"{', '.join(bad)} at step {self.global_step}: the weights have diverged; take an earlier checkpoint "
+                "and a lower learning rate"
+            )
 
     def configure_gradient_clipping(
         self,

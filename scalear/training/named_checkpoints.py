@@ -22,38 +22,54 @@ class RecordTime(Callback):
         checkpoint[_SAVED_AT] = time.time()
 
 
-def named_checkpoint(name: str | None, trainer: Mapping[str, Any], command: str) -> str | None:
+def named_checkpoint(
+    name: str | None, trainer: Mapping[str, Any], command: str, weights_only: bool = True
+) -> str | None:
     """The path that `--ckpt_path` means.
 
     Args:
         name: `last`: the newest whole checkpoint of the run, whatever saved it. `best`: that of the callback which
-            monitors something. All else is a path already.
+            monitors something. `hpc`: the newest that Lightning's requeueing saved. All else is a path already.
         trainer: Config of the run's Trainer.
-        command: `fit` begins a new run where there is no last checkpoint.
+        command: `fit` begins a new run where there is no last checkpoint, and cannot go on from weights alone.
+        weights_only: As in `torch.load`.
 
     Returns:
         The path; None for a new run.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or none that is whole.
     """
-    if name not in ("last", "best"):
+    if name not in _NAMES:
         return name
     folders = _folders(trainer)
     paths = checkpoints_of(trainer["default_root_dir"], folders)
-    whole = {path: metadata for path in paths if (metadata := _metadata(path))}
+    whole = {path: metadata for path in paths if (metadata := _metadata(path, weights_only))}
+    if command == "fit":
+        whole = {path: found for path, found in whole.items() if path.is_dir() or "optimizer_states" in found}
+    broken = ", ".join(str(path) for path in paths if path not in whole)
+    if name == "hpc":
+        whole = {path: metadata for path, metadata in whole.items() if path.match(REQUEUED)}
     found = max(whole, key=lambda path: _age(path, whole[path]), default=None)
     if name == "best":
         found = found and _best(found, whole[found])
-        remedy = "train with a callback lightning.pytorch.callbacks.ModelCheckpoint that has `monitor`, or take last"
-    else:
-        remedy = "train first, or name a file"
-    if found is None and (command, name) != ("fit", "last"):
+    if found is None and ((command, name) != ("fit", "last") or broken):
+        what, remedy = _NAMES[name]
         places = " or ".join(map(str, folders))
-        what = "whole checkpoint" if name == "last" else "checkpoint that was chosen by a monitored value"
+        if broken:
+            remedy = f"move away what is not whole, {broken}, or name a file"
         raise ValueError(f"--ckpt_path {name}: there is no {what} in {places}: {remedy}")
-    rank_zero_info(f"--ckpt_path {name}: {found or 'there is no checkpoint yet, a new run begins'}")
+    without = f", without {broken}, not whole" if broken else ""
+    rank_zero_info(f"--ckpt_path {name}: {found or 'there is no checkpoint yet, a new run begins'}{without}")
     return None if found is None else str(found)
+
+
+_MONITOR = "train with a callback lightning.pytorch.callbacks.ModelCheckpoint that has `monitor`, or take last"
+_NAMES = {
+    "last": ("whole checkpoint", "train first, or name a file"),
+    "best": ("checkpoint that was chosen by a monitored value", _MONITOR),
+    "hpc": ("checkpoint of a requeued job", "take last"),
+}
 
 
 def _folders(trainer: Mapping[str, Any]) -> list[Path]:
@@ -91,11 +107,11 @@ def identity(path: str | Path | None) -> str:
     return f"{Path(path).name}, {stat.st_size} bytes, of {stat.st_mtime}"
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(path: Path, weights_only: bool = True) -> dict[str, Any]:
     """What a checkpoint says of itself; nothing, if it is not whole."""
     try:
         # A sharded one keeps it in a file of its own.
-        found = torch.load(path / "meta.pt" if path.is_dir() else path, "cpu", weights_only=True, mmap=True)
+        found = torch.load(path / "meta.pt" if path.is_dir() else path, "cpu", weights_only=weights_only, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, TypeError, ValueError):
         return {}
     return found if isinstance(found, dict) and "global_step" in found else {}

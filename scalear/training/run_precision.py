@@ -1,12 +1,10 @@
 """`trainer.precision: auto`: what a run takes, settled before its Trainer is built."""
 
 import pickle
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -14,51 +12,6 @@ from scalear.distributed.ranks import text_of_rank_zero
 from scalear.hardware.precision import AUTO, fastest, is_emulated, measured, warn_of_emulation
 
 _RECORD = "precision"  # key in checkpoints
-
-
-class RunTrainer(Trainer):
-    """Lightning's Trainer; of batches a whole number is a number, also 1, and 1.0 is all of them.
-
-    Args:
-        limit_train_batches: As in `lightning.pytorch.Trainer`, as are the next five.
-        limit_val_batches: The same.
-        limit_test_batches: The same.
-        limit_predict_batches: The same.
-        overfit_batches: The same.
-        val_check_interval: The same.
-        precision: `auto` is `bf16-mixed` where bfloat16 products are at least 1.5 times as fast as float32's, by
-            measurement, else `32-true`; a resumed run keeps its precision. Or what Lightning takes: `32-true`,
-            `bf16-mixed`, `16-mixed` ...
-        **kwargs: As in `lightning.pytorch.Trainer`.
-    """
-
-    # Lightning's own annotations have float first, which would make 1.0 of 1.
-    def __init__(
-        self,
-        *,
-        precision: _PRECISION_INPUT | Literal["auto"] | None = None,
-        limit_train_batches: int | float | None = None,
-        limit_val_batches: int | float | None = None,
-        limit_test_batches: int | float | None = None,
-        limit_predict_batches: int | float | None = None,
-        overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if kwargs.get("accumulate_grad_batches", 1) < 1:
-            raise ValueError(
-                f"trainer.accumulate_grad_batches must be at least 1, got {kwargs['accumulate_grad_batches']}"
-            )
-        super().__init__(
-            precision=precision,
-            limit_train_batches=limit_train_batches,
-            limit_val_batches=limit_val_batches,
-            limit_test_batches=limit_test_batches,
-            limit_predict_batches=limit_predict_batches,
-            overfit_batches=overfit_batches,
-            val_check_interval=val_check_interval,
-            **kwargs,
-        )
 
 
 def resolve_precision(precision: Any, accelerator: Any, resumed: str | Path | None = None) -> tuple[Any, str]:
@@ -70,16 +23,8 @@ def resolve_precision(precision: Any, accelerator: Any, resumed: str | Path | No
         resumed: Checkpoint of the run that goes on, if one does.
 
     Raises:
-        ValueError: The run that goes on was trained in bfloat16, which is only emulated here. Or weights would be kept
-            in another precision than float32.
+        ValueError: The run that goes on was trained in bfloat16, which is only emulated here.
     """
-    if str(precision).endswith("-true") and precision != "32-true":
-        mixed = {"bf16-true": "bf16-mixed", "16-true": "16-mixed"}.get(precision, "32-true")
-        why = "are below what such weights can resolve" if mixed != "32-true" else "gain nothing from it"
-        raise ValueError(
-            f"trainer.precision {precision} keeps the weights in that precision, and AdamW's small steps and the "
-            f"average of weights {why}; images, noise and statistics are float32, too: take --trainer.precision {mixed}"
-        )
     device = _device(accelerator)
     if precision != AUTO:
         warn_of_emulation(precision, device)
@@ -94,6 +39,22 @@ def resolve_precision(precision: Any, accelerator: Any, resumed: str | Path | No
             f"float32 with --trainer.precision 32-true, which rounds otherwise"
         )
     return recorded, f"precision {recorded}: that of {resumed}"
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a Trainer's precision of which the weights would not be float32.
+
+    Raises:
+        ValueError: Says what to take instead.
+    """
+    if not precision.endswith("-true") or precision == "32-true":
+        return
+    mixed = {"bf16-true": "bf16-mixed", "16-true": "16-mixed"}.get(precision, "32-true")
+    why = "are below what such weights can resolve" if mixed != "32-true" else "gain nothing from it"
+    raise ValueError(
+        f"trainer.precision {precision} keeps the weights in that precision, and AdamW's small steps and the "
+        f"average of weights {why}; images, noise and statistics are float32, too: take --trainer.precision {mixed}"
+    )
 
 
 class RecordPrecision(Callback):

@@ -116,7 +116,7 @@ def test_general_overlays_fit_the_families_that_they_are_for(name, overlay):
 @pytest.mark.parametrize("name", ["fashion/flowar", "imagenet256/flowar-s", "imagenet256/flowar-h"])
 def test_the_fast_sampler_fits_flowar(name):
     sampling = Parsed(["fit", *arguments(name), "-c", "configs/fast8.yaml"]).config.fit.model.init_args.sampling
-    assert FlowSolver(**sampling.as_dict()) == FAST8
+    assert FlowSolver(**sampling.init_args.as_dict()) == FAST8
 
 
 def test_null_can_be_typed_at_any_depth():

@@ -179,9 +179,11 @@ def test_damaged_files_and_other_networks_are_refused(classifier, tmp_path):
     for broken in (ClassifierFeatures, InceptionFeatures, lambda path: TimmFeatures(TIMM, path)):
         with pytest.raises(ValueError, match="damaged"):
             broken(str(tmp_path / "broken.pth"))(images(1, 0))
+    torch.save({}, tmp_path / "empty.pth")
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="not torch-fidelity's Inception"):
-        InceptionFeatures(str(tmp_path / "other.pth"))(images(1, 0))
+    for name in ("empty.pth", "other.pth"):
+        with pytest.raises(ValueError, match="not torch-fidelity's Inception"):
+            InceptionFeatures(str(tmp_path / name))(images(1, 0))
     with pytest.raises(ValueError, match=f"holds no {TIMM}"):
         TimmFeatures(TIMM, str(tmp_path / "other.pth"))(images(1, 0))
     with pytest.raises(ValueError, match="gives 8 features, not 192"):

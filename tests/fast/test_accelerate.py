@@ -94,10 +94,12 @@ def dot_product(scales: str, causal: bool, earlier: int = 0) -> Case:
 
 
 def turned(num_parts: int, num_turned: int) -> Case:
-    def call(method: Callable, x_BLX: Tensor) -> tuple[Tensor, ...]:
-        return method(x_BLX, SHORT, num_parts, num_turned)
+    rotary = Rotary(8, 3)
 
-    return Case(Rotary.split_heads, lambda: Rotary(8, 3), [(3, SHORT.num_tokens, num_parts * DIM)], call)
+    def call(method: Callable, x_BLX: Tensor) -> tuple[Tensor, ...]:
+        return method(x_BLX, rotary.turns(SHORT, x_BLX.device), num_parts, num_turned)
+
+    return Case(Rotary.split_heads, lambda: rotary, [(3, SHORT.num_tokens, num_parts * DIM)], call)
 
 
 def ada_ln(norm: nn.Module, modulation_tokens: int) -> Case:

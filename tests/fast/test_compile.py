@@ -73,15 +73,16 @@ def assert_same(compiled: list[Tensor], eager: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * max(1.0, other.abs().max().item()))
 
 
-@pytest.mark.parametrize("kind", ["flowar-cross", "var"])
-def test_training_on_one_list_compiles_in_the_first_step_alone(kind):
+@pytest.mark.parametrize("kind, graphs", [("flowar", 8), ("flowar-cross", 13), ("var", 4)])
+def test_training_on_one_list_compiles_in_the_first_step_alone(kind, graphs):
+    """Attention and tables of positions split the blocks; of FlowAR's, for one, into four graphs each."""
     model, backend = make(kind), Counter("aot_eager")
     eager = train(model)
     compile_blocks(model, backend)
     assert_same(train(model), eager)
     first = backend.count
     train(model)
-    assert 0 < first == backend.count
+    assert 0 < first == backend.count <= graphs
     # What is not traced, for whatever reason, is silently not compiled.
     own = {"layer_norm", "normalize"} if kind == "var" else {"rms_norm", "stack"}  # stack: turned pairs of channels
     assert {"linear", "gelu", "permute", *own} <= backend.operations

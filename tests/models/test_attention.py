@@ -42,7 +42,8 @@ def test_keys_of_earlier_scales_may_come_first(causal):
 def test_rotary_is_a_rotation_by_the_place_in_a_scale(side):
     schedule, rotary = ScaleSchedule.parse("1,2x4"), Rotary(8, side)
     q = torch.randn(2, 3, schedule.num_tokens, 8, generator=torch.Generator().manual_seed(2))
-    rotated = rotary(q, schedule)
+    turns = rotary.turns(schedule, q.device)
+    rotated = rotary(q, turns)
     torch.testing.assert_close(rotated.norm(dim=-1), q.norm(dim=-1))
     assert torch.equal(rotated[:, :, :1], q[:, :, :1])  # scale 0 sits at the origin
     row, column = 1, 3
@@ -51,7 +52,7 @@ def test_rotary_is_a_rotation_by_the_place_in_a_scale(side):
     pairs = torch.view_as_complex(q[:, :, 1 + row * 4 + column].unflatten(-1, (4, 2)).contiguous())
     expected = torch.view_as_real(pairs * turn).flatten(-2)
     torch.testing.assert_close(rotated[:, :, 1 + row * 4 + column], expected, rtol=1e-4, atol=1e-5)
-    assert rotary(q.bfloat16(), schedule).dtype == torch.bfloat16
+    assert rotary(q.bfloat16(), turns).dtype == torch.bfloat16
 
 
 def test_head_widths_must_be_of_two_pairs():

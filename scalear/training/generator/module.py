@@ -16,7 +16,6 @@ from scalear.draws import DROPOUT, TRAINING, VALIDATION, SeededDraws, stream_see
 from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
 from scalear.fast.compile import compile_blocks
-from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
 from scalear.models.generator import Loss
@@ -24,9 +23,9 @@ from scalear.models.head import Head
 from scalear.models.transformer import ScaleTransformer
 from scalear.models.weights import load_generator
 from scalear.pyramid import Content, Pyramid
+from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
-from scalear.token_sampling import TokenSampling
 from scalear.tokenizers.base import Tokenizer
 from scalear.training.frozen import freeze
 from scalear.training.generator.checks import check_all_batches, check_data, check_fingerprint
@@ -72,7 +71,7 @@ class GeneratorModule(GuardedModule):
         transformer: Callable[[int], ScaleTransformer],
         head: Callable[[Content, int, ScaleSchedule], Head],
         optimizer: OptimizerSettings,
-        sampling: FlowSolver | TokenSampling,
+        sampling: Sampling,
         guidance: Guidance,
         samples: SampleRequest,
         label_drop_prob: float = 0.1,
@@ -85,11 +84,6 @@ class GeneratorModule(GuardedModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(sampling, TokenSampling) and guidance.start_time is not None:
-            raise ValueError(
-                f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
-                "leave it out, or set it to null"
-            )
         self.model = ImageModel(tokenizer, pyramid, transformer, head, sampling, guidance, label_drop_prob, fast)
         self.optimizer = optimizer
         self.samples = samples
@@ -114,6 +108,7 @@ class GeneratorModule(GuardedModule):
         label_N = self.samples.labels(model.num_classes)
         schedule = self.samples.schedule(model.schedule)
         model.check(schedule)
+        model.sampling.check(schedule, model.guidance)
         model.tokenizer.load_weights()
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
@@ -144,9 +139,11 @@ class GeneratorModule(GuardedModule):
         return self.build_optimizer(self.optimizer, self.model.generator)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["tokenizer_fingerprint"] = self._fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
         check_fingerprint(checkpoint.get("tokenizer_fingerprint"), self._fingerprint)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

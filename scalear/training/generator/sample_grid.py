@@ -3,8 +3,6 @@
 Legend: B batch, C image channels, H W pixels, h w the latent.
 """
 
-from contextlib import nullcontext
-
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -12,7 +10,7 @@ from torch import Tensor
 from scalear.data.batch import Batch
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, to_uint8
-from scalear.training.ema import EMA
+from scalear.training.ema import averaged
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.loggers import log_image
 
@@ -34,6 +32,12 @@ class SampleGrid(Callback):
         self.max_classes = max_classes
         self._step = 0
 
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if not isinstance(pl_module, GeneratorModule):
+            raise ValueError(
+                f"SampleGrid is for generators, not for a {type(pl_module).__name__}: remove it from trainer.callbacks"
+            )
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if not trainer.is_global_zero or not trainer.loggers or trainer.global_step == self._step:
             return  # the same step again while gradients accumulate
@@ -44,8 +48,7 @@ class SampleGrid(Callback):
             # Without classes there is the null class alone, whose label is 0.
             columns = min(self.max_classes, max(1, pl_module.model.num_classes))
             labels = torch.arange(columns).repeat(self.num_per_class)
-            averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
-            with averages[0].in_use(pl_module) if averages else nullcontext():  # as validation and test do
+            with averaged(trainer, pl_module):
                 images = sampled_images(pl_module, labels)
             self._write(trainer, "samples/fixed_seeds", images, columns)
 

@@ -1,6 +1,7 @@
 """What would break a tokenizer's training or make it worthless, refused before the first step."""
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from scalear.data.datamodule import ShardDataModule
@@ -9,6 +10,21 @@ from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.training.tokenizer.latent_sizes import RandomSizes
+
+
+def tokenizer_of(module: LightningModule, callback: Callback) -> Tokenizer:
+    """The tokenizer that a callback is about.
+
+    Raises:
+        ValueError: The module is not about one.
+    """
+    tokenizer = getattr(module, "tokenizer", None)
+    if tokenizer is None:
+        name = type(callback).__name__
+        raise ValueError(
+            f"{name} is for tokenizers, not for a {type(module).__name__}: remove it from trainer.callbacks"
+        )
+    return tokenizer
 
 
 def check_data(

@@ -11,6 +11,7 @@ from scalear.data.batch import Batch
 from scalear.draws import CODEBOOK, stream_seed
 from scalear.tokenizers.bottleneck import Quantized
 from scalear.tokenizers.quantizer import Quantizer
+from scalear.training.tokenizer.checks import tokenizer_of
 
 
 class CodebookCare(Callback):
@@ -49,9 +50,10 @@ class CodebookCare(Callback):
         self._uses_V, self._step = state_dict["uses"], state_dict["step"]
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        if stage == "fit" and pl_module.tokenizer.quantizer is None:
+        tokenizer = tokenizer_of(pl_module, self)
+        if stage == "fit" and tokenizer.quantizer is None:
             raise ValueError(
-                f"CodebookCare is for tokenizers with a codebook, not for {pl_module.tokenizer.title}: "
+                f"CodebookCare is for tokenizers with a codebook, not for {tokenizer.title}: "
                 "remove it from trainer.callbacks"
             )
 

@@ -14,6 +14,7 @@ from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.tokenizers.weights import save_tokenizer
 from scalear.training.checkpoints import AtomicCheckpointIO
+from scalear.training.interruption import INTERRUPTED, checkpoint_folder
 
 EXPORT_NAME = "tokenizer.safetensors"
 STATISTICS = ("latent_mean", "latent_std")
@@ -74,6 +75,10 @@ def measure_latents(
         raise ValueError("no training images to measure the latents on")
     mean = first / count
     variance = second / count - mean.square()
+    if not variance.isfinite().all():
+        raise ValueError(
+            "the latents of training images are not finite: the tokenizer has diverged; it is not exported"
+        )
     tokenizer.latent_mean.copy_(mean)
     tokenizer.latent_std.copy_((variance if per_channel else variance.mean()).sqrt())
 
@@ -89,8 +94,10 @@ def store_statistics(tokenizer: Tokenizer, prefix: str, trainer: Trainer) -> Non
         trainer: Knows the checkpoints.
     """
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    paths = {Path(path).resolve() for c in callbacks for path in (c.best_model_path, c.last_model_path) if path}
-    for path in filter(Path.is_file, paths):
+    paths = [path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path]
+    for path in filter(
+        Path.is_file, {Path(path).resolve() for path in (*paths, checkpoint_folder(trainer) / INTERRUPTED)}
+    ):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["global_step"] != trainer.global_step:
             continue

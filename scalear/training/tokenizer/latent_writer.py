@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from scalear.data.batch import Batch
 from scalear.data.index import INDEX_NAME, LatentInfo, Shard
 from scalear.data.latents import LatentShardWriter, remove_stray_shards, write_latent_index
+from scalear.training.tokenizer.checks import tokenizer_of
 
 
 class LatentWriter(Callback):
@@ -29,6 +30,9 @@ class LatentWriter(Callback):
         self._split: str | None = None
         self._shards: dict[str, list[Shard]] = {}
         self._moments_shape: tuple[int, ...] = ()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        tokenizer_of(pl_module, self)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shards = {}

@@ -1,6 +1,8 @@
 """Training and testing a tokenizer, and the file it leaves behind."""
 
 import torch
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -24,6 +26,7 @@ from scalear.training.run_metrics import write_metrics
 from scalear.training.tokenizer.checks import check_data, check_training
 from scalear.training.tokenizer.export import export_tokenizer
 from scalear.training.tokenizer.latent_sizes import RandomSizes
+from scalear.training.tokenizer.latent_writer import LatentWriter
 from scalear.training.tokenizer.metrics import TokenizerMetrics
 
 
@@ -105,6 +108,11 @@ class TokenizerModule(GuardedModule):
             self.codebook_loaded = "bottleneck.codebook" not in anew
             rank_zero_info(f"training begins from {self.begin_from}; initialised anew: {anew or 'nothing'}")
 
+    def configure_callbacks(self) -> list[Callback]:
+        """What writes latents, where the config's list has nothing that does: they would be computed for nobody."""
+        writes = any(isinstance(callback, LatentWriter | BasePredictionWriter) for callback in self.trainer.callbacks)
+        return [] if writes or self.trainer.state.fn != TrainerFn.PREDICTING else [LatentWriter()]
+
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer, [self.tokenizer, self.loss])
 
@@ -155,11 +163,8 @@ class TokenizerModule(GuardedModule):
             "flipped": self.tokenizer.moments(batch.inputs.flip(-1)),
         }
 
-    def on_fit_end(self) -> None:
-        # Callbacks went first: with weight averaging the tokenizer already holds the average. Not at the end of
-        # training, which a run that was stopped before its export and goes on from its last step does not reach.
-        if not self.trainer.fast_dev_run:
-            export_tokenizer(self.tokenizer, self.trainer, self.statistics_samples, self.per_channel_std)
+    def export(self) -> None:
+        export_tokenizer(self.tokenizer, self.trainer, self.statistics_samples, self.per_channel_std)
 
     def _log_grid(self, original: Tensor, reconstructed: Tensor) -> None:
         grid = make_grid(torch.cat([original, reconstructed]), columns=len(original), scale=2)

@@ -13,6 +13,7 @@ from scalear.evaluation.images import make_grid, save_png, to_uint8
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.weights import open_tokenizer
+from scalear.training.tokenizer.checks import tokenizer_of
 
 PICTURE_NAME = "scales.png"
 
@@ -47,7 +48,7 @@ class ScalePicture(Callback):
     def setup(self, trainer, pl_module, stage: str) -> None:
         if stage != "test":
             return
-        tested = pl_module.tokenizer
+        tested = tokenizer_of(pl_module, self)
         if tested.quantizer is None:
             raise ValueError(f"ScalePicture needs a tokenizer with a codebook, model.tokenizer is {tested.title}")
         self._tokenizers = [tested]

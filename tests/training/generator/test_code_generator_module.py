@@ -67,7 +67,7 @@ def make_module(
 def test_settings_that_codes_have_no_use_for_are_refused_or_said(dataset, tmp_path, caplog):
     for time in (0.1, 0.3):  # 0.1 is what a flow has where nothing is typed
         with pytest.raises(ValueError, match=f"start_time {time} is a time of the flow, and codes are sampled without"):
-            make_module("var", guidance=Guidance(2.0, start_time=time))
+            fit(dataset, tmp_path, 1, module=make_module("var", guidance=Guidance(2.0, start_time=time)))
     fit(dataset, tmp_path, 1, module=make_module("var", sample_posterior=True))
     assert "sample_posterior is not used: the latents of" in caplog.text
 

@@ -1,0 +1,18 @@
+"""What the settings have in common with which heads sample: `scalear.flow.FlowSolver`, `scalear.token_sampling`."""
+
+from abc import ABC, abstractmethod
+
+from scalear.guidance import Guidance
+from scalear.scales import ScaleSchedule
+
+
+class Sampling(ABC):
+    """How a head samples the content of a scale: a frozen dataclass, which its head names as `sampling_type`."""
+
+    @abstractmethod
+    def check(self, schedule: ScaleSchedule, guidance: Guidance) -> None:
+        """Refuse scales that these settings are not for, and guidance that they would ignore.
+
+        Raises:
+            ValueError: Names the setting and the remedy.
+        """
