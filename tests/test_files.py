@@ -18,6 +18,8 @@ from scalear.files import (
     atomic_path,
     check_new_file,
     check_new_folder,
+    check_writable,
+    claimed,
     write_bytes,
     write_json,
 )
@@ -249,6 +251,25 @@ def test_where_a_file_may_be_made(tmp_path):
         check_new_file(tmp_path / "file", force=False)
     with pytest.raises(ValueError, match="is a folder: name a file"):
         check_new_file(tmp_path, force=True)
+
+
+def test_what_is_claimed_is_nobody_elses_until_it_is_given_back(tmp_path):
+    pytest.importorskip("fcntl")
+    with pytest.raises(Broken), claimed(tmp_path / "lock", "works here"):
+        with pytest.raises(ValueError, match="another process works here: wait for it"):
+            with claimed(tmp_path / "lock", "works here"):
+                pass
+        raise Broken
+    with claimed(tmp_path / "lock", "works here"):
+        pass
+
+
+def test_a_folder_is_made_or_refused_and_nothing_is_left_in_it(tmp_path):
+    check_writable(tmp_path / "deep" / "er")
+    assert names(tmp_path) == ["deep", "deep/er"]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write into .*file.er: .* choose another folder"):
+        check_writable(tmp_path / "file" / "er")
 
 
 @pytest.mark.integration

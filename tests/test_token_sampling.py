@@ -112,3 +112,23 @@ def test_smooth_codes_are_weights_that_sharpen():
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         TokenSampling(**settings)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("settings", [{}, {"greedy": 0}, {"more_smooth": True}, {"top_k": 2, "top_p": 0.5}], ids=str)
+def test_logits_that_are_not_finite_are_no_codes(value, settings):
+    logits = random_logits(1, 9, 6)
+    logits[0, 3, 2] = value
+    with pytest.raises(
+        ValueError, match=r"logits of scale 3 are not finite: .* take an earlier checkpoint, or float32"
+    ):
+        TokenSampling(**settings).sample(logits, 2, SCHEDULE, SeededDraws([(0, 0)]))
+
+
+def test_codes_may_be_excluded_but_not_all():
+    logits = random_logits(1, 9, 6)
+    logits[..., 1:] = float("-inf")
+    assert not TokenSampling().sample(logits, 2, SCHEDULE, SeededDraws([(0, 0)])).any()
+    logits[0, 3, 0] = float("-inf")
+    with pytest.raises(ValueError, match="logits of scale 3 are not finite"):
+        TokenSampling().sample(logits, 2, SCHEDULE, SeededDraws([(0, 0)]))

@@ -33,8 +33,7 @@ class RunTrainer(Trainer):
     """Lightning's Trainer; of batches a whole number is a number, also 1, and 1.0 is all of them.
 
     Args:
-        accumulate_grad_batches: As in `lightning.pytorch.Trainer`.
-        limit_train_batches: The same.
+        limit_train_batches: As in `lightning.pytorch.Trainer`, as are the next five.
         limit_val_batches: The same.
         limit_test_batches: The same.
         limit_predict_batches: The same.
@@ -53,7 +52,6 @@ class RunTrainer(Trainer):
     def __init__(
         self,
         *,
-        accumulate_grad_batches: int = 1,
         precision: _PRECISION_INPUT | Literal["auto"] | None = None,
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
@@ -64,7 +62,6 @@ class RunTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            accumulate_grad_batches=accumulate_grad_batches,
             precision=precision,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,
@@ -82,7 +79,7 @@ class RunTrainer(Trainer):
             raise ValueError("trainer.val_check_interval is 0: limit_val_batches 0 leaves validation out")
         for least, most in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):
             wanted, end = getattr(self, least) or 0, getattr(self, most)
-            if end is not None and -1 != end < wanted:
+            if end is not None and -1 != end < wanted and not self.fast_dev_run:
                 raise ValueError(f"trainer.{least} is {wanted}, and {most} {end} ends the run before: raise it")
         check_precision(self.precision)
 

@@ -16,7 +16,7 @@ from scalear.evaluation.inception_score import InceptionScore
 from scalear.evaluation.kid import KernelDistance
 from scalear.evaluation.labels import ClassVariety, LabelAccuracy
 from scalear.evaluation.manifold import ManifoldMetrics
-from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.metric import SampleMetric, require_finite
 from scalear.evaluation.side import Side
 
 
@@ -101,8 +101,14 @@ def needs_of(metrics: Sequence[SampleMetric], side: Literal["real", "fake"]) -> 
 
 
 def score(metrics: Sequence[SampleMetric], real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
-    """The numbers of all metrics by name."""
-    return {name: value for metric in metrics for name, value in metric(real, fake).items()}
+    """The numbers of all metrics by name.
+
+    Raises:
+        ValueError: One is NaN or infinite; names it.
+    """
+    numbers = {name: value for metric in metrics for name, value in metric(real, fake).items()}
+    require_finite(numbers)
+    return numbers
 
 
 def evaluate_samples(

@@ -1,11 +1,24 @@
 """What a metric of samples promises."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, ClassVar
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.side import Side
+
+
+def require_finite(numbers: Mapping[str, Any]) -> None:
+    """Refuse numbers by name of which one is NaN or infinite: it would be read as a score.
+
+    Raises:
+        ValueError: Names those that are.
+    """
+    bad = [f"{name} is {value}" for name, value in numbers.items() if isinstance(value, float) and not isfinite(value)]
+    if bad:
+        raise ValueError(f"{', '.join(bad)}, and is not written: look at the images and the weights")
 
 
 class SampleMetric(ABC):

@@ -83,7 +83,12 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
     With S = R R^T, the trace of that root is the sum of the singular values of R_a^T R_b, which are real for every pair
     of covariances. Singular ones (of fewer images than features) cost a matrix root half of its digits; not these.
+
+    Raises:
+        ValueError: A mean or covariance is NaN or infinite.
     """
+    if not all(part.isfinite().all() for side in (a, b) for part in (side.mean_F, side.covariance_FF)):
+        raise ValueError("features that are not finite have no Frechet distance (FID): look at images and extractor")
     cross = torch.linalg.svdvals(_root(a.covariance_FF).T @ _root(b.covariance_FF)).sum()
     apart = (a.mean_F - b.mean_F).square().sum()
     distance = apart + a.covariance_FF.trace() + b.covariance_FF.trace() - 2 * cross

@@ -20,7 +20,12 @@ class Part:
 
 
 def work(
-    source: str, part: Part | None = None, many: list[str] | None = None, fast: bool = False, size: int = 1
+    source: str,
+    part: Part | None = None,
+    many: list[str] | None = None,
+    fast: bool = False,
+    size: int = 1,
+    runs: int | bool = False,
 ) -> None:
     """Do it.
 
@@ -32,6 +37,7 @@ def work(
         many: Several names.
         fast: Do less.
         size: How much.
+        runs: Some, or one.
     """
 
 
@@ -55,6 +61,23 @@ def test_a_switch_may_be_typed_without_its_value_wherever_it_stands(parser, type
     options = parser.parse_args(["here", *typed])
     assert (options.source, options.fast) == ("here", fast)
     assert parser.parse_args(["here", *typed, "--size=3"]).size == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "runs"),
+    [
+        (["--runs"], True),
+        (["--runs=3"], 3),
+        (["--runs", "3"], 3),
+        (["--runs", "-3"], -3),
+        (["--runs", "False"], False),
+        (["--runs", "--fast"], True),
+        (["--runs", "--size=2"], True),
+    ],
+)
+def test_a_switch_that_may_be_something_else_takes_all_but_options(parser, typed, runs):
+    given = parser.parse_args(["here", *typed]).runs
+    assert (given, type(given)) == (runs, type(runs))
 
 
 def test_help_is_taken_from_the_signature_and_the_docstring(parser, capsys):

@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 from cli_fixtures import ROOT, Experiment, run
+from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from scalear.commands.run_trainer import trainer_arguments
+from scalear.commands.run_trainer import RunTrainer, trainer_arguments
 from scalear.evaluation.images import load_samples, save_samples
+from scalear.files import claimed
 from scalear.tensor_files import read_tensors
 from scalear.training.checkpoints import AtomicCheckpointIO
 
@@ -107,6 +109,9 @@ def test_checkpoints_have_names(experiment: Experiment, tmp_path, capsys):
     shutil.move(last, requeued)
     shutil.copy(tmp_path / "checkpoints/least.ckpt", tmp_path / "checkpoints/copy.ckpt")
     (tmp_path / "checkpoints/interrupted.ckpt").write_bytes(requeued.read_bytes()[:1000])
+    assert run("fit", *typed, "--trainer.max_steps=4", "--ckpt_path=hpc") == 0
+    assert step_of(last) == 4
+    last.unlink()
     assert run("fit", *typed, "--trainer.max_steps=4") == 0
     assert step_of(last) == 4
     assert run("predict", *typed) == 0
@@ -115,6 +120,7 @@ def test_checkpoints_have_names(experiment: Experiment, tmp_path, capsys):
     assert run("predict", *experiment.generator(tmp_path), "--ckpt_path=best") == 2
     assert "chosen by a monitored value" in capsys.readouterr().err
     last.unlink(), requeued.unlink()
+    (tmp_path / "checkpoints/interrupted.ckpt").unlink()
     best = [*experiment.generator(tmp_path), "--ckpt_path=best", "--force"]
     assert run("predict", *best) == 0
     path = yaml.safe_load((tmp_path / "predict.yaml").read_text())["ckpt_path"]
@@ -197,7 +203,108 @@ FLAGS = {
     "profiler": ["--trainer.profiler=simple"],
     "writer": ["--trainer.plugins=lightning.pytorch.plugins.io.AsyncCheckpointIO"],
     "learning rates": ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"],
+    "timer": ["--trainer.callbacks+=lightning.pytorch.callbacks.Timer"],
+    "bare switches": ["--trainer.deterministic", "--trainer.enable_model_summary", "--trainer.logger"],
 }
+
+
+def test_an_average_that_is_not_kept_any_more_is_left(experiment: Experiment, finished, caplog):
+    """Training goes on from the raw weights, of which the average was taken."""
+    longer = ["--trainer.max_steps=6", "--ckpt_path=last"]
+    with_average = shutil.copytree(finished, finished.with_name("with-average"))
+    assert run("fit", *experiment.generator(finished), *longer, "--trainer.callbacks=null") == 0
+    assert "trainer.callbacks has no EMA" in caplog.text
+    assert run("fit", *experiment.generator(with_average), *longer) == 0
+    plain, averaged = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (finished, with_average)
+    )
+    assert "current_model_state" not in plain
+    for name, tensor in averaged["current_model_state"].items():
+        assert torch.equal(plain["state_dict"][name], tensor), name
+
+
+def test_weights_alone_are_averaged_and_not_continued(experiment: Experiment, tmp_path, capsys):
+    saver = {"save_weights_only": True, "every_n_train_steps": 4, "filename": "weights"}
+    saver = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}
+    typed = experiment.generator(tmp_path)
+    assert run("fit", *typed, f"--trainer.callbacks+={json.dumps(saver)}") == 0
+    path, last = (tmp_path / f"checkpoints/{name}.ckpt" for name in ("weights", "last"))
+    averaged = torch.load(last, weights_only=True)["state_dict"]
+    for name, tensor in torch.load(path, weights_only=True)["state_dict"].items():
+        assert torch.equal(averaged[name], tensor), name
+    assert run("fit", *typed, f"--ckpt_path={path}", "--trainer.max_steps=5") == 2
+    assert "weights.ckpt holds weights alone (save_weights_only)" in capsys.readouterr().err
+    last.unlink()
+    assert run("fit", *typed, "--ckpt_path=last", "--trainer.max_steps=5") == 2
+    assert "there is no whole checkpoint" in capsys.readouterr().err
+    assert run("predict", *typed, "--ckpt_path=last") == 0
+
+
+def test_latents_are_written_also_by_an_overlay_of_callbacks(experiment: Experiment, tmp_path):
+    checkpoint = f"--ckpt_path={experiment.checkpoint('kl')}"
+    assert run("predict", *experiment.tokenizer(tmp_path), checkpoint, "--trainer.callbacks=[]") == 0
+    assert (tmp_path / "latents/index.json").exists()
+
+
+def test_a_command_without_batches_says_so(experiment: Experiment, tmp_path, capsys):
+    typed = [*experiment.generator(tmp_path), f"--ckpt_path={experiment.checkpoint('flowar')}"]
+    assert run("validate", *typed, "--trainer.limit_val_batches=0") == 2
+    assert "trainer.limit_val_batches is 0, which leaves validate nothing to do" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"check_val_every_n_epoch": 0}, "check_val_every_n_epoch must be at least 1, got 0"),
+        ({"gradient_clip_val": -1}, "gradient_clip_val must be at least 0, got -1"),
+        ({"log_every_n_steps": -1}, "log_every_n_steps must be at least 0, got -1"),
+        ({"val_check_interval": 0}, "val_check_interval is 0: limit_val_batches 0 leaves validation out"),
+        ({"min_steps": 5, "max_steps": 4}, "trainer.min_steps is 5, and max_steps 4 ends the run before: raise it"),
+        ({"precision": 64}, "take --trainer.precision 32-true"),
+        ({"plugins": [HalfPrecision("bf16-true")]}, "take --trainer.precision bf16-mixed"),
+    ],
+    ids=str,
+)
+def test_settings_that_lightning_would_take_and_that_cannot_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RunTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, **settings)
+    RunTrainer(accelerator="cpu", logger=False, min_steps=5, fast_dev_run=1)
+
+
+def test_two_runs_do_not_write_into_one_folder(experiment: Experiment, tmp_path, capsys):
+    pytest.importorskip("fcntl")
+    with claimed(tmp_path / ".fit.lock", "trains here"):
+        assert run("fit", *experiment.generator(tmp_path)) == 2
+    assert f"another process has begun to fit in {tmp_path}: wait for it" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(experiment: Experiment, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run("fit", *experiment.generator(tmp_path / "file" / "run")) == 2
+    error = capsys.readouterr().err
+    assert f"cannot write into {tmp_path}/file/run" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "--ckpt_path {} is a folder, and no sharded checkpoint: name a file, or type last"),
+        ("folder", "--ckpt_path {}/folder is a folder"),
+        ("absent", "--ckpt_path {}/absent does not exist"),
+        ("text", "{}/text is not a readable checkpoint of `scalear fit`: it is damaged, or another kind of file"),
+        ("weights", "{}/weights is not a readable checkpoint of `scalear fit`: it has no pytorch-lightning_version"),
+        ("objects", "it holds more than tensors and plain values (pathlib.PosixPath)"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_before_what_is_there(experiment: Experiment, finished, content, message, capsys):
+    (finished / "folder").mkdir()
+    (finished / "text").write_text("text")
+    torch.save({"state_dict": {}}, finished / "weights")
+    torch.save({"state_dict": {}, "path": Path("x")}, finished / "objects")
+    assert run("fit", *experiment.generator(finished), f"--ckpt_path={finished / content}") == 2
+    assert message.format(finished) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -263,10 +370,13 @@ def test_one_batch_is_one_batch(experiment: Experiment, tmp_path):
     "typed, message",
     [
         (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches must be at least 1, got 0"),
+        (["--trainer.limit_train_batches=0"], "trainer.limit_train_batches is 0, which leaves fit nothing to do"),
+        (["--trainer.callbacks+=EMA"], "trainer.callbacks has EMA and EMA, which average the same weights"),
+        (["--trainer.callbacks+=CodebookCare"], "CodebookCare is for tokenizers, not for a GeneratorModule"),
         (["--trainer.devices=abc", "--trainer.accelerator=cpu"], "should be an int > 0"),
         (["--trainer.logger=5"], "trainer.logger: there is no class 5: name one of"),
     ],
 )
-def test_typeerrors_of_settings_end_in_one_message(experiment: Experiment, tmp_path, typed, message, capsys):
+def test_settings_that_cannot_work_end_in_one_message(experiment: Experiment, tmp_path, typed, message, capsys):
     assert run("fit", *experiment.generator(tmp_path), *typed) == 2
     assert message in capsys.readouterr().err

@@ -20,7 +20,8 @@ def test_what_is_missing_is_named_as_it_is_typed(capsys):
     [
         ("flowar", "sampling.num_steps=0", "num_steps must be at least 1 on the late grid, got 0"),
         ("flexvar", "sampling.top_k=0", "top_k must be at least 1, got 0; null keeps all codes"),
-        ("flexvar", "sampling.top_k=abc", "error: model.sampling.top_k must be int or null, got abc"),
+        ("flexvar", "sampling.top_k=abc", "error: model.sampling.top_k must be int or null, got abc\n"),
+        ("flexvar", "optimizer.schedule=abc", "model.optimizer.schedule must be constant or cosine or linear, got abc"),
         ("flexvar", "sampling.num_steps=4", "Option 'num_steps' is not accepted"),
         ("flexvar", "sampling=FlowSolver", "TokenHead cannot sample with FlowSolver"),
         ("flowar", "sampling.num_steps=[2,4]", "num_steps has 2 entries for 3 scales: [2, 4]"),
@@ -34,6 +35,33 @@ def test_the_error_is_that_of_the_kind_that_was_meant(monkeypatch, capsys, confi
     assert run("fit", "-c", f"configs/fashion/{config}.yaml", f"--model.{typed}") == 2
     error = capsys.readouterr().err
     assert message in error and "Union" not in error
+
+
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        (["precision=half"], "trainer.precision must be int, "),
+        (
+            ["precision=half"],
+            "16-mixed, bf16-true, bf16-mixed, 32-true, 64-true, 64, 32, 16, bf16, auto or null, got half",
+        ),
+        (["gradient_clip_val=abc"], "trainer.gradient_clip_val must be int, float or null, got abc"),
+        (["accumulate_grad_batches=1.5"], "trainer.accumulate_grad_batches must be int, got 1.5"),
+        (["deterministic=maybe"], "trainer.deterministic must be true, false, warn or null, got maybe"),
+        (["fast_dev_run=maybe"], "trainer.fast_dev_run must be int, true or false, got maybe"),
+        (["callbacks=5"], "trainer.callbacks: there is no class 5"),
+        (["callbacks+=EMA", "callbacks.decay=abc"], "trainer.callbacks.decay must be float, got abc"),
+        (["callbacks={class_path: EMA, init_args: {decay: abc}}"], "trainer.callbacks.decay must be float, got abc"),
+        (["callbacks=[{class_path: EMA, init_args: {nosuch: 3}}]"], "Option 'nosuch' is not accepted"),
+        (["logger=lightning.pytorch.loggers.CSVLogger", "logger.nosuch=3"], "Option 'nosuch' is not accepted"),
+        (["strategy=lightning.pytorch.strategies.DDPStrategy", "strategy.x=3"], "Option 'x' is not accepted"),
+    ],
+)
+def test_settings_of_the_trainer_that_may_be_of_several_kinds(monkeypatch, capsys, typed, message):
+    monkeypatch.chdir(ROOT)
+    assert run("fit", "-c", "configs/fashion/flowar.yaml", *(f"--trainer.{option}" for option in typed)) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Union" not in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 TWO_RANKS = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
 
 
-def start(*args: str) -> subprocess.Popen:
+def start(*args: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "scalear", *(str(arg) for arg in args)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
@@ -47,7 +48,7 @@ def first_losses(folder: Path) -> dict[str, float]:
     return {name: event.value for name in names for event in events.Scalars(name) if event.step == 0}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_an_interrupted_run_saves_and_continues_as_if_it_had_not_been(experiment: Experiment, number):
     name = number.name
     process = start("fit", *experiment.generator(name), "--trainer.max_steps=100000")
@@ -71,6 +72,62 @@ def test_an_interrupted_run_saves_and_continues_as_if_it_had_not_been(experiment
     for part in ("state_dict", "current_model_state"):
         for key, tensor in straight[part].items():
             assert torch.equal(resumed[part][key], tensor), key
+
+
+SLOW = """
+import time
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Slow(Callback):
+    def on_validation_batch_end(self, trainer, *args):
+        Path(trainer.default_root_dir, f"validated-{trainer.global_step}").touch()
+        time.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_signal_does_not_wait_for_the_end_of_a_validation(experiment: Experiment, tmp_path, step):
+    """Of which the one of step 0 comes before training: then there is nothing to save."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    often = ["--trainer.val_check_interval=2", "--data.eval_batch_size=1", "--trainer.callbacks+=slow.Slow"]
+    often.append(f"--trainer.num_sanity_val_steps={-1 if step == 0 else 0}")
+    process = start("fit", *experiment.generator(tmp_path), *often, PYTHONPATH=str(tmp_path))
+    while process.poll() is None and not (tmp_path / f"validated-{step}").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert process.returncode == 130 and "Traceback" not in output, output
+    interrupted = tmp_path / "checkpoints/interrupted.ckpt"
+    if step == 0:
+        assert "Stopped before the first step" in output and not interrupted.exists()
+        return
+    assert torch.load(interrupted, weights_only=True)["global_step"] == step
+    assert run("fit", *experiment.generator(tmp_path), "--ckpt_path=last") == 0
+    resumed, straight = (
+        torch.load(path, weights_only=True)["current_model_state"]
+        for path in (tmp_path / "checkpoints/last.ckpt", experiment.checkpoint("flowar"))
+    )
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
+
+
+def test_a_tokenizer_that_is_trained_further_and_stopped_is_exported(experiment: Experiment, tmp_path):
+    """So that file and newest checkpoint are of the same step."""
+    shutil.copytree(experiment.root / "kl", tmp_path, ignore=shutil.ignore_patterns("latents"), dirs_exist_ok=True)
+    longer = ["--ckpt_path=last", "--trainer.max_steps=100000", "--trainer.log_every_n_steps=1"]
+    longer += ["--model.optimizer.total_steps=null", "--trainer.callbacks+=EMA"]
+    for events in tmp_path.glob("events.*"):
+        events.unlink()
+    process = start("fit", *experiment.tokenizer(tmp_path), *longer)
+    while process.poll() is None and not _has_trained(tmp_path):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert process.returncode == 130, output
+    checkpoint = torch.load(tmp_path / "checkpoints/interrupted.ckpt", weights_only=True)
+    assert checkpoint["global_step"] > 3
+    for name, tensor in load_file(tmp_path / "tokenizer.safetensors").items():
+        assert torch.equal(checkpoint["state_dict"][f"tokenizer.{name}"], tensor), name
 
 
 def test_two_ranks_train_as_one(experiment: Experiment):

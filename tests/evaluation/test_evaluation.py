@@ -14,6 +14,7 @@ from scalear.evaluation.extractors import FASHION_WEIGHTS, ClassifierFeatures, I
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract
 from scalear.evaluation.image_set import ArraySet, ShardSet
 from scalear.evaluation.labels import class_variety
+from scalear.evaluation.metric import SampleMetric
 from scalear.evaluation.side import Side
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,21 @@ def extractor(tmp_path_factory):
 
 def chosen(extractor, real, fake, asked=None):
     return choose_metrics(default_metrics(), extractor, real, fake, asked)
+
+
+class Broken(SampleMetric):
+    """Gives no number."""
+
+    numbers = ("broken", "whole")
+
+    def __call__(self, real, fake):
+        return {"broken": float("nan"), "whole": 1.0}
+
+
+def test_a_number_that_is_not_finite_is_an_error_with_its_name(extractor):
+    side = Side.of(image_set(30, 0, "val"))
+    with pytest.raises(ValueError, match="broken is nan, and is not written"):
+        evaluate_samples(side, side, extractor, [Broken()])
 
 
 def test_variety_per_class():

@@ -40,6 +40,15 @@ def test_frechet_distance_equals_a_direct_computation():
     assert frechet_distance(a, b) == pytest.approx(direct_fid(a, b), rel=1e-9)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_have_no_distance(value):
+    a, b = torch.randn(30, 4), torch.randn(30, 4)
+    b[0, 0] = value
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(ValueError, match="not finite have no Frechet distance"):
+            frechet_distance(*pair)
+
+
 def test_frechet_distance_in_closed_form():
     a = torch.randn(500, 5)
     shift = torch.arange(5.0)

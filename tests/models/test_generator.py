@@ -88,6 +88,19 @@ def test_what_is_not_finite_is_no_sample(make, what):
         model.sample_latent(torch.tensor([0]), seeded(1))
 
 
+def test_the_step_that_is_not_finite_is_named():
+    model = random_model()
+    network, forward = model.generator.head.network, model.generator.head.network.forward
+
+    def late(x_BLC, noise_level_BK, *args):
+        velocity_BLC = forward(x_BLC, noise_level_BK, *args)
+        return velocity_BLC / (noise_level_BK[..., None] > 0.6)  # infinite from t = 0.4 on
+
+    network.forward = late
+    with pytest.raises(ValueError, match=r"velocities of scale 1 are not finite in step 3 of 4, t = 0.5: the weights"):
+        model.sample_latent(torch.tensor([0]), seeded(1), sampling=FlowSolver(num_steps=4))
+
+
 def test_training_mode_chooses_no_other_algorithm():
     model = random_model()
     label = torch.tensor([0, 1])

@@ -1,10 +1,10 @@
-"""What each logger is given, with stand-ins for those of packages that are not installed."""
+"""What each logger is given: stand-ins for packages that are not installed, and these themselves where they are."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from scalear.training.loggers import log_config, log_image, logs_now
 
@@ -57,6 +57,28 @@ def test_the_config_goes_to_all():
     log_config([board, other], "fit", {"model": 1}, "model: 1")
     assert board.experiment.calls == [("add_text", ("config/fit", "```\nmodel: 1\n```"), {})]
     assert given == [{"fit": {"model": 1}}]
+
+
+@pytest.mark.integration
+def test_wandb_itself_keeps_images_and_the_config(tmp_path):
+    wandb = pytest.importorskip("wandb")
+    logger = WandbLogger(project="faces", save_dir=tmp_path, offline=True)
+    log_image([logger], "samples/fixed", IMAGE, 3)
+    log_config([logger], "fit", {"model": {"lr": 1}}, "model: {lr: 1}")
+    assert dict(logger.experiment.config)["fit"] == {"model": {"lr": 1}}
+    wandb.finish()
+    assert len(list(tmp_path.rglob("media/images/samples/fixed_*.png"))) == 1
+
+
+@pytest.mark.integration
+def test_mlflow_itself_keeps_images_and_the_config(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger(tracking_uri=f"file:{tmp_path}")
+    log_image([logger], "samples/fixed", IMAGE, 3)
+    log_config([logger], "fit", {"model": {"lr": 1}}, "model: {lr: 1}")
+    assert (tmp_path / logger.experiment_id / logger.run_id / "params/fit/model/lr").read_text() == "1"
+    assert len(list(tmp_path.rglob("artifacts/images/samples*fixed*.png"))) == 1
 
 
 @pytest.mark.parametrize("every, steps", [(0, []), (2, [2, 4]), (1, [1, 2, 3, 4])])

@@ -37,6 +37,21 @@ def test_each_checkpoint_is_read_once(run, name, step, monkeypatch):
     assert len(read) == 5 and set(read.values()) == {1}
 
 
+def test_what_is_not_whole_is_told_and_no_new_run_begins_over_it(run, tmp_path, caplog):
+    assert Path(named_checkpoint("last", run, "predict")).name == "step-4.ckpt"
+    assert f"without {tmp_path}/checkpoints/broken.ckpt, not whole" in caplog.text
+    # Nothing but what they say of themselves is in them: no training can go on from one.
+    with pytest.raises(ValueError, match=r"no whole checkpoint in .*: move away what is not whole, .*step-4.ckpt"):
+        named_checkpoint("last", run, "fit")
+
+
+def test_a_requeued_job_is_named(run, tmp_path):
+    with pytest.raises(ValueError, match="--ckpt_path hpc: there is no checkpoint of a requeued job in .*: take last"):
+        named_checkpoint("hpc", {"default_root_dir": str(tmp_path / "other")}, "fit")
+    torch.save({"global_step": 2, "optimizer_states": []}, tmp_path / "hpc_ckpt_7.ckpt")
+    assert named_checkpoint("hpc", run, "fit") == str(tmp_path / "hpc_ckpt_7.ckpt")
+
+
 def test_the_places_that_were_looked_at_are_told(tmp_path):
     run = {"default_root_dir": str(tmp_path), "callbacks": None}
     with pytest.raises(ValueError, match=f"no whole checkpoint in {tmp_path}/checkpoints: train first"):

@@ -11,6 +11,7 @@ from scalear.data.batch import Batch
 from scalear.draws import TRAINING, SeededDraws
 from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import make_grid, to_uint8
+from scalear.evaluation.metric import require_finite
 from scalear.fast.accelerate import accelerate
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
@@ -149,6 +150,7 @@ class TokenizerModule(GuardedModule):
 
     def on_test_epoch_end(self) -> None:
         values = {name: metric.compute().item() for name, metric in self.metrics.named().items()}
+        require_finite(values)
         count = int(self.trainer.strategy.reduce(torch.tensor(self._num_tested, device=self.device), reduce_op="sum"))
         line = self.metrics.line(values, count, self.trainer)
         rank_zero_info(f"\n{self.metrics.table(values)}\n{line}")

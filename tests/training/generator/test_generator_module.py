@@ -249,6 +249,20 @@ def test_a_gradient_that_is_not_finite_is_never_stepped(dataset, tmp_path, setti
         assert_equal_states(bad[part], good[part])
 
 
+class SpoilValidation(Callback):
+    """Turns the inputs of validation into NaN."""
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        batch.inputs.fill_(float("nan"))
+
+
+def test_a_validation_that_is_not_finite_is_no_score(dataset, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"val/loss is nan, .*val/loss_scale_2 is nan at step 2: the weights"):
+        callbacks = [EMA(DECAY), SpoilValidation(), SaveOnInterrupt()]
+        fit(dataset, tmp_path, 4, callbacks=callbacks, val_check_interval=2)
+    assert load(tmp_path / "last_good.ckpt")["global_step"] == 2
+
+
 def test_loss_scaling_leaves_out_steps_itself(dataset, tmp_path):
     watch = Watch()
     scaled = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=128.0))]
