@@ -264,7 +264,7 @@ def test_a_command_without_batches_says_so(experiment: Experiment, tmp_path, cap
         ({"precision": 64}, "take --trainer.precision 32-true"),
         ({"plugins": [HalfPrecision("bf16-true")]}, "take --trainer.precision bf16-mixed"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_settings_that_lightning_would_take_and_that_cannot_work(settings, message):
     with pytest.raises(ValueError, match=message):
