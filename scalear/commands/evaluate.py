@@ -65,7 +65,7 @@ def evaluate(
     _ = network.network  # whose file may be missing
     asked = [name for part in metrics for name in part.split(",")] if metrics else None
     chosen = choose_metrics([*default_metrics(), *(more_metrics or [])], network, real, fake, asked)
-    floor = floor_of(reference, reference_split, fake.count("pooled"))
+    floor = floor_of(real, fake.count("pooled"))
     place = torch.device(device or best_device())
     protocol = Protocol(fake, real, network, chosen, floor, bootstrap, place)
     print("\n".join([f"{network.name} ...", *protocol.cautions()]), file=sys.stderr)

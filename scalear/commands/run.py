@@ -22,7 +22,7 @@ from scalear.training.classifier_module import ClassifierModule
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.loggers import log_config
 from scalear.training.named_checkpoints import named_checkpoint
-from scalear.training.run_folder import check_new_run, check_results, record_line, sample_origin
+from scalear.training.run_folder import check_new_run, check_results, record_line, result_origin, sample_origin
 from scalear.training.run_precision import resolve_precision
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
@@ -176,11 +176,11 @@ class ScalearCLI(LightningCLI):
             check_new_run(self.trainer, path, exports)
         elif self.subcommand in ("test", "predict"):
             self._dump_config()
-            weights = path or getattr(self.model, "weights", None)
+            origin = result_origin(self.config_dump, path or getattr(self.model, "weights", None))
             if not force:
-                check_results(self.subcommand, folder, self.config_dump, weights)
+                check_results(self.subcommand, folder, origin)
             if isinstance(self.model, GeneratorModule):
-                self.model.know_samples_by(sample_origin(self.config_dump, weights), anew=force)
+                self.model.know_samples_by(sample_origin(origin), anew=force)
 
     def _has_weights(self) -> bool:
         """Whether the model reads its weights from a file of its own, so that it needs no checkpoint."""

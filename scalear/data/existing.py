@@ -189,8 +189,7 @@ def _choose_label(scans: Mapping[str, Sequence[_Scan]], places: Sequence[str]) -
     """
     for place in () if places == ("none",) else places:
         counts = {split: sum((scan.values[place] for scan in group), Counter()) for split, group in scans.items()}
-        values = sum(counts.values(), Counter())
-        by_wordnet = place == "key" and any(map(_is_wordnet_id, values))
+        by_wordnet = place == "key" and any(_is_wordnet_id(value) for found in counts.values() for value in found)
         if by_wordnet:  # then other names are no classes
             counts = {split: _only_wordnet_ids(found) for split, found in counts.items()}
         labelled = [split for split, found in counts.items() if split == "train" or found.keys() - {None}]

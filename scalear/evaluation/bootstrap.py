@@ -20,7 +20,7 @@ BLOCK = 4096  # images whose features are copied at a time
 
 def resampled_needs(metrics: Sequence[SampleMetric]) -> Needs:
     """What must be kept of the samples: vectors where metrics themselves need statistics alone."""
-    features = [metric.fake.points | metric.fake.statistics for metric in metrics if metric.drawn_again]
+    features = [metric.fake.features for metric in metrics if metric.drawn_again]
     return Needs(points=frozenset().union(*features))
 
 
@@ -47,9 +47,8 @@ def intervals(
     metrics = [metric for metric in metrics if metric.drawn_again]
     for _ in range(resamples):
         row_N = torch.randint(len(fake.labels), fake.labels.shape, generator=generator)
-        drawn.append({})
-        for metric in metrics:
-            drawn[-1] |= metric(real, _drawn(fake, metric.fake, row_N))
+        numbers = (metric(real, _drawn(fake, metric.fake, row_N)) for metric in metrics)
+        drawn.append({name: value for found in numbers for name, value in found.items()})
     ends = {}
     for name in scores:
         values = np.array([numbers[name] for numbers in drawn if name in numbers])

@@ -71,6 +71,14 @@ class ImageSet(ABC):
             ValueError: A file is broken.
         """
 
+    def first(self, count: int) -> "ImageSet | None":
+        """So many of these images; None where there are fewer, or the set is read as a whole only."""
+        return None
+
+    def others(self, count: int) -> "ImageSet | None":
+        """So many images of the same dataset that are not among these; None where fewer are known."""
+        return None
+
     def load(self) -> "ArraySet":
         """All images in memory."""
         return ArraySet(*next(self.blocks(len(self))), self.name)
@@ -142,6 +150,9 @@ class SampleSet(ImageSet):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def first(self, count: int) -> "SampleSet | None":
+        return SampleSet(self._path, count=count) if count <= len(self) else None
 
     def fingerprint(self) -> str:
         return _sha256([self._path])
@@ -252,6 +263,13 @@ class ShardSet(ImageSet):
 
     def __len__(self) -> int:
         return self._count
+
+    def others(self, count: int) -> "ShardSet | None":
+        """Of the largest other split."""
+        index = self._index
+        other = max(index.splits.keys() - {self._split}, key=index.num_samples, default=None)
+        has_enough = other is not None and count <= index.num_samples(other)
+        return ShardSet(self._data_dir, other, count) if has_enough else None
 
     def fingerprint(self) -> str:
         hashes = [shard.sha256 for shard in self._index.shards(self._split)]

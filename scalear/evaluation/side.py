@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 
-from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract_together
 from scalear.evaluation.features import FeatureExtractor
-from scalear.evaluation.image_set import ImageSet, SampleSet, ShardSet, image_set
+from scalear.evaluation.image_set import ImageSet, SampleSet, image_set
 from scalear.evaluation.statistics import FeatureStatistics
 from scalear.evaluation.statistics_file import StatisticsRecord, read_statistics
 
@@ -118,26 +117,19 @@ class Side:
         return dataclasses.replace(seen, statistics={**seen.statistics, **stored})
 
 
-def floor_of(place: str, split: str | None, count: int | None) -> Side | None:
-    """Other real images than those of `Side.open(place, split)`, to measure like samples.
+def floor_of(reference: Side, count: int | None) -> Side | None:
+    """Other real images than those that the reference's statistics are of, to measure like samples.
 
-    Of shards they come from the largest other split; of a file with statistics and images they are the images.
+    Of a file with statistics and images they are the images, of shards those of another split.
 
     Args:
-        place: Of the reference.
-        split: Of shards.
+        reference: What samples are compared with.
         count: How many; None if that is not known.
 
     Returns:
         So many images; None where there are none or too few.
     """
-    if count is None:
+    if count is None or reference.images is None:
         return None
-    if (Path(place) / INDEX_NAME).is_file():
-        index = DatasetIndex.load(place)
-        other = max(index.splits.keys() - {split}, key=index.num_samples, default=None)
-        has_others = other is not None and index.num_samples(other) >= count
-        return Side.of(ShardSet(place, other, count)) if has_others else None
-    reference = Side.open(place)
-    has_others = reference.statistics and reference.images is not None and len(reference.images) >= count
-    return Side.of(SampleSet(place, count=count)) if has_others else None
+    others = reference.images.first(count) if reference.statistics else reference.images.others(count)
+    return None if others is None else Side.of(others)

@@ -48,35 +48,43 @@ def check_new_run(trainer: Trainer, ckpt_path: str | Path | None, exports: list[
         )
 
 
-def check_results(stage: str, folder: str | Path, config: dict[str, Any], weights: str | Path | None) -> None:
+def check_results(stage: str, folder: str | Path, origin: Origin) -> None:
     """Refuse to replace results that other weights or other settings gave.
 
     Args:
         stage: `test` or `predict`.
         folder: Of the run.
-        config: Resolved, of this command.
-        weights: File that holds the weights.
+        origin: What the numbers of this command follow from, by `result_origin`.
 
     Raises:
         ValueError: There are such results; names what differs.
     """
+    here = sample_origin(origin)
     for path, there in sample_origins(folder).items():
-        _refuse_others(path, there, sample_origin(config, weights))
+        _refuse_others(path, there, here)
     for path in (Path(folder, name) for name in _MEASURED):
         if stage == "test" and path.exists():
             record = Path(folder, "test.yaml")
-            here = _without(_origin(config, identity(weights)), _WITHOUT_INFLUENCE)
-            _refuse_others(path, _recorded(record) if record.exists() else None, here)
+            _refuse_others(path, _recorded(record) if record.exists() else None, origin)
 
 
-def sample_origin(config: dict[str, Any], weights: str | Path | None) -> Origin:
-    """What samples follow from.
+def result_origin(config: dict[str, Any], weights: str | Path | None) -> Origin:
+    """What the numbers of a stage follow from.
 
     Args:
         config: Resolved.
         weights: File that holds the weights.
     """
-    origin = _without(_origin(config, identity(weights)), _WITHOUT_INFLUENCE + _ON_NUMBERS_ALONE)
+    return _without(_origin(config, identity(weights)), _WITHOUT_INFLUENCE)
+
+
+def sample_origin(origin: Origin) -> Origin:
+    """What samples follow from.
+
+    Args:
+        origin: What their numbers follow from, by `result_origin`.
+    """
+    origin = _without(origin, _ON_NUMBERS_ALONE)
     labels = origin.get("model.samples.label_file")
     if labels is not None and Path(labels).is_file():
         origin["labels"] = hashlib.sha256(Path(labels).read_bytes()).hexdigest()

@@ -1,5 +1,7 @@
 """Numbers of a generator: samples against real images, on the console, in loggers and in metrics.json."""
 
+import functools
+
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -37,7 +39,7 @@ class SampleReport:
         self.reference_split = reference_split
         self.metrics = [*default_metrics(), *(more_metrics or [])]
 
-    @property
+    @functools.cached_property
     def reference(self) -> Side:
         """What samples are compared with."""
         return Side.open(self.data_dir, self.reference_split)
@@ -62,7 +64,7 @@ class SampleReport:
         """Evaluate samples and report. Runs on all ranks, which share the work."""
         fake, real = Side.of(samples), self.reference
         chosen = choose_metrics(self.metrics, self.extractor, real, fake)
-        floor = floor_of(self.data_dir, self.reference_split, len(samples))
+        floor = floor_of(real, len(samples))
         protocol = Protocol(fake, real, self.extractor, chosen, floor, device=module.device)
         scores = evaluate_samples(fake, real, self.extractor, chosen, floor, device=module.device, ranks=ranks)
         rank_zero_info("\n" + protocol.report(scores))

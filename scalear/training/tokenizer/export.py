@@ -94,10 +94,9 @@ def store_statistics(tokenizer: Tokenizer, prefix: str, trainer: Trainer) -> Non
         trainer: Knows the checkpoints.
     """
     callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    paths = [path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path]
-    for path in filter(
-        Path.is_file, {Path(path).resolve() for path in (*paths, checkpoint_folder(trainer) / INTERRUPTED)}
-    ):
+    saved = [path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path]
+    saved.append(checkpoint_folder(trainer) / INTERRUPTED)
+    for path in filter(Path.is_file, {Path(path).resolve() for path in saved}):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["global_step"] != trainer.global_step:
             continue

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import training_fixtures
 from data_fixtures import write_images
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -50,10 +51,8 @@ def make_module(dropout: float = 0.1, **settings) -> GeneratorModule:
 
 
 def make_trainer(folder: Path, **settings) -> Trainer:
-    fixed = {"accelerator": "cpu", "use_distributed_sampler": False, "reload_dataloaders_every_n_epochs": 1}
-    fixed |= {"enable_model_summary": False, "enable_progress_bar": False, "default_root_dir": folder}
-    plain = {"logger": False, "num_sanity_val_steps": 0, "check_val_every_n_epoch": None}
-    return Trainer(**plain | fixed | {"enable_checkpointing": "callbacks" in settings} | settings)
+    plain = {"check_val_every_n_epoch": None, "enable_checkpointing": "callbacks" in settings}
+    return training_fixtures.make_trainer(folder, **plain | settings)
 
 
 def fit(

@@ -8,10 +8,10 @@ import pytest
 import tokenizer_fixtures
 import torch
 from data_fixtures import write_images
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch.nn import functional as F
+from training_fixtures import assert_resumes_exactly, make_trainer
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.scales import ScaleSchedule
@@ -56,12 +56,6 @@ def make_data(dataset: Path, batch_size: int = 4) -> ShardDataModule:
     return ShardDataModule(str(dataset), batch_size=batch_size, eval_batch_size=4)
 
 
-def make_trainer(folder: Path, **settings) -> Trainer:
-    plain = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    fixed = {"use_distributed_sampler": False, "reload_dataloaders_every_n_epochs": 1, "num_sanity_val_steps": 0}
-    return Trainer(**plain | fixed | {"enable_model_summary": False, "default_root_dir": folder} | settings)
-
-
 def test_random_sizes_are_distinct_below_full_and_a_function_of_seed_and_step():
     sizes, seen = RandomSizes(3), Counter()
     for step in range(400):
@@ -89,11 +83,7 @@ def test_resumed_training_equals_uninterrupted_training(dataset, tmp_path, make,
         trainer.fit(module, datamodule=make_data(dataset), ckpt_path=resume)
         return module
 
-    straight = fit("straight", 6).state_dict()
-    fit("first", 3)
-    resumed = fit("second", 6, tmp_path / "first" / "end.ckpt").state_dict()
-    for name, tensor in straight.items():
-        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0)
+    assert_resumes_exactly(fit, tmp_path)
     exported = make(weights=str(tmp_path / "tokenizer.safetensors"))
     exported.load_weights()
     assert not exported.latent_mean.any() and (exported.latent_std == 1).all()

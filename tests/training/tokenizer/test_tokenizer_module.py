@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from data_fixtures import write_images
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizer_fixtures import make_kl
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
+from training_fixtures import assert_resumes_exactly, make_trainer
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.evaluation.fid import FrechetFeatureDistance
@@ -58,13 +58,6 @@ def make_module(loss: TokenizerLoss | None = None, tokenizer=None, **settings) -
     return TokenizerModule(tokenizer, OptimizerSettings(lr=1e-3), loss or TokenizerLoss(), **settings)
 
 
-def make_trainer(folder: Path, **settings) -> Trainer:
-    plain = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    fixed = {"accelerator": "cpu", "use_distributed_sampler": False, "reload_dataloaders_every_n_epochs": 1}
-    fixed |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "default_root_dir": folder}
-    return Trainer(**plain | fixed | settings)
-
-
 def adversarial_loss(start_step: int = 0) -> TokenizerLoss:
     torch.manual_seed(0)  # a frozen network is in no checkpoint
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
@@ -109,11 +102,7 @@ def test_resumed_training_equals_uninterrupted_training(dataset, tmp_path, loss)
         trainer.fit(module, datamodule=make_data(dataset, batch_size=3), ckpt_path=resume)
         return module
 
-    straight = fit("straight", 6).state_dict()
-    fit("first", 3)
-    resumed = fit("second", 6, tmp_path / "first" / "end.ckpt").state_dict()
-    for name, tensor in straight.items():
-        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0)
+    assert_resumes_exactly(fit, tmp_path)
 
 
 def test_the_perceptual_network_is_frozen_and_in_no_checkpoint():
