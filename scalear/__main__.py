@@ -25,6 +25,7 @@ _COMMANDS = {
     "pictures": ("pictures", "draw what a generator of any scale can do: flexible.png and editing.png"),
     "convert": ("convert", "official FlowAR, FlexVAR, VAR and tokenizer checkpoints to files of ours, and back"),
     "data": ("data", "pack, verify and describe datasets of tar shards"),
+    "tune": ("tune", "search guidance, and steps or temperature and top-p, for a metric:  docs/evaluation.md"),
     "benchmark": (
         "benchmark",
         "time training, sampling, encoding or loading of a config, and its memory; compare flow solvers",

@@ -20,6 +20,11 @@ def parse_yaml(text: str) -> Any:
     return get_loader("yaml")(text)
 
 
+def to_yaml(content: Any) -> str:
+    """The text that means this, with names in the order given."""
+    return yaml.safe_dump(content, sort_keys=False)
+
+
 def read_yaml(path: str | Path) -> Any:
     """Content of a file.
 

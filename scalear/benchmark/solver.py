@@ -3,6 +3,7 @@
 Every solver makes the same images from the same noise. Legend: B batch, N images, K scales, F features.
 """
 
+import itertools
 import statistics
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from scalear.benchmark.record import Record, check_json
 from scalear.benchmark.subject import Subject
 from scalear.benchmark.timing import yardstick
 from scalear.draws import SeededDraws
+from scalear.evaluation.compared import markdown, on_front
 from scalear.evaluation.evaluate import needs_of, score
 from scalear.evaluation.feature_set import FeatureSet
 from scalear.evaluation.fid import FrechetDistance
@@ -235,12 +237,10 @@ def name(solver: FlowSolver) -> str:
 def mark_pareto(results: list[SolverResult]) -> None:
     """Say of each in which measures none is better without more evaluations, nor as good with fewer."""
     for measure in ("fid", "distance"):
-        points = [(result.evaluations_per_token, getattr(result, measure)) for result in results]
-        for result, (cost, value) in zip(results, points, strict=True):
-            if value is not None and not any(
-                other != (cost, value) and other[0] <= cost and other[1] <= value for other in points
-            ):
-                result.pareto.append(measure)
+        measured = [result for result in results if getattr(result, measure) is not None]
+        front = on_front([(result.evaluations_per_token, getattr(result, measure)) for result in measured])
+        for result in itertools.compress(measured, front):
+            result.pareto.append(measure)
 
 
 def table(results: list[SolverResult]) -> str:
@@ -251,8 +251,4 @@ def table(results: list[SolverResult]) -> str:
         scores = ["-" if score is None else f"{score:.3f}" for score in (result.fid, result.recall)]
         numbers = [f"{result.seconds_per_image:.4f}", *scores, f"{result.distance:.4f}"]
         rows.append([result.solver, "/".join(map(str, counts)), *numbers, ", ".join(result.pareto)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    return markdown(rows)

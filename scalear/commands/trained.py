@@ -27,6 +27,7 @@ class Trained(PartsOnly):
     Attributes:
         request: Of this type.
         module: The generator, with weights as in a new run until `load` was called.
+        weights: File that `load` took its weights from.
 
     Raises:
         ValueError: The config describes something else.
@@ -60,7 +61,9 @@ class Trained(PartsOnly):
         Raises:
             ValueError: There are none, or they are of another model.
         """
-        load_weights(self.module, named_checkpoint(self.config.ckpt_path, self.config.trainer, self.parser.prog))
+        path = named_checkpoint(self.config.ckpt_path, self.config.trainer, self.parser.prog)
+        load_weights(self.module, path)
+        self.weights = path or self.module.weights
         self.module.to(device).eval()
 
     def editor(self, threshold: float = 0.5) -> Editor:

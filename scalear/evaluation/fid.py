@@ -25,6 +25,8 @@ class FrechetDistance(SampleMetric):
         standardise: Take every feature in units of its standard deviation over the real images.
     """
 
+    better = "lower"
+
     def __init__(self, number: str = "fid", feature: str = "pooled", standardise: bool = False) -> None:
         self.numbers = (number,)
         self.feature = feature

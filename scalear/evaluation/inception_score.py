@@ -21,6 +21,7 @@ class InceptionScore(SampleMetric):
 
     numbers = ("is", "is_std")
     fake = Needs(points=frozenset({"logits"}))
+    better = "higher"
 
     def __init__(self, split_size: int = 5000) -> None:
         if split_size < 1:

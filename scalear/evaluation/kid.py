@@ -24,6 +24,7 @@ class KernelDistance(SampleMetric):
 
     numbers = ("kid", "kid_std")
     real = fake = Needs(points=frozenset({"pooled"}), count=2)
+    better = "lower"
     drawn_again = False  # it is unbiased among samples that are all others; its subsets tell its spread
 
     def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:

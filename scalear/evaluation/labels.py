@@ -32,6 +32,7 @@ class LabelAccuracy(SampleMetric):
     numbers = ("accuracy",)
     fake = Needs(points=frozenset({"logits"}), labels=True)
     needs_labels_known = True
+    better = "higher"
 
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """`accuracy`, in [0, 1]; not bound to `real`."""
@@ -43,6 +44,7 @@ class ClassVariety(SampleMetric):
 
     numbers = ("variety_min",)
     real = fake = Needs(points=frozenset({"pooled"}), labels=True)
+    better = "higher"
 
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
         """`variety_min`; nothing where no class has two images on both sides."""

@@ -28,6 +28,7 @@ class ManifoldMetrics(SampleMetric):
     """
 
     numbers = ("precision", "recall", "density", "coverage")
+    better = "higher"
     drawn_again = False  # a sample that is there twice is its own neighbour
 
     def __init__(self, k: int = 3, density_k: int = 5, block_size: int = 512) -> None:

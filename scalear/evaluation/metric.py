@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from scalear.evaluation.feature_set import FeatureSet, Needs
 from scalear.evaluation.features import FeatureExtractor
@@ -37,6 +37,8 @@ class SampleMetric(ABC):
     """Whether only an extractor that `knows_labels` can serve it."""
     drawn_again: ClassVar[bool] = True
     """Whether it means the same of samples drawn with replacement, some of them twice: see `bootstrap`."""
+    better: ClassVar[Literal["lower", "higher"] | None] = None
+    """Which way its numbers are good, those apart that end in `_std`; None: nobody can search for the best."""
 
     @abstractmethod
     def __call__(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:

@@ -13,7 +13,7 @@ from scalear.training.interruption import checkpoint_folder
 from scalear.training.named_checkpoints import REQUEUED, checkpoints_of, identity
 from scalear.yaml_files import parse_yaml
 
-_REMEDY = "choose another --trainer.default_root_dir, or replace {} with --force"
+_REMEDY = "choose another --{}, or replace it with --force"
 _IDENTITY = "weights: "
 # Results of `test`, beside its record.
 _MEASURED = ("metrics.json", "scales.png")
@@ -44,7 +44,8 @@ def check_new_run(trainer: Trainer, ckpt_path: str | Path | None, exports: list[
         return  # Lightning requeued the job, and resumes from there
     if there:
         raise ValueError(
-            f"{root} holds a run already ({there[0]}): continue it with --ckpt_path last, {_REMEDY.format('it')}"
+            f"{root} holds a run already ({there[0]}): continue it with --ckpt_path last, "
+            f"{_REMEDY.format('trainer.default_root_dir')}"
         )
 
 
@@ -61,11 +62,11 @@ def check_results(stage: str, folder: str | Path, origin: Origin) -> None:
     """
     here = sample_origin(origin)
     for path, there in sample_origins(folder).items():
-        _refuse_others(path, there, here)
+        refuse_others(path, there, here)
     for path in (Path(folder, name) for name in _MEASURED):
         if stage == "test" and path.exists():
             record = Path(folder, "test.yaml")
-            _refuse_others(path, _recorded(record) if record.exists() else None, origin)
+            refuse_others(path, _recorded(record) if record.exists() else None, origin)
 
 
 def result_origin(config: dict[str, Any], weights: str | Path | None) -> Origin:
@@ -96,7 +97,18 @@ def record_line(weights: str | Path | None) -> str:
     return f"{_IDENTITY}{identity(weights)}"
 
 
-def _refuse_others(path: Path, there: Origin | None, here: Origin) -> None:
+def refuse_others(path: Path, there: Origin | None, here: Origin, folder: str = "trainer.default_root_dir") -> None:
+    """Refuse to go on with what follows from something else.
+
+    Args:
+        path: Of the results.
+        there: What they follow from; None if that is not recorded.
+        here: What those of this command do.
+        folder: The option that says where they lie.
+
+    Raises:
+        ValueError: The two differ; says in what.
+    """
     if there == here:
         return
     why = "whose settings are not recorded"
@@ -104,7 +116,7 @@ def _refuse_others(path: Path, there: Origin | None, here: Origin) -> None:
         differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
         values = [f"{name} {there.get(name)} there, {here.get(name)} here" for name in differing[:3]]
         why = f"of other settings ({'; '.join(values)})"
-    raise ValueError(f"{path} is there, {why}: {_REMEDY.format('it')}")
+    raise ValueError(f"{path} is there, {why}: {_REMEDY.format(folder)}")
 
 
 def _recorded(record: Path) -> Origin:

@@ -1,0 +1,118 @@
+"""What settings are worth: images of the same labels from the same noise, against one half of the real images.
+
+Legend: N images, B batch, C channels, H W pixels.
+"""
+
+import functools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from scalear.draws import SeededDraws
+from scalear.evaluation.evaluate import choose_metrics, needs_of, score
+from scalear.evaluation.feature_set import FeatureSet
+from scalear.evaluation.features import FeatureExtractor
+from scalear.evaluation.halves import HalfSet
+from scalear.evaluation.image_set import ArraySet, ImageSet
+from scalear.evaluation.images import to_uint8
+from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.side import Side
+from scalear.hardware.machine import stopwatch
+from scalear.hardware.precision import Precision
+from scalear.image_model import ImageModel
+from scalear.scales import ScaleSchedule
+from scalear.tuning.space import Settings
+
+SECONDS = "seconds_per_image"
+"""Name of a number beside those of metrics."""
+_BESIDE = {"fid", "recall"}  # measured whatever the search is for
+
+
+@dataclass(frozen=True)
+class SettingsJudge:
+    """Samples with settings and measures, always in the same way.
+
+    Attributes:
+        model: What samples.
+        schedule: The scales of the images.
+        real: Real images, of which one half is looked at.
+        extractor: Network that measures.
+        metrics: What is measured.
+        num_samples: N, images of each settings; classes take turns.
+        batch_size: Images at a time.
+        precision: Of sampling.
+        seed: Image i is made of the noise of (seed, i).
+        half: Of the real images.
+    """
+
+    model: ImageModel
+    schedule: ScaleSchedule
+    real: ImageSet
+    extractor: FeatureExtractor
+    metrics: Sequence[SampleMetric]
+    num_samples: int
+    batch_size: int
+    precision: Precision
+    seed: int = 0
+    half: Literal[0, 1] = 0
+
+    def metrics_for(self, number: str) -> list[SampleMetric]:
+        """Of `metrics` the one that gives this number, and those of FID and recall where they can be had.
+
+        Raises:
+            ValueError: The number cannot be had of so many samples against this half, or no way of it is the good one.
+        """
+        sides = self.extractor, self.reference, Side.of(self.samples())
+        asked = choose_metrics(self.metrics, *sides, [number])[0]
+        if asked.better is None or number.endswith("_std"):
+            why = "tells spread" if asked.better else f"does not say which way is `better` ({type(asked).__name__})"
+            raise ValueError(f"--metric {number} cannot be searched for: it {why}")
+        others = [metric for metric in choose_metrics(self.metrics, *sides) if _BESIDE.intersection(metric.numbers)]
+        return [asked, *(metric for metric in others if metric is not asked)]
+
+    @property
+    def reference(self) -> Side:
+        """The half of the real images."""
+        return Side.of(HalfSet(self.real, self.half))
+
+    @torch.inference_mode()
+    def __call__(self, settings: Settings) -> dict[str, float]:
+        """Numbers by name, and `SECONDS` from noise to pixels: the median of all batches but the first, which warms up.
+
+        Raises:
+            ValueError: The model or a metric gives what is not finite.
+        """
+        samples, seconds, device = self.samples(), [], self.model.device
+        how = {"schedule": self.schedule, "guidance": settings.guidance, "sampling": settings.sampling}
+        for first in range(0, self.num_samples, self.batch_size):
+            places = range(first, min(first + self.batch_size, self.num_samples))
+            label_B = torch.tensor([self._label(place) for place in places], device=device)
+            draws = SeededDraws([(self.seed, place) for place in places], device)
+            made = []
+
+            def sample(label_B=label_B, draws=draws, made=made) -> None:
+                with self.model.autocast(self.precision):
+                    made.append(self.model.sample(label_B, draws, **how))
+
+            seconds.append(stopwatch(sample, device) / len(places))
+            samples.images[first : places.stop] = to_uint8(made[0]).permute(0, 2, 3, 1).cpu().numpy()
+        features = Side.of(samples).features(self.extractor, needs_of(self.metrics, "fake"), device=device)
+        return score(self.metrics, self._real_features, features) | {SECONDS: statistics.median(seconds[1:])}
+
+    @functools.cached_property
+    def _real_features(self) -> FeatureSet:
+        return self.reference.features(self.extractor, needs_of(self.metrics, "real"), device=self.model.device)
+
+    def _label(self, place: int) -> int:
+        return place % max(1, self.model.num_classes)
+
+    def samples(self) -> ArraySet:
+        """The labels of all images, which are black."""
+        shape = (*self.model.image_size(self.schedule), self.model.tokenizer.image_channels)
+        known = self.model.num_classes > 0
+        labels = np.array([self._label(place) if known else -1 for place in range(self.num_samples)])
+        return ArraySet(np.zeros((self.num_samples, *shape), np.uint8), labels, f"{self.num_samples:,} samples")
