@@ -66,13 +66,13 @@ def _find(path: str) -> type:
 def _make(found: type[T], part: Part) -> T:
     for path in _import_paths(part["init_args"]):
         _check_trusted(path)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(found, "part")
+    parser, name = ArgumentParser(exit_on_error=False), found.__name__  # which stands in its messages
+    parser.add_class_arguments(found, name)
     try:
-        config = parser.parse_object({"part": part["init_args"]})
+        config = parser.parse_object({name: part["init_args"]})
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"cannot build {part['class_path']}: {error}") from error
-    return parser.instantiate_classes(config).part
+    return parser.instantiate_classes(config)[name]
 
 
 def _import_paths(value: object) -> Iterator[str]:
