@@ -17,9 +17,10 @@ try:
     from scalear.tuning.search import Goal, SearchRecord, search
     from scalear.tuning.space import Settings, search_space
 except ModuleNotFoundError as error:
-    if error.name not in ("optuna", "matplotlib"):
+    package = str(error.name).partition(".")[0]
+    if package not in ("optuna", "matplotlib"):
         raise
-    raise ValueError(f"scalear tune needs {error.name}, which is not installed: pip install 'scalear[tune]'") from error
+    raise ValueError(f"scalear tune needs {package}, which is not installed: pip install 'scalear[tune]'") from error
 
 _HELP = """\
 The config's own settings are tried first. One half of the real images of model.report decides; at the end, the config's
@@ -143,8 +144,7 @@ def _origin(trained: Trained, judge: SettingsJudge, space: dict[str, list[Any]])
 
 
 def _announce(judge: SettingsJudge, record: SearchRecord) -> None:
-    sides = judge.extractor, judge.reference, judge.samples()
-    lines = [caution for metric in judge.metrics for caution in metric.cautions(*sides)]
+    lines = judge.cautions()
     if record.trials:
         lines.append(f"{record.path} holds {len(record.trials)} trials already")
     print("\n".join(lines), file=sys.stderr)

@@ -3,10 +3,10 @@
 Legend: N images, B batch, C channels, H W pixels.
 """
 
-import functools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -66,13 +66,18 @@ class SettingsJudge:
         Raises:
             ValueError: The number cannot be had of so many samples against this half, or no way of it is the good one.
         """
-        sides = self.extractor, self.reference, Side.of(self.samples())
+        sides = self.extractor, self.reference, Side.of(self._samples())
         asked = choose_metrics(self.metrics, *sides, [number])[0]
         if asked.better is None or number.endswith("_std"):
             why = "tells spread" if asked.better else f"does not say which way is `better` ({type(asked).__name__})"
             raise ValueError(f"--metric {number} cannot be searched for: it {why}")
         others = [metric for metric in choose_metrics(self.metrics, *sides) if _BESIDE.intersection(metric.numbers)]
         return [asked, *(metric for metric in others if metric is not asked)]
+
+    def cautions(self) -> list[str]:
+        """What must be known of the numbers, a line each."""
+        sides = self.extractor, self.reference, Side.of(self._samples())
+        return [caution for metric in self.metrics for caution in metric.cautions(*sides)]
 
     @property
     def reference(self) -> Side:
@@ -81,38 +86,37 @@ class SettingsJudge:
 
     @torch.inference_mode()
     def __call__(self, settings: Settings) -> dict[str, float]:
-        """Numbers by name, and `SECONDS` from noise to pixels: the median of all batches but the first, which warms up.
+        """Numbers by name, and `SECONDS` from noise to pixels: the median of batches after the first, which warms up.
 
         Raises:
             ValueError: The model or a metric gives what is not finite.
         """
-        samples, seconds, device = self.samples(), [], self.model.device
-        how = {"schedule": self.schedule, "guidance": settings.guidance, "sampling": settings.sampling}
+        samples, seconds, device = self._samples(), [], self.model.device
         for first in range(0, self.num_samples, self.batch_size):
             places = range(first, min(first + self.batch_size, self.num_samples))
-            label_B = torch.tensor([self._label(place) for place in places], device=device)
-            draws = SeededDraws([(self.seed, place) for place in places], device)
-            made = []
+            seconds.append(stopwatch(partial(self._sample, settings, places, samples), device) / len(places))
+        fake = Side.of(samples).features(self.extractor, needs_of(self.metrics, "fake"), device=device)
+        return score(self.metrics, self._real_features, fake) | {SECONDS: statistics.median(seconds[1:])}
 
-            def sample(label_B=label_B, draws=draws, made=made) -> None:
-                with self.model.autocast(self.precision):
-                    made.append(self.model.sample(label_B, draws, **how))
+    def _sample(self, settings: Settings, places: range, samples: ArraySet) -> None:
+        """Fill in the images of these places."""
+        label_B = torch.tensor([self._label(place) for place in places], device=self.model.device)
+        draws = SeededDraws([(self.seed, place) for place in places], self.model.device)
+        how = {"guidance": settings.guidance, "sampling": settings.sampling}
+        with self.model.autocast(self.precision):
+            image_BCHW = self.model.sample(label_B, draws, self.schedule, **how)
+        samples.images[places.start : places.stop] = to_uint8(image_BCHW).permute(0, 2, 3, 1).cpu().numpy()
 
-            seconds.append(stopwatch(sample, device) / len(places))
-            samples.images[first : places.stop] = to_uint8(made[0]).permute(0, 2, 3, 1).cpu().numpy()
-        features = Side.of(samples).features(self.extractor, needs_of(self.metrics, "fake"), device=device)
-        return score(self.metrics, self._real_features, features) | {SECONDS: statistics.median(seconds[1:])}
-
-    @functools.cached_property
+    @cached_property
     def _real_features(self) -> FeatureSet:
         return self.reference.features(self.extractor, needs_of(self.metrics, "real"), device=self.model.device)
 
     def _label(self, place: int) -> int:
         return place % max(1, self.model.num_classes)
 
-    def samples(self) -> ArraySet:
+    def _samples(self) -> ArraySet:
         """The labels of all images, which are black."""
         shape = (*self.model.image_size(self.schedule), self.model.tokenizer.image_channels)
         known = self.model.num_classes > 0
         labels = np.array([self._label(place) if known else -1 for place in range(self.num_samples)])
-        return ArraySet(np.zeros((self.num_samples, *shape), np.uint8), labels, f"{self.num_samples:,} samples")
+        return ArraySet(np.zeros((self.num_samples, *shape), np.uint8), labels, "--num_samples")
