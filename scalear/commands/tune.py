@@ -88,6 +88,9 @@ def run(args: list[str]) -> None:
             found = SearchRecord.read(record.path)
             refuse_others(record.path, found.origin, record.origin, folder="output_dir")
             record = found
+        machine = describe(judge.model.device)
+        if machine not in record.machines:
+            record.machines.append(machine)
         _announce(judge, record)
         search(record, space, goal, start, judge, request.seed, request.trials, request.minutes)
         final = replace(judge, seed=request.seed + 1, half=1)
@@ -156,7 +159,7 @@ def _report(record: SearchRecord, goal: Goal, judge: SettingsJudge, final: Setti
     how = f"{judge.num_samples:,} samples in batches of {judge.batch_size}, {origin['precision']}"
     where = [f"seed {each.seed} against {each.reference.name}" for each in (judge, final)]
     print(front_table(record, goal))
-    print(f"{how}, {where[0]}; {judge.extractor.name}; {describe(judge.model.device)}\n")
+    print(f"{how}, {where[0]}; {judge.extractor.name}; {' and '.join(record.machines)}\n")
     print(f"On noise and real images that the search did not use, {where[1]}:\n{judged_table(record, goal)}\n")
     draw_fronts(folder / "pareto.png", record, goal)
     before, after = (record.judged[number][goal.number] for number in (START, record.winner(goal)))

@@ -68,12 +68,14 @@ class SearchRecord:
         origin: What the numbers follow from, by dotted names.
         trials: The first one has the settings of the config.
         judged: Numbers on other noise and other real images, by the number of the trial.
+        machines: Where all of this was done, which seconds depend on.
     """
 
     path: Path
     origin: dict[str, Any]
     trials: list[Trial] = field(default_factory=list)
     judged: dict[int, dict[str, float]] = field(default_factory=dict)
+    machines: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> "SearchRecord":
@@ -86,14 +88,13 @@ class SearchRecord:
             stored = json.loads(path.read_text())
             trials = [Trial(**trial) for trial in stored["trials"]]
             judged = {int(number): numbers for number, numbers in stored["judged"].items()}
-            return cls(path, stored["origin"], trials, judged)
+            return cls(path, stored["origin"], trials, judged, stored["machines"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no record of a search ({error}): begin anew with --force") from error
 
     def write(self) -> None:
         """Write the file."""
-        trials, judged = [asdict(trial) for trial in self.trials], {str(k): v for k, v in self.judged.items()}
-        write_json(self.path, {"origin": self.origin, "trials": trials, "judged": judged})
+        write_json(self.path, {name: value for name, value in asdict(self).items() if name != "path"})
 
     def measured(self) -> dict[int, Trial]:
         """Trials that did not fail, by number."""

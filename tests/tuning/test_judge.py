@@ -68,6 +68,10 @@ def test_what_cannot_be_searched_for_is_refused(judge, number, message, monkeypa
         replace(judge, metrics=default_metrics()).metrics_for(number)
 
 
+def test_all_metrics_that_everybody_sees_can_be_searched_for():
+    assert {metric.better for metric in default_metrics()} == {"lower", "higher"}
+
+
 def test_too_few_images_are_refused(judge):
     few = replace(judge, metrics=default_metrics(), num_samples=3)
     with pytest.raises(

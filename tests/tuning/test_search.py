@@ -139,7 +139,9 @@ def test_the_picture_and_the_overlay_are_written(record, tmp_path):
     assert (tmp_path / "winner.yaml").read_text().startswith("# said\n")
 
 
-@pytest.mark.parametrize("content", ["", "[]", json.dumps({"trials": [{"x": 1}], "judged": {}, "origin": {}})])
+@pytest.mark.parametrize(
+    "content", ["", "[]", json.dumps({"trials": [{"x": 1}], "judged": {}, "origin": {}, "machines": []})]
+)
 def test_what_is_no_record_is_refused(tmp_path, content):
     (tmp_path / "trials.json").write_text(content)
     with pytest.raises(ValueError, match="trials.json is no record of a search .*: begin anew with --force"):
