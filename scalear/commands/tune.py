@@ -147,22 +147,23 @@ def _origin(trained: Trained, judge: SettingsJudge, space: dict[str, list[Any]])
 
 
 def _announce(judge: SettingsJudge, record: SearchRecord) -> None:
-    lines = judge.cautions()
+    for caution in judge.cautions():
+        print(caution, file=sys.stderr)
     if record.trials:
-        lines.append(f"{record.path} holds {len(record.trials)} trials already")
-    print("\n".join(lines), file=sys.stderr)
+        print(f"{record.path} holds {len(record.trials)} trials already", file=sys.stderr)
 
 
 def _report(record: SearchRecord, goal: Goal, judge: SettingsJudge, final: SettingsJudge) -> None:
     """Tables, picture and overlay, and what they are of."""
-    folder, origin = record.path.parent, record.origin
-    how = f"{judge.num_samples:,} samples in batches of {judge.batch_size}, {origin['precision']}"
+    folder, before, after = record.path.parent, record.judged[START], record.judged[record.winner(goal)]
+    how = f"{judge.num_samples:,} samples in batches of {judge.batch_size}, {record.origin['precision']}"
     where = [f"seed {each.seed} against {each.reference.name}" for each in (judge, final)]
     print(front_table(record, goal))
     print(f"{how}, {where[0]}; {judge.extractor.name}; {' and '.join(record.machines)}\n")
-    print(f"On noise and real images that the search did not use, {where[1]}:\n{judged_table(record, goal)}\n")
+    print(f"On noise and real images that the search did not use, {where[1]}:\n{judged_table(record, goal)}")
+    if goal.cost(after) >= goal.cost(before):
+        print("Nothing better than the config was found.")
     draw_fronts(folder / "pareto.png", record, goal)
-    before, after = (record.judged[number][goal.number] for number in (START, record.winner(goal)))
-    remark = f"{goal.number} {after:.4g}, with the config alone {before:.4g}: {how}, {where[1]}"
-    write_overlay(folder / "winner.yaml", record, goal, f"Overlay: found by `scalear tune`. {remark}")
-    print(f"Wrote {folder / 'winner.yaml'}, {folder / 'pareto.png'} and {record.path}")
+    numbers = f"{goal.number} {after[goal.number]:.4g}, of the config alone {before[goal.number]:.4g}"
+    write_overlay(folder / "winner.yaml", record, goal, f"Overlay, by `scalear tune`. {numbers}: {how}, {where[1]}")
+    print(f"\nWrote {folder / 'winner.yaml'}, {folder / 'pareto.png'} and {record.path}")
