@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scalear.commands.trained import Trained
-from scalear.files import check_writable, claimed
+from scalear.files import check_new_file, check_writable, claimed
 from scalear.hardware.machine import best_device, describe
 from scalear.hardware.precision import AUTO, Precision, fastest
 from scalear.training.run_folder import refuse_others, result_origin, sample_origin
@@ -88,6 +88,10 @@ def run(args: list[str]) -> None:
             found = SearchRecord.read(record.path)
             refuse_others(record.path, found.origin, record.origin, folder="output_dir")
             record = found
+        else:
+            for result in (folder / "pareto.png", folder / "winner.yaml"):  # of another search
+                check_new_file(result, request.force)
+                result.unlink(missing_ok=True)
         machine = describe(judge.model.device)
         if machine not in record.machines:
             record.machines.append(machine)

@@ -54,6 +54,9 @@ def test_a_search_goes_on_and_its_winner_is_an_overlay(experiment, tmp_path, cap
     assert f"{path} is there, of other settings (model.sampling.method ab2 there, euler here): choose another" in said
     assert "choose another --output_dir, or replace it with --force" in said
     assert SearchRecord.read(path) == after
+    path.unlink()
+    assert tune(experiment, folder, "--trials=2", "--seed=3") == 2  # nor is its overlay replaced
+    assert "pareto.png is there already" in capsys.readouterr().err
     assert tune(experiment, folder, "--trials=2", "--seed=3", "--force") == 0
     assert len(SearchRecord.read(path).trials) == 2
 
