@@ -20,7 +20,7 @@ from scalear.tuning.space import Settings, Space, Values, holds, is_range
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _AT_RANDOM = 5  # trials before the sampler learns from them
-_DRAWS = 100  # until all that a small space has counts as tried
+_DRAWS = 100  # of which none is new: then a small space counts as tried
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,15 @@ def suggest(space: Space, trials: list[Trial], goal: Goal, seed: int) -> Values 
         seed: Of the whole search.
 
     Returns:
-        Values that were not tried; None if all were.
+        Values that were not tried; None where all that came up in many draws were.
     """
     distributions = {name: _distribution(entry) for name, entry in space.items()}
     tried = [trial.values for trial in trials]
     for attempt in range(_DRAWS):
         number = stream_seed((seed, len(trials), attempt)) % 2**32
-        sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=_AT_RANDOM)
-        if attempt:
+        if attempt == 0:
+            sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=_AT_RANDOM)
+        else:  # it came back to what was tried
             sampler = optuna.samplers.RandomSampler(seed=number)
         study = optuna.create_study(sampler=sampler, directions=["minimize"] * (1 + goal.pareto))
         study.add_trials([_told(trial, space, distributions, goal) for trial in trials if trial.failure is None])
@@ -164,7 +165,7 @@ def search(
     while len(trials) < max_trials and sum(trial.minutes for trial in trials) < (max_minutes or math.inf):
         values = suggest(space, trials, goal, seed) if trials else {name: start[name] for name in space}
         if values is None:
-            print("all that there is to search was tried", file=sys.stderr)
+            print("there is nothing left to try", file=sys.stderr)
             return
         began, trial = time.monotonic(), Trial(values, {})
         try:
@@ -177,10 +178,10 @@ def search(
         trials.append(trial)
         record.write()
         told = trial.failure or ", ".join(f"{name} {value:.4g}" for name, value in trial.numbers.items())
-        print(f"{len(trials)}/{max_trials}  {told}  ({in_words(values)})", file=sys.stderr)
+        print(f"{len(trials)}/{max_trials}  {told}  ({_in_words(values)})", file=sys.stderr)
 
 
-def in_words(values: Values) -> str:
+def _in_words(values: Values) -> str:
     """Settings by the ends of their names, in a line."""
     words = {name.rpartition(".")[2]: "null" if value is None else value for name, value in values.items()}
     return ", ".join(f"{name} {value}" for name, value in words.items())
@@ -204,6 +205,6 @@ def _told(
 
 def _short(value: Any, entry: list[Any]) -> Any:
     """Three digits of a number with a fraction, which say all that there is to know, within its range."""
-    return (
-        min(max(float(f"{value:.3g}"), entry[0]), entry[1]) if isinstance(value, float) and is_range(entry) else value
-    )
+    if not (is_range(entry) and isinstance(value, float)):
+        return value
+    return min(max(float(f"{value:.3g}"), entry[0]), entry[1])

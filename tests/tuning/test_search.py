@@ -101,7 +101,7 @@ def test_a_small_space_ends_the_search(tmp_path, capsys):
     search(record, space, FID, START, measure)
     assert len(record.trials) == 6 and len({str(trial.values) for trial in record.trials}) == 6
     assert suggest(space, record.trials, FID, seed=5) is None
-    assert "all that there is to search was tried" in capsys.readouterr().err
+    assert "there is nothing left to try" in capsys.readouterr().err
 
 
 @pytest.fixture
