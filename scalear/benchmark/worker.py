@@ -44,7 +44,7 @@ class Worker:
         self._process.join()
 
     def ask(self, what: str) -> Any:
-        """Call a method of `_Bench` there.
+        """Call a method of `Bench` there.
 
         Raises:
             ValueError: What went wrong there.
@@ -68,7 +68,7 @@ class Worker:
         return answer
 
 
-class _Bench:
+class Bench:
     """What a worker process does."""
 
     def __init__(self, setting: Setting, build: Build) -> None:
@@ -129,7 +129,7 @@ def _serve(setting: Setting, build: Build, connection: Connection) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            bench = bench or _Bench(setting, build)
+            bench = bench or Bench(setting, build)
             answer = "answer", getattr(bench, what)()
         except (argparse.ArgumentError, ValueError, OSError, RuntimeError) as error:
             if os.environ.get("SCALEAR_TRACEBACK"):

@@ -9,15 +9,17 @@ The architecture is an argument, so that a config instantiates offline and on th
 import inspect
 import json
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor
 
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.bottleneck import Posterior
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 # Entries of diffusers' config.json that change no tensor and no output.
 IRRELEVANT = ("sample_size", "force_upcast")
@@ -35,14 +37,14 @@ class DiffusersTokenizer(Tokenizer):
     """
 
     weight_arguments = frozenset({"source", "subfolder"})
-    model_class: type[AutoencoderKL | AutoencoderDC]
+    class_name: str
 
     def __init__(
         self, architecture: dict[str, Any], stride: int, source: str | None = None, subfolder: str | None = None
     ) -> None:
         known = set(inspect.signature(self.model_class).parameters)
         if unknown := sorted(set(architecture) - known):
-            raise ValueError(f"{self.model_class.__name__} has no arguments {unknown}; it has {sorted(known)}")
+            raise ValueError(f"{self.class_name} has no arguments {unknown}; it has {sorted(known)}")
         model = self.model_class(**architecture)
         super().__init__(model.config.in_channels, model.config.latent_channels, stride)
         self.architecture = architecture
@@ -50,6 +52,13 @@ class DiffusersTokenizer(Tokenizer):
         self.subfolder = subfolder
         self.model = model
         self._set_statistics()
+
+    @property
+    def model_class(self) -> "type[ModelMixin]":
+        """The class of diffusers, which is imported here: that takes seconds, and few commands need it."""
+        import diffusers
+
+        return getattr(diffusers, self.class_name)
 
     def load_weights(self) -> None:
         if self.source is None:
@@ -60,7 +69,7 @@ class DiffusersTokenizer(Tokenizer):
             loaded = self.model_class.from_pretrained(self.source, subfolder=self.subfolder, torch_dtype=torch.float32)
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"cannot read {self.model_class.__name__} from {self.source!r} (subfolder {self.subfolder!r}), "
+                f"cannot read {self.class_name} from {self.source!r} (subfolder {self.subfolder!r}), "
                 "neither as a local folder nor from the Hub. Without a network, download it elsewhere "
                 "(`hf download`) and set tokenizer.source to the folder"
             ) from error
@@ -109,7 +118,7 @@ class DiffusersKL(DiffusersTokenizer):
         subfolder: Folder inside `source` that holds the autoencoder, `vae` in whole pipelines.
     """
 
-    model_class = AutoencoderKL
+    class_name = "AutoencoderKL"
 
     def __init__(self, architecture: dict[str, Any], source: str | None = None, subfolder: str | None = None) -> None:
         levels = len(architecture.get("block_out_channels", (64,)))
@@ -134,7 +143,7 @@ class DiffusersDC(DiffusersTokenizer):
         subfolder: Folder inside `source` that holds the autoencoder, `vae` in whole pipelines.
     """
 
-    model_class = AutoencoderDC
+    class_name = "AutoencoderDC"
 
     def __init__(self, architecture: dict[str, Any], source: str | None = None, subfolder: str | None = None) -> None:
         levels = len(architecture.get("encoder_block_out_channels", (0,) * 6))

@@ -2,22 +2,42 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
 from cli_fixtures import run
 
-from scalear.benchmark import timing
+from scalear.benchmark import comparison, timing
 from scalear.benchmark.image_files import ImageFiles
 from scalear.benchmark.time_shares import PARTS, part, shares
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.work import counted_work, official_work
+from scalear.benchmark.worker import Bench
 from scalear.commands.benchmark import changed
 from scalear.data.datamodule import ShardDataModule
 from scalear.hardware.precision import fastest
 
 KEYS = ["job", "config", "batch", "threads", "precision", "machine", "seconds_per_image", "work_tflop", "work_source"]
 KEYS += ["yardstick_tflops", "fraction", "peak_rss_bytes", "parts", "spread"]
+
+
+class Here(Bench):
+    """A bench of this process, in the place of a worker: a process of its own imports for seconds."""
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def ask(self, what: str) -> Any:
+        return getattr(self, what)()
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(comparison, "Worker", Here)
 
 
 def benchmark(experiment, tmp_path, *args: str) -> list[dict]:
@@ -50,7 +70,7 @@ def test_no_product_of_the_yardstick_takes_long(monkeypatch):
     assert timing.yardstick(torch.device("cpu"), torch.float32) == pytest.approx(0.4) and max(sides) == 2048
 
 
-def test_a_precision_is_taken_only_if_it_is_typed(experiment, tmp_path):
+def test_a_precision_is_taken_only_if_it_is_typed(experiment, tmp_path, here):
     path, overlay = tmp_path / "report.json", tmp_path / "overlay.yaml"
     overlay.write_text("trainer: {precision: 16-mixed}")
     first, config, *typed = (
@@ -62,19 +82,19 @@ def test_a_precision_is_taken_only_if_it_is_typed(experiment, tmp_path):
     assert precisions == [fastest(torch.device("cpu")), "16-mixed"]
 
 
-def test_training_reads_the_configs_own_data(experiment, tmp_path):
+def test_training_reads_the_configs_own_data(experiment, tmp_path, here):
     (result,) = benchmark(experiment, tmp_path, "train", "--loader", "--batch=2")
     assert result["parts"]["data"] > 0
 
 
 @pytest.mark.parametrize("job, part", [("encode", "encoder"), ("load", "data")])
-def test_tokenizers_and_loaders(experiment, tmp_path, job, part):
+def test_tokenizers_and_loaders(experiment, tmp_path, job, part, here):
     (result,) = benchmark(experiment, tmp_path, job, "--batch=2")
     assert result["parts"][part] > 0
     assert (result["fraction"] is None) == (result["work_tflop"] is None) == (job == "load")
 
 
-def test_shards_are_compared_with_the_same_images_as_files(experiment, tmp_path, capsys):
+def test_shards_are_compared_with_the_same_images_as_files(experiment, tmp_path, capsys, here):
     args = ["--batch=2", "--baseline"]
     ours, plain = benchmark(experiment, tmp_path, "load", *args, f"--data.data_dir={experiment.images}")
     assert (ours["config"], plain["config"]) == ("fashion/flowar", "fashion/flowar (plain)")
@@ -110,7 +130,7 @@ def test_results_have_a_place_before_anything_is_measured(job, file, message, tm
     assert message in capsys.readouterr().err
 
 
-def test_another_config_takes_the_place_of_the_first(tmp_path):
+def test_another_config_takes_the_place_of_the_first(tmp_path, here):
     path = tmp_path / "report.json"
     settings = ["--model.tokenizer.weights=null", "--decoder=out", "--batch=1", "--repeats=1", "--warmup=0"]
     other = "--against=-c configs/fashion/var.yaml"

@@ -1,12 +1,8 @@
 """Runs as a shell starts them: interrupted by a signal, and on two processes."""
 
-import contextlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,26 +11,9 @@ import pytest
 import torch
 from cli_fixtures import Experiment, run
 from code_fixtures import prepare_flexvar
+from process_fixtures import run_on_two_ranks, start
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-TWO_RANKS = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu"]
-
-
-def start(*args: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "scalear", *(str(arg) for arg in args)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-
-
-def finish(process: subprocess.Popen) -> str:
-    """Wait for a process and return what it printed; none of its ranks outlives a test."""
-    try:
-        return process.communicate(timeout=300)[0]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def losses(folder: Path) -> list[float]:
@@ -52,10 +31,10 @@ def first_losses(folder: Path) -> dict[str, float]:
 def test_an_interrupted_run_saves_and_continues_as_if_it_had_not_been(experiment: Experiment, number):
     name = number.name
     process = start("fit", *experiment.generator(name), "--trainer.max_steps=100000")
-    while process.poll() is None and not _has_trained(experiment.root / name):
+    while process.returncode is None and not _has_trained(experiment.root / name):
         time.sleep(0.1)
     process.send_signal(number)
-    output = finish(process)
+    output = process.finish()
     interrupted = experiment.checkpoint(name, "interrupted")
     assert process.returncode == 130, output
     assert "Traceback" not in output and f"Resume with: --ckpt_path {interrupted}" in output
@@ -87,16 +66,17 @@ class Slow(Callback):
 
 
 @pytest.mark.parametrize("step", [0, 2])
-def test_a_signal_does_not_wait_for_the_end_of_a_validation(experiment: Experiment, tmp_path, step):
+def test_a_signal_does_not_wait_for_the_end_of_a_validation(experiment: Experiment, tmp_path, monkeypatch, step):
     """Of which the one of step 0 comes before training: then there is nothing to save."""
     (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
     often = ["--trainer.val_check_interval=2", "--data.eval_batch_size=1", "--trainer.callbacks+=slow.Slow"]
     often.append(f"--trainer.num_sanity_val_steps={-1 if step == 0 else 0}")
-    process = start("fit", *experiment.generator(tmp_path), *often, PYTHONPATH=str(tmp_path))
-    while process.poll() is None and not (tmp_path / f"validated-{step}").exists():
+    process = start("fit", *experiment.generator(tmp_path), *often)
+    while process.returncode is None and not (tmp_path / f"validated-{step}").exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    output = finish(process)
+    output = process.finish()
     assert process.returncode == 130 and "Traceback" not in output, output
     interrupted = tmp_path / "checkpoints/interrupted.ckpt"
     if step == 0:
@@ -119,10 +99,10 @@ def test_a_tokenizer_that_is_trained_further_and_stopped_is_exported(experiment:
     for events in tmp_path.glob("events.*"):
         events.unlink()
     process = start("fit", *experiment.tokenizer(tmp_path), *longer)
-    while process.poll() is None and not _has_trained(tmp_path):
+    while process.returncode is None and not _has_trained(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    output = finish(process)
+    output = process.finish()
     assert process.returncode == 130, output
     checkpoint = torch.load(tmp_path / "checkpoints/interrupted.ckpt", weights_only=True)
     assert checkpoint["global_step"] > 3
@@ -132,9 +112,7 @@ def test_a_tokenizer_that_is_trained_further_and_stopped_is_exported(experiment:
 
 def test_two_ranks_train_as_one(experiment: Experiment):
     """On the same global batches: 2 x 4 and 1 x 8."""
-    process = start("fit", *experiment.generator("two"), "--data.batch_size=4", *TWO_RANKS)
-    output = finish(process)
-    assert process.returncode == 0, output
+    run_on_two_ranks("fit", *experiment.generator("two"), "--data.batch_size=4")
     one, two = losses(experiment.root / "flowar"), losses(experiment.root / "two")
     assert len(one) == 4 and one[0] != one[-1]
     assert two == pytest.approx(one, rel=0, abs=1e-5)
@@ -145,9 +123,7 @@ def test_ranks_with_scales_of_their_own_train_as_one_that_accumulates(images: Pa
     schedules = ["--model.schedules.per_batch=true", "--model.schedules.max_between=2"]
     settings = ["--data.batch_size=4", "--trainer.log_every_n_steps=1"]
     args = ["-c", prepare_flexvar(tmp_path, images), *schedules, *settings]
-    process = start("fit", *args, f"--trainer.default_root_dir={tmp_path / 'two'}", *TWO_RANKS)
-    output = finish(process)
-    assert process.returncode == 0, output
+    run_on_two_ranks("fit", *args, f"--trainer.default_root_dir={tmp_path / 'two'}")
     accumulating = ["--trainer.accumulate_grad_batches=2", f"--trainer.default_root_dir={tmp_path / 'accumulating'}"]
     assert run("fit", *args, *accumulating) == 0
     two, one = (torch.load(tmp_path / folder / "checkpoints/last.ckpt") for folder in ("two", "accumulating"))
@@ -171,11 +147,7 @@ def test_two_ranks_train_one_codebook(experiment: Experiment, kind: str):
         "init_args": {"revive_every": 1, "min_usage": 0.5},
     }
     settings = [f"--trainer.callbacks={json.dumps([care])}", "--trainer.precision=32-true"]
-    process = start(
-        "fit", *experiment.code_tokenizer(kind, f"{kind}-two"), "--data.batch_size=4", *settings, *TWO_RANKS
-    )
-    output = finish(process)
-    assert process.returncode == 0, output
+    run_on_two_ranks("fit", *experiment.code_tokenizer(kind, f"{kind}-two"), "--data.batch_size=4", *settings)
     assert run("fit", *experiment.code_tokenizer(kind, f"{kind}-one"), *settings) == 0
     one, two = (load_file(experiment.root / f"{kind}-{ranks}" / "tokenizer.safetensors") for ranks in ("one", "two"))
     for name, tensor in one.items():
@@ -184,9 +156,7 @@ def test_two_ranks_train_one_codebook(experiment: Experiment, kind: str):
 
 def test_two_ranks_cache_latents_as_one(experiment: Experiment):
     checkpoint = f"--ckpt_path={experiment.checkpoint('kl')}"
-    process = start("predict", *experiment.tokenizer("cached-by-two"), checkpoint, *TWO_RANKS)
-    output = finish(process)
-    assert process.returncode == 0, output
+    run_on_two_ranks("predict", *experiment.tokenizer("cached-by-two"), checkpoint)
     by_two = experiment.root / "cached-by-two" / "latents"
     assert run("data", "verify", by_two, "--num_workers=0") == 0
     assert len(list(by_two.glob("train-00[01]-*.tar"))) == 2

@@ -1,14 +1,13 @@
 """Samples of jobs that are killed, that share the work, and that may not touch those of others."""
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from cli_fixtures import Experiment, run
-from test_processes import TWO_RANKS, finish, start
+from process_fixtures import run_on_two_ranks, start
 
 from scalear.training.generator.module import GeneratorModule
 
@@ -40,10 +39,10 @@ def test_a_killed_job_goes_on_where_it_was(experiment: Experiment, undisturbed, 
     typed = command(experiment, tmp_path)
     process = start("test", *typed)
     partial = tmp_path / "samples.partial"
-    while process.poll() is None and len(list(partial.glob("[0-9]*.npz"))) < 3:
+    while process.returncode is None and len(list(partial.glob("[0-9]*.npz"))) < 3:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    finish(process)
+    process.send_signal(signal.SIGKILL)
+    process.finish()
     there = {path.name: path.stat().st_mtime_ns for path in partial.glob("[0-9]*.npz")}
     assert 3 <= len(there) < 15 and not (tmp_path / "samples.npz").exists()
 
@@ -71,8 +70,7 @@ def test_a_killed_job_goes_on_where_it_was(experiment: Experiment, undisturbed, 
 
 
 def test_two_ranks_sample_and_measure_as_one(experiment: Experiment, undisturbed, tmp_path):
-    output = finish(process := start("test", *command(experiment, tmp_path), *TWO_RANKS))
-    assert process.returncode == 0, output
+    run_on_two_ranks("test", *command(experiment, tmp_path))
     assert (tmp_path / "samples.npz").read_bytes() == (undisturbed / "samples.npz").read_bytes()
     by_one, by_two = (json.loads((folder / "metrics.json").read_text()) for folder in (undisturbed, tmp_path))
     for name, value in by_one.items():
@@ -87,7 +85,7 @@ def test_jobs_of_their_own_share_a_sample_set(experiment: Experiment, undisturbe
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "samples.npz").exists()
     processes = [start("test", *typed, f"--model.samples.part={number}/3") for number in (1, 3)]  # at the same time
     for process in processes:
-        output = finish(process)
+        output = process.finish()
         assert process.returncode == 0, output
     for name in ("samples.npz", "grid.png", "metrics.json"):
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
