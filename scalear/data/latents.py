@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,11 +116,25 @@ class LatentShardWriter:
 
 
 def remove_stray_shards(directory: Path) -> int:
-    """Remove what a killed run of any number of ranks left in a folder without an index; returns how many files."""
+    """Remove what a killed run of any number of ranks left in a folder without an index; returns how many files.
+
+    Raises:
+        ValueError: Shards are there that hold something else, under names that latents would take.
+    """
     stray = [path for path in directory.glob("*.tar*") if _SHARD_FILE.fullmatch(path.name)]
+    if others := [path for path in stray if _holds_others(path)]:
+        raise ValueError(f"{others[0]} holds no latents: move it away, or choose another folder for the latents")
     for path in stray:
         path.unlink()
     return len(stray)
+
+
+def _holds_others(path: Path) -> bool:
+    """Whether it is a whole shard of something else."""
+    with contextlib.suppress(tarfile.ReadError), tarfile.open(path) as tar:
+        first = tar.next()
+        return first is not None and re.fullmatch(r"block-\d+\.\w+\.\w+", first.name) is None
+    return False
 
 
 def write_latent_index(
