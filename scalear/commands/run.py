@@ -149,14 +149,22 @@ class ScalearCLI(LightningCLI):
         path, is_fit = self._get(self.config_init, "ckpt_path"), self.subcommand == "fit"
         if path is not None:
             check_checkpoint(path, self.model, is_fit, self._get(self.config_init, "weights_only") is not False)
-            if isinstance(self.model, GeneratorModule):
-                self.model.weights = None  # the checkpoint holds all of them
+            self._take_all_weights_from(path)
         elif not is_fit and not self._has_weights():
             raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
         self._refuse_idleness()
         self._check_what_is_there(path)
         if not self.trainer.fast_dev_run:
             check_writable(self.trainer.default_root_dir)
+
+    def _take_all_weights_from(self, path: str) -> None:
+        """Leave out other files of weights, which training would begin from, and say so."""
+        for name in ("weights", "begin_from"):
+            if (other := getattr(self.model, name, None)) is not None:
+                rank_zero_info(f"model.{name} {other} is not used: {path} holds all weights")
+                setattr(self.model, name, None)
+        if isinstance(self.model, TokenizerModule) and self.model.tokenizer.has_weights:
+            rank_zero_info(f"the file of model.tokenizer is not used: {path} holds all weights")
 
     def _refuse_idleness(self) -> None:
         """Lightning would do nothing at all, and say nothing."""

@@ -75,6 +75,11 @@ class RunTrainer(Trainer):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
+        if self.gradient_clip_algorithm is not None and not self.gradient_clip_val:
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm {self.gradient_clip_algorithm.value} is not used, for "
+                "trainer.gradient_clip_val is not set: set it, or leave this out"
+            )
         if self.val_check_interval == 0:
             raise ValueError("trainer.val_check_interval is 0: limit_val_batches 0 leaves validation out")
         for least, most in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):

@@ -3,7 +3,7 @@
 Legend: B batch, C channels, h w latent, H W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,6 +17,7 @@ from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
 from scalear.fast.compile import compile_blocks
 from scalear.guidance import Guidance
+from scalear.idle_settings import idle_settings
 from scalear.image_model import ImageModel
 from scalear.models.generator import Loss
 from scalear.models.head import Head
@@ -113,8 +114,8 @@ class GeneratorModule(GuardedModule):
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
         self._fingerprint = model.tokenizer.fingerprint()
-        if stage == "fit" and self.sample_posterior and not model.tokenizer.has_posterior:
-            rank_zero_info(f"sample_posterior is not used: the latents of {model.tokenizer.title} have no posterior")
+        for line in self._idle(stage, schedule):
+            rank_zero_info(line)
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage == "test" and self.report is not None:
@@ -125,6 +126,16 @@ class GeneratorModule(GuardedModule):
             self._ranks = PatientRanks.connect()
             self._store = SampleStore(self.trainer.default_root_dir, label_N, shape, self._origin)
             self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
+
+    def _idle(self, stage: str, schedule: ScaleSchedule) -> Iterator[str]:
+        """What is said of settings that the others leave without effect."""
+        model = self.model
+        if stage == "fit" and self.sample_posterior and not model.tokenizer.has_posterior:
+            yield f"sample_posterior is not used: the latents of {model.tokenizer.title} have no posterior"
+        if not model.num_classes:
+            yield from idle_settings(Guidance, "there are no classes to guide to", weight=model.guidance.weight)
+        yield from model.sampling.idle(schedule)
+        yield from self.samples.idle()
 
     def know_samples_by(self, origin: Origin, anew: bool = False) -> None:
         """Let `test` and `predict` find samples again that are there; by default they begin anew.

@@ -1,5 +1,7 @@
 """Training and testing a tokenizer, and the file it leaves behind."""
 
+from collections.abc import Iterator
+
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -13,6 +15,7 @@ from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.evaluation.metric import require_finite
 from scalear.fast.accelerate import accelerate
+from scalear.idle_settings import idle_settings
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.bottleneck import TrainingRequest
@@ -101,6 +104,9 @@ class TokenizerModule(GuardedModule):
             self.metrics.lpips.load_weights()
         if stage == "fit":
             check_training(self.tokenizer, self.loss, self.sizes, self.trainer)
+            self._check_beginning()
+            for line in self._idle():
+                rank_zero_info(line)
             self.loss.load_weights()
         self.tokenizer.load_weights()
         self.codebook_loaded = self.tokenizer.has_weights
@@ -108,6 +114,21 @@ class TokenizerModule(GuardedModule):
             anew = begin_from(self.tokenizer, self.begin_from)
             self.codebook_loaded = "bottleneck.codebook" not in anew
             rank_zero_info(f"training begins from {self.begin_from}; initialised anew: {anew or 'nothing'}")
+
+    def _check_beginning(self) -> None:
+        if self.begin_from is not None and self.tokenizer.has_weights:
+            raise ValueError(
+                f"model.begin_from {self.begin_from} would replace the weights of model.tokenizer.weights: training "
+                "begins with one of them, so leave out the other"
+            )
+
+    def _idle(self) -> Iterator[str]:
+        """What is said of settings that the others leave without effect."""
+        if self.sizes is None:
+            yield from idle_settings(TokenizerLoss, "model.sizes is null", size_exponent=self.loss.size_exponent)
+        if not self.tokenizer.has_posterior:
+            measured = {"statistics_samples": self.statistics_samples, "per_channel_std": self.per_channel_std}
+            yield from idle_settings(TokenizerModule, f"{self.tokenizer.title} has no posterior", **measured)
 
     def configure_callbacks(self) -> list[Callback]:
         """What writes latents, where the config's list has nothing that does: they would be computed for nobody."""
