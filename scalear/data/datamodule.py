@@ -160,6 +160,8 @@ class ShardDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
             raise ValueError("the data is split over ranks already: set trainer.use_distributed_sampler to false")
+        for split in self._splits_of(stage):
+            self.index.shards(split)  # which may not be there
         if stage != TrainerFn.FITTING:
             return
         if trainer.reload_dataloaders_every_n_epochs != 1:
@@ -177,6 +179,12 @@ class ShardDataModule(LightningDataModule):
         if not any(isinstance(callback, StreamPosition) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, StreamPosition(self))
             self._begin()
+        self._train_loader = self._build_train_loader()  # which the split may be too small for
+
+    def _splits_of(self, stage: str) -> list[str]:
+        if stage == TrainerFn.FITTING:
+            return [self.train_split, *([self.val_split] if self.trainer.limit_val_batches else [])]
+        return self.predict_splits if stage == TrainerFn.PREDICTING else [self.val_split]
 
     def train_dataloader(self) -> ShardLoader:
         """Batches that begin in the current epoch and were not used yet."""

@@ -115,18 +115,16 @@ class LatentShardWriter:
             self._shard, self._num_blocks = None, 0
 
 
-def remove_stray_shards(directory: Path) -> int:
-    """Remove what a killed run of any number of ranks left in a folder without an index; returns how many files.
+def stray_shards(directory: Path) -> list[Path]:
+    """What a killed run of any number of ranks left in a folder without an index.
 
     Raises:
-        ValueError: Shards are there that hold something else, under names that latents would take.
+        ValueError: A shard is there that holds something else, under a name that one of latents would take.
     """
     stray = [path for path in directory.glob("*.tar*") if _SHARD_FILE.fullmatch(path.name)]
     if others := [path for path in stray if _holds_others(path)]:
         raise ValueError(f"{others[0]} holds no latents: move it away, or choose another folder for the latents")
-    for path in stray:
-        path.unlink()
-    return len(stray)
+    return stray
 
 
 def _holds_others(path: Path) -> bool:

@@ -125,7 +125,7 @@ class GeneratorModule(GuardedModule):
             shape = (*model.image_size(schedule), model.tokenizer.image_channels)
             self._ranks = PatientRanks.connect()
             self._store = SampleStore(self.trainer.default_root_dir, label_N, shape, self._origin)
-            self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
+            self._store.check_space(self._anew)
 
     def _idle(self, stage: str, schedule: ScaleSchedule) -> Iterator[str]:
         """What is said of settings that the others leave without effect."""
@@ -180,6 +180,12 @@ class GeneratorModule(GuardedModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
+
+    def on_test_start(self) -> None:
+        self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
+
+    def on_predict_start(self) -> None:
+        self.on_test_start()
 
     def test_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
         first, label_B = batch
