@@ -78,7 +78,7 @@ class ClassifierModule(GuardedModule):
             "train_images": data.index.num_samples("train"),
             "val_accuracy": measured,
             "val_images": data.index.num_samples("val"),
-            "batch_size": data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches,
+            "batch_size": data.samples_per_step,
             "steps": self.trainer.global_step,
             "precision": self.trainer.precision,
             "optimizer": asdict(self.optimizer_settings.resolve(run_length(self.trainer))),

@@ -18,6 +18,7 @@ def unlabelled(experiment: Experiment, tmp_path_factory) -> Path:
     return folder
 
 
+CALLBACK = "--trainer.callbacks+=lightning.pytorch.callbacks."
 CSV = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir={folder}"]
 # Who refuses, the command, and what is typed.
 REFUSALS = {
@@ -30,6 +31,31 @@ REFUSALS = {
     "reloading": ("fit", ["--trainer.reload_dataloaders_every_n_epochs=2"], "must be 1"),
     "a callback": ("fit", ["--trainer.callbacks+=CodebookCare"], "CodebookCare is for tokenizers"),
     "with another logger": ("fit", [*CSV, "--trainer.callbacks+=CodebookCare"], "CodebookCare is for tokenizers"),
+    "a finder": ("fit", [CALLBACK + "BatchSizeFinder"], "BatchSizeFinder would change the batch"),
+    "another finder": ("fit", [CALLBACK + "LearningRateFinder"], "set model.optimizer.lr"),
+    "accumulation": (
+        "fit",
+        [
+            CALLBACK + "GradientAccumulationScheduler",
+            "--trainer.callbacks.scheduling={{0: 1, 2: 4}}",
+            "--data.global_batch=8",
+        ],
+        "global_batch is 8, and GradientAccumulationScheduler changes it",
+    ),
+    "accumulation twice": (
+        "fit",
+        [
+            CALLBACK + "GradientAccumulationScheduler",
+            "--trainer.callbacks.scheduling={{0: 1, 2: 4}}",
+            "--trainer.accumulate_grad_batches=2",
+        ],
+        "leave out one of them",
+    ),
+    "no accumulation": (
+        "fit",
+        [CALLBACK + "GradientAccumulationScheduler", "--trainer.callbacks.scheduling={{0: 4}}"],
+        "set trainer.accumulate_grad_batches to 4 instead",
+    ),
     "the optimizer": (
         "fit",
         ["--model.optimizer.schedule=cosine", "--trainer.max_steps=-1", "--trainer.max_epochs=-1"],
