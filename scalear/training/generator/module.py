@@ -6,7 +6,7 @@ Legend: B batch, C channels, h w latent, H W pixels.
 from collections.abc import Callable, Iterator
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -35,6 +35,7 @@ from scalear.training.generator.sample_store import Origin, SampleStore
 from scalear.training.generator.samples import SampleRequest
 from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.optim import OptimizerSettings
+from scalear.training.tokenizer.export import other_step
 
 
 class GeneratorModule(GuardedModule):
@@ -111,6 +112,8 @@ class GeneratorModule(GuardedModule):
         model.check(schedule)
         model.sampling.check(schedule, model.guidance)
         model.tokenizer.load_weights()
+        if said := other_step(model.tokenizer):
+            rank_zero_warn(said)
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
         self._fingerprint = model.tokenizer.fingerprint()

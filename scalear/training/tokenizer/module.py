@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -28,7 +28,7 @@ from scalear.training.loggers import log_image, log_text
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_metrics import write_metrics
 from scalear.training.tokenizer.checks import check_data, check_training
-from scalear.training.tokenizer.export import export_tokenizer
+from scalear.training.tokenizer.export import export_tokenizer, other_step
 from scalear.training.tokenizer.latent_sizes import RandomSizes
 from scalear.training.tokenizer.latent_writer import LatentWriter
 from scalear.training.tokenizer.metrics import TokenizerMetrics
@@ -109,6 +109,8 @@ class TokenizerModule(GuardedModule):
                 rank_zero_info(line)
             self.loss.load_weights()
         self.tokenizer.load_weights()
+        if said := other_step(self.tokenizer):
+            rank_zero_warn(said)
         self.codebook_loaded = self.tokenizer.has_weights
         if stage == "fit" and self.begin_from is not None:
             anew = begin_from(self.tokenizer, self.begin_from)
