@@ -228,6 +228,7 @@ FLAGS = {
     "writer": ["--trainer.plugins=lightning.pytorch.plugins.io.AsyncCheckpointIO"],
     "learning rates": ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"],
     "timer": ["--trainer.callbacks+=lightning.pytorch.callbacks.Timer"],
+    "overfit": ["--trainer.overfit_batches=2"],
     "bare switches": ["--trainer.deterministic", "--trainer.enable_model_summary", "--trainer.logger"],
 }
 
