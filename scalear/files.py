@@ -39,8 +39,8 @@ def atomic_path(path: str | Path, sole_writer: bool = False) -> Iterator[Path]:
         OSError: The file cannot be written.
     """
     path = Path(path)
-    if path.parent == Path("/dev") or path.is_fifo():
-        yield path  # /dev/stdout and the like take what comes, and must stay what they are
+    if _is_stream(path):
+        yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}") if sole_writer else _new_name(path)
@@ -131,17 +131,24 @@ def check_new_file(path: str | Path, force: bool) -> None:
     """Refuse to write a file where something is.
 
     Args:
-        path: Where a file is to be made.
+        path: Where a file is to be made, in a folder that may be made for it.
         force: Whether a file that is there may be replaced.
 
     Raises:
-        ValueError: `path` is a folder; or a file, and not to be replaced.
+        ValueError: `path` is a folder; or a file, and not to be replaced; or nothing can be written there.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a file")
+    if _is_stream(path):
+        return
     if not force and path.exists():
         raise ValueError(f"{path} is there already: choose another place, or replace it with --force")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"{path} cannot be made, for {above} is a file: choose another place")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{path} cannot be made, for {above} cannot be written: choose another place")
 
 
 def check_writable(folder: str | Path) -> None:
@@ -182,6 +189,11 @@ def claimed(path: str | Path, what: str) -> Iterator[None]:
             except OSError:
                 pass
         yield
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is /dev/stdout or the like, which takes what comes, and must stay what it is."""
+    return path.parent == Path("/dev") or path.is_fifo()
 
 
 def _new_name(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from scalear.idle_settings import refuse_idle
 from scalear.scales import ScaleSchedule
 
 _FLEXVAR_STEPS = 9
@@ -32,6 +33,8 @@ class Guidance:
             raise ValueError(f"guidance weight must be a number >= 0, got {self.weight}; 1.0 is off")
         if not 0 <= self.jump <= 1:
             raise ValueError(f"guidance start_time must be in [0, 1], got {self.start_time}; 0 guides every step")
+        if self.ramp != "flexvar":
+            refuse_idle(Guidance, f"guidance.ramp is {self.ramp}, not flexvar", flexvar_side=self.flexvar_side)
 
     @property
     def active(self) -> bool:

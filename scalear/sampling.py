@@ -24,3 +24,7 @@ class Sampling(ABC):
         Raises:
             ValueError: Names the setting and the remedy.
         """
+
+    def idle(self, schedule: ScaleSchedule) -> list[str]:
+        """A line for each setting that the others leave without effect at these scales."""
+        return []

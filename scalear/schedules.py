@@ -8,6 +8,7 @@ import random
 from abc import ABC, abstractmethod
 
 from scalear.draws import SCHEDULES, stream_seed
+from scalear.idle_settings import refuse_idle
 from scalear.scales import ScaleSchedule
 
 
@@ -109,6 +110,8 @@ class PaperSchedules(ScheduleSampler):
                 f"need max_between >= 0, max_drops >= 0 and drop_prob in [0, 1], got {max_between}, {max_drops}, "
                 f"{drop_prob}"
             )
+        if not drop_prob:
+            refuse_idle(PaperSchedules, "schedules.drop_prob is 0", max_drops=max_drops)
         if token_budget is not None and token_budget < 1 + side * side:
             raise ValueError(
                 f"token_budget is {token_budget}, but the first and the last scale alone have {1 + side * side} tokens"

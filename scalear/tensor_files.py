@@ -1,6 +1,7 @@
 """Tensors as `.safetensors` files: written in one step, read with messages that say what is wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -31,13 +32,24 @@ def read_tensors(path: str | Path, carried: bool = False) -> tuple[dict[str, Ten
     Raises:
         ValueError: The file is missing or damaged.
     """
-    path = Path(path)
-    if not path.is_file():
+    with _opened(path) as file:
+        names = [name for name in file.keys() if carried or not name.startswith(CARRIED)]
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text of a file, without its tensors; errors as `read_tensors`."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[safe_open]:
+    if not Path(path).is_file():
         raise ValueError(f"no weights at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if carried or not name.startswith(CARRIED)]
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({error}): copy or export it again, or convert an official "

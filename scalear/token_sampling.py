@@ -13,6 +13,7 @@ from torch import Tensor
 from scalear.draws import Draws
 from scalear.guidance import Guidance
 from scalear.hardware.float64 import in_float64
+from scalear.idle_settings import idle_settings, refuse_idle
 from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 
@@ -49,12 +50,21 @@ class TokenSampling(Sampling):
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}; 1 keeps all codes")
 
+        if self.greedy != "flexvar":
+            refuse_idle(TokenSampling, f"sampling.greedy is {self.greedy}, not flexvar", flexvar_side=self.flexvar_side)
+
     def check(self, schedule: ScaleSchedule, guidance: Guidance) -> None:
         if guidance.start_time is not None:
             raise ValueError(
                 f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
                 "leave it out, or set it to null"
             )
+
+    def idle(self, schedule: ScaleSchedule) -> list[str]:
+        if not all(self.greedy_at(size) for size in schedule.sizes):
+            return []
+        drawn = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return idle_settings(TokenSampling, f"greedy {self.greedy} takes the best code at every scale", **drawn)
 
     def greedy_at(self, size: tuple[int, int]) -> bool:
         """Whether a scale is decoded greedily."""

@@ -251,6 +251,9 @@ def test_where_a_file_may_be_made(tmp_path):
         check_new_file(tmp_path / "file", force=False)
     with pytest.raises(ValueError, match="is a folder: name a file"):
         check_new_file(tmp_path, force=True)
+    with pytest.raises(ValueError, match="cannot be made, for .*file is a file"):
+        check_new_file(tmp_path / "file" / "deep" / "er", force=False)
+    check_new_file("/dev/null", force=False)  # as /dev/stdout
 
 
 def test_what_is_claimed_is_nobody_elses_until_it_is_given_back(tmp_path):

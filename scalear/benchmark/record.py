@@ -1,7 +1,6 @@
 """What benchmarks leave behind: `--json FILE` writes a list of records."""
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from scalear.files import write_json
 
@@ -30,21 +29,6 @@ class Record:
     fraction: float | None = None
     peak_rss_bytes: int | None = None
     parts: dict[str, float] = field(default_factory=dict)
-
-
-def check_json(name: str | None) -> None:
-    """Refuse what could not be written once the results are there.
-
-    Raises:
-        ValueError: It is a folder, or in none.
-    """
-    if name is None:
-        return
-    path = Path(name)
-    if path.is_dir():
-        raise ValueError(f"--json {name} is a folder: name a file")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--json {name}: there is no folder {path.parent} for {path.name}: make it first")
 
 
 def save_records(name: str | None, records: list[Record]) -> None:

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 
 from scalear.benchmark.jobs import EncodeJob, Job, LoadJob, SampleJob, TrainJob
-from scalear.benchmark.record import check_json
 from scalear.benchmark.subject import Subject
+from scalear.files import check_new_file
+from scalear.idle_settings import refuse_idle
 
 
 @dataclass
@@ -43,6 +44,8 @@ class JobOptions:
     """Such as cpu or cuda."""
     json: str | None = None
     """File for the results."""
+    force: bool = False
+    """Replace the file that is there."""
 
     def __post_init__(self) -> None:
         if min(self.batch, self.repeats) < 1 or self.warmup < 0:
@@ -50,7 +53,12 @@ class JobOptions:
                 "--batch and --repeats must be at least 1 and --warmup at least 0, "
                 f"got {self.batch}, {self.repeats} and {self.warmup}"
             )
-        check_json(self.json)
+        if self.job != "sample":
+            refuse_idle(JobOptions, f"the job is {self.job}, not sample", decoder=self.decoder)
+        if self.job != "train":
+            refuse_idle(JobOptions, f"the job is {self.job}, not train", loader=self.loader)
+        if self.json is not None:
+            check_new_file(self.json, self.force)
 
 
 @dataclass

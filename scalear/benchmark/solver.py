@@ -13,7 +13,7 @@ from typing import get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from scalear.benchmark.record import Record, check_json
+from scalear.benchmark.record import Record
 from scalear.benchmark.subject import Subject
 from scalear.benchmark.timing import yardstick
 from scalear.draws import SeededDraws
@@ -24,6 +24,7 @@ from scalear.evaluation.fid import FrechetDistance
 from scalear.evaluation.images import to_uint8
 from scalear.evaluation.manifold import ManifoldMetrics
 from scalear.evaluation.statistics import FeatureStatistics
+from scalear.files import check_new_file
 from scalear.flow import FAST8, FlowSolver
 from scalear.hardware.machine import stopwatch
 
@@ -65,11 +66,14 @@ class SolverOptions:
     """Such as cpu or cuda."""
     json: str | None = None
     """File for the results."""
+    force: bool = False
+    """Replace the file that is there."""
 
     def __post_init__(self) -> None:
         if self.images < 4 or self.batch < 1:  # recall looks for third neighbours
             raise ValueError(f"--images must be at least 4 and --batch 1, got {self.images} and {self.batch}")
-        check_json(self.json)
+        if self.json is not None:
+            check_new_file(self.json, self.force)
         _ = self.candidates
 
     @property

@@ -8,6 +8,7 @@ import torch
 from scalear.class_paths import Part
 from scalear.commands.parser import function_parser
 from scalear.files import atomic_file, check_new_file
+from scalear.idle_settings import refuse_idle
 from scalear.interop.official.convert import convert_state, revert_state
 from scalear.interop.official.converted import load_conversion, save_conversion
 from scalear.interop.official.families import FAMILIES, family_named, pick
@@ -44,6 +45,7 @@ def convert(
     source, output = Path(source), Path(output)
     check_new_file(output, force)
     if reverse:
+        refuse_idle(convert, "with reverse the source says all", config=config, raw=raw)
         conversion = load_conversion(source, family)
         official = revert_state(conversion)
         _save_official(official, output)

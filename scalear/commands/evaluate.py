@@ -7,11 +7,13 @@ import torch
 from scalear.commands.parser import CommandParser, add_arguments_file, summary
 from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples
 from scalear.evaluation.extractors import extractor_named
+from scalear.evaluation.image_set import has_splits
 from scalear.evaluation.metric import SampleMetric
 from scalear.evaluation.protocol import Protocol
 from scalear.evaluation.side import Side, floor_of
 from scalear.files import check_new_file, write_json
 from scalear.hardware.machine import best_device
+from scalear.idle_settings import refuse_idle
 
 
 def evaluate(
@@ -60,11 +62,17 @@ def evaluate(
         check_new_file(json, force)
     if bootstrap < 0 or (batch_size or 1) < 1:
         raise ValueError(f"need --bootstrap >= 0 and --batch_size >= 1, got {bootstrap} and {batch_size}")
+    if not has_splits(samples):
+        refuse_idle(evaluate, f"{samples} is no folder of shards", samples_split=samples_split)
+    if not has_splits(reference):
+        refuse_idle(evaluate, f"{reference} is no folder of shards", reference_split=reference_split)
     fake, real = Side.open(samples, samples_split), Side.open(reference, reference_split)
     network = extractor_named(extractor, weights)
     _ = network.network  # whose file may be missing
     asked = [name for part in metrics for name in part.split(",")] if metrics else None
     chosen = choose_metrics([*default_metrics(), *(more_metrics or [])], network, real, fake, asked)
+    if not any(metric.drawn_again for metric in chosen):
+        refuse_idle(evaluate, "none of these numbers has an interval", bootstrap=bootstrap)
     floor = floor_of(real, fake.count("pooled"))
     place = torch.device(device or best_device())
     protocol = Protocol(fake, real, network, chosen, floor, bootstrap, place)

@@ -2,31 +2,30 @@
 
 import warnings
 from argparse import SUPPRESS
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from jsonargparse.typing import register_type
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
 from scalear.commands.parser import AsTyped
 from scalear.commands.run_config import parse_run
+from scalear.commands.run_start import StartOfRun
 from scalear.commands.run_trainer import RunTrainer, trainer_arguments
-from scalear.files import check_writable, claimed, write_bytes
 from scalear.hardware.precision import AUTO
 from scalear.training.checkpoints import check_checkpoint
 from scalear.training.classifier_module import ClassifierModule
 from scalear.training.generator.module import GeneratorModule
-from scalear.training.loggers import log_config
 from scalear.training.named_checkpoints import named_checkpoint
-from scalear.training.run_folder import check_new_run, check_results, record_line, result_origin, sample_origin
+from scalear.training.run_folder import check_new_run, check_results, result_origin, sample_origin
 from scalear.training.run_precision import resolve_precision
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
-from scalear.yaml_files import parse_yaml
 
 register_type(torch.device)  # a setting of some of Lightning's callbacks, which the record of a run has to name
 
@@ -41,25 +40,6 @@ for _expected in (
     "`isinstance.treespec, LeafSpec.` is deprecated",
 ):
     warnings.filterwarnings("ignore", _expected)
-
-
-class SaveStageConfig(SaveConfigCallback):
-    """Leaves the resolved config and versions of each stage next to what it made, and with all loggers.
-
-    The files are fit.yaml, validate.yaml, test.yaml and predict.yaml.
-    """
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called on rank 0."""
-        # Who reads this file as a config has not asked to replace anything.
-        config = self.config.clone()
-        config.force = False
-        weights = self.config.get("ckpt_path") or self.config.model.init_args.get("weights")
-        self.parser.dump_header = [*self.parser.dump_header, record_line(weights)]
-        config = self.parser.dump(config, skip_none=False)
-        stage = trainer.state.fn.value
-        write_bytes(Path(trainer.default_root_dir, f"{stage}.yaml"), config.encode())
-        log_config(trainer.loggers, stage, parse_yaml(config), "\n".join(_VERSIONS) + "\n\n" + config)
 
 
 class RunParser(AsTyped, LightningArgumentParser):
@@ -79,13 +59,14 @@ class ScalearCLI(LightningCLI):
 
     def __init__(self, args: list[str], run: bool = True, **parser: str) -> None:
         self._command = args[0] if run else None
+        self._claims = ExitStack()
         super().__init__(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=SaveStageConfig,
-            save_config_kwargs={"save_to_log_dir": False},  # it is saved by `save_config`, completely or not at all
+            save_config_callback=StartOfRun,
+            save_config_kwargs={"claims": self._claims, "versions": "\n".join(_VERSIONS)},
             trainer_class=RunTrainer,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -135,7 +116,10 @@ class ScalearCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         config = self._get(self.config_init, "trainer").as_dict()
-        return super().instantiate_trainer(**trainer_arguments(config, self._precision_is_free), **kwargs)
+        trainer = super().instantiate_trainer(**trainer_arguments(config, self._precision_is_free), **kwargs)
+        for start in [callback for callback in trainer.callbacks if isinstance(callback, StartOfRun)]:
+            start.hold_back(trainer)
+        return trainer
 
     def test(self, **kwargs: object) -> None:
         """Generators choose what to sample themselves: they are not fed from the dataset."""
@@ -149,14 +133,20 @@ class ScalearCLI(LightningCLI):
         path, is_fit = self._get(self.config_init, "ckpt_path"), self.subcommand == "fit"
         if path is not None:
             check_checkpoint(path, self.model, is_fit, self._get(self.config_init, "weights_only") is not False)
-            if isinstance(self.model, GeneratorModule):
-                self.model.weights = None  # the checkpoint holds all of them
+            self._take_all_weights_from(path)
         elif not is_fit and not self._has_weights():
             raise ValueError(f"scalear {self.subcommand} needs trained weights: give --ckpt_path")
         self._refuse_idleness()
         self._check_what_is_there(path)
-        if not self.trainer.fast_dev_run:
-            check_writable(self.trainer.default_root_dir)
+
+    def _take_all_weights_from(self, path: str) -> None:
+        """Leave out other files of weights, which training would begin from, and say so."""
+        for name in ("weights", "begin_from"):
+            if (other := getattr(self.model, name, None)) is not None:
+                rank_zero_info(f"model.{name} {other} is not used: {path} holds all weights")
+                setattr(self.model, name, None)
+        if isinstance(self.model, TokenizerModule) and self.model.tokenizer.has_weights:
+            rank_zero_info(f"the file of model.tokenizer is not used: {path} holds all weights")
 
     def _refuse_idleness(self) -> None:
         """Lightning would do nothing at all, and say nothing."""
@@ -194,12 +184,7 @@ class ScalearCLI(LightningCLI):
         getattr(self.trainer, name)(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        # Samples may be made by several jobs together; checkpoints, and shards of latents, would be of two runs.
-        alone = subcommand == "fit" or (subcommand == "predict" and isinstance(self.model, TokenizerModule))
-        if not alone or self.trainer.fast_dev_run or not self.trainer.is_global_zero:
-            return super()._run_subcommand(subcommand)
-        folder = Path(self.trainer.default_root_dir)
-        with claimed(folder / f".{subcommand}.lock", f"has begun to {subcommand} in {folder}"):
+        with self._claims:
             super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:

@@ -8,8 +8,11 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     Callback,
     Checkpoint,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
@@ -75,6 +78,11 @@ class RunTrainer(Trainer):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
+        if self.gradient_clip_algorithm is not None and not self.gradient_clip_val:
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm {self.gradient_clip_algorithm.value} is not used, for "
+                "trainer.gradient_clip_val is not set: set it, or leave this out"
+            )
         if self.val_check_interval == 0:
             raise ValueError("trainer.val_check_interval is 0: limit_val_batches 0 leaves validation out")
         for least, most in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):
@@ -82,6 +90,33 @@ class RunTrainer(Trainer):
             if end is not None and -1 != end < wanted and not self.fast_dev_run:
                 raise ValueError(f"trainer.{least} is {wanted}, and {most} {end} ends the run before: raise it")
         check_precision(self.precision)
+        for callback in self.callbacks:
+            _check_recipe(callback, self.accumulate_grad_batches)
+
+
+def _check_recipe(callback: Callback, accumulated: int) -> None:
+    """Refuse callbacks that change the batch or the learning rate behind the config that names them."""
+    name = type(callback).__name__
+    if isinstance(callback, BatchSizeFinder):
+        raise ValueError(
+            f"{name} would change the batch, from which learning rate and length of the run follow: find out what fits "
+            "with scalear benchmark train -c CONFIG --batch N, then set data.batch_size, and remove the callback from "
+            "trainer.callbacks"
+        )
+    if isinstance(callback, LearningRateFinder):
+        raise ValueError(
+            f"{name}: the module should have one of these fields: ('lr', 'learning_rate'), and here the learning rate "
+            "is a function of the step: set model.optimizer.lr, and remove the callback from trainer.callbacks"
+        )
+    if not isinstance(callback, GradientAccumulationScheduler):
+        return
+    numbers = set(callback.scheduling.values())
+    if accumulated != 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches is {accumulated}, and {name} says how many, too: leave out one of them"
+        )
+    if len(numbers) == 1:
+        raise ValueError(f"{name} changes nothing: set trainer.accumulate_grad_batches to {numbers.pop()} instead")
 
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}

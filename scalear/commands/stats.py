@@ -7,10 +7,11 @@ import torch
 from scalear.commands.parser import function_parser
 from scalear.evaluation.extractors import extractor_named
 from scalear.evaluation.feature_set import extract
-from scalear.evaluation.image_set import image_set
+from scalear.evaluation.image_set import has_splits, image_set
 from scalear.evaluation.statistics_file import statistics_needs, write_statistics
 from scalear.files import check_new_file
 from scalear.hardware.machine import best_device
+from scalear.idle_settings import refuse_idle
 
 
 def stats(
@@ -42,6 +43,8 @@ def stats(
     if not output.endswith(".npz"):
         raise ValueError(f"statistics are an .npz file: {output} must end so")
     check_new_file(output, force)
+    if not has_splits(dataset):
+        refuse_idle(stats, f"{dataset} is no folder of shards", split=split)
     images, network = image_set(dataset, split), extractor_named(extractor, weights)
     needs = statistics_needs(network)
     if len(images) < needs.count:

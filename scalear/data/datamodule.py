@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 
 from scalear.data.dataset import Augmentation, ShardDataset, ShardLoader
@@ -118,21 +119,33 @@ class ShardDataModule(LightningDataModule):
 
     @property
     def num_train_samples(self) -> int:
-        """Samples of an epoch."""
-        return self.index.num_samples(self.train_split)
+        """Samples of an epoch; with `trainer.overfit_batches`, of so many batches."""
+        total = self.index.num_samples(self.train_split)
+        if self.trainer is None or not (wanted := self.trainer.overfit_batches):
+            return total
+        batch = self.batch_size * self._world_size
+        num_batches = wanted if isinstance(wanted, int) else max(1, int(wanted * total / batch))
+        return min(total, num_batches * batch)
 
     @property
-    def samples_per_step(self) -> int:
-        """Training samples of an optimizer step, over all ranks and accumulated batches."""
-        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        return self.batch_size * self._world_size * accumulated
+    def accumulated(self) -> int | None:
+        """Batches whose gradients make an optimizer step; None if a callback changes their number within the run."""
+        if self.trainer is None:
+            return 1
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):
+            return None
+        return self.trainer.accumulate_grad_batches
+
+    @property
+    def samples_per_step(self) -> int | None:
+        """Training samples of an optimizer step, over all ranks and accumulated batches; None if they change."""
+        return self.accumulated and self.accumulated * self.batch_size * self._world_size
 
     def steps_of_epochs(self, num_epochs: int) -> int:
-        """Optimizer steps that Lightning takes in so many whole epochs."""
+        """Optimizer steps that Lightning takes in so many whole epochs, if `accumulated` is known."""
         batch = self.batch_size * self._world_size
         firsts = [-(-epoch * self.num_train_samples // batch) for epoch in range(num_epochs + 1)]
-        accumulated = self.samples_per_step // batch
-        return sum(-(-(end - first) // accumulated) for first, end in pairwise(firsts))
+        return sum(-(-(end - first) // self.accumulated) for first, end in pairwise(firsts))
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Make sure that cached latents were made by the tokenizer at hand; images fit any.
@@ -161,6 +174,8 @@ class ShardDataModule(LightningDataModule):
         if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
             raise ValueError("the data is split over ranks already: set trainer.use_distributed_sampler to false")
         if stage != TrainerFn.FITTING:
+            for split in self.predict_splits if stage == TrainerFn.PREDICTING else [self.val_split]:
+                self.index.shards(split)  # which may not be there
             return
         if trainer.reload_dataloaders_every_n_epochs != 1:
             raise ValueError(
@@ -168,15 +183,25 @@ class ShardDataModule(LightningDataModule):
                 "each epoch has an order, and a number of batches, of its own"
             )
         if trainer.overfit_batches:
-            raise ValueError("trainer.overfit_batches would not repeat batches here; pack a smaller dataset instead")
+            trainer.limit_train_batches = 1.0  # of an epoch that has no other batches
         if self.global_batch is not None:
-            self._check_global_batch(self.global_batch)
+            self.check_global_batch()
             if trainer.max_steps == -1 and trainer.max_epochs != -1:
                 num_steps = round(trainer.max_epochs * self.num_train_samples / self.global_batch)
                 trainer.fit_loop.epoch_loop.max_steps = num_steps
         if not any(isinstance(callback, StreamPosition) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, StreamPosition(self))
             self._begin()
+
+    def check_splits(self) -> None:
+        """Find out what would refuse a training once it has begun.
+
+        Raises:
+            ValueError: A split is not there, or too small for a batch.
+        """
+        self.train_dataloader()
+        if self.trainer.limit_val_batches:
+            self.index.shards(self.val_split)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches that begin in the current epoch and were not used yet."""
@@ -224,7 +249,7 @@ class ShardDataModule(LightningDataModule):
         self.position = state_dict["position"]
         self.num_done = state_dict["num_done"] * state_dict["global_batch_size"] // (self.batch_size * self._world_size)
         if self.trainer is not None:  # an accumulation window begins here, also with batches of another size
-            self.num_done -= self.num_done % self.trainer.accumulate_grad_batches
+            self.num_done -= self.num_done % (self.accumulated or 1)
 
     def _check_crop(self, index: DatasetIndex) -> None:
         crop, fraction = self.augmentation.crop, self.augmentation.min_crop_fraction
@@ -243,11 +268,22 @@ class ShardDataModule(LightningDataModule):
                 f"index) them at --image_size {side} or more, or set data.min_crop_fraction to null"
             )
 
-    def _check_global_batch(self, wanted: int) -> None:
-        trainer, actual = self.trainer, self.samples_per_step
-        if actual == wanted:
+    def check_global_batch(self) -> None:
+        """Make sure that optimizer steps see `global_batch` samples, if that is set.
+
+        Raises:
+            ValueError: They do not; names the remedy.
+        """
+        trainer, wanted, actual = self.trainer, self.global_batch, self.samples_per_step
+        if wanted in (None, actual):
             return
-        accumulated, ranks = trainer.accumulate_grad_batches, trainer.world_size
+        if actual is None:
+            raise ValueError(
+                f"data.global_batch is {wanted}, and GradientAccumulationScheduler changes it within the run: remove "
+                "that from trainer.callbacks, or set data.global_batch to null, and what would follow from it by hand "
+                "(optimizer.lr, warmup_steps, total_steps)"
+            )
+        accumulated, ranks = self.accumulated, trainer.world_size
         remedies = [
             f"{name} to {value * wanted // actual}"
             for name, value in (
@@ -287,7 +323,8 @@ class ShardDataModule(LightningDataModule):
 
     def _build_train_loader(self) -> ShardLoader:
         sizes = [shard.num_samples for shard in self.index.shards(self.train_split)]
-        plan = TrainPlan(sizes, self.seed, self.shuffle_shards)
+        overfit = self.num_train_samples if self.trainer is not None and self.trainer.overfit_batches else None
+        plan = TrainPlan(sizes, self.seed, self.shuffle_shards, overfit)
         batches = TrainBatches(plan.num_samples, self.batch_size, self._rank, self._world_size)
         if batches.global_batch_size > plan.num_samples:
             raise ValueError(

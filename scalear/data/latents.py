@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,12 +115,24 @@ class LatentShardWriter:
             self._shard, self._num_blocks = None, 0
 
 
-def remove_stray_shards(directory: Path) -> int:
-    """Remove what a killed run of any number of ranks left in a folder without an index; returns how many files."""
+def stray_shards(directory: Path) -> list[Path]:
+    """What a killed run of any number of ranks left in a folder without an index.
+
+    Raises:
+        ValueError: A shard is there that holds something else, under a name that one of latents would take.
+    """
     stray = [path for path in directory.glob("*.tar*") if _SHARD_FILE.fullmatch(path.name)]
-    for path in stray:
-        path.unlink()
-    return len(stray)
+    if others := [path for path in stray if _holds_others(path)]:
+        raise ValueError(f"{others[0]} holds no latents: move it away, or choose another folder for the latents")
+    return stray
+
+
+def _holds_others(path: Path) -> bool:
+    """Whether it is a whole shard of something else."""
+    with contextlib.suppress(tarfile.ReadError), tarfile.open(path) as tar:
+        first = tar.next()
+        return first is not None and re.fullmatch(r"block-\d+\.\w+\.\w+", first.name) is None
+    return False
 
 
 def write_latent_index(

@@ -18,6 +18,7 @@ from scalear.data.progress import PackProgress
 from scalear.data.shards import ShardFile
 from scalear.data.sources import Entry, ImageSource, Listing
 from scalear.hardware.cpus import allowed_cpus
+from scalear.idle_settings import refuse_idle
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ def pack(
     ):
         if not low <= value <= high:
             raise ValueError(f"{argument} is {value}, must be in [{low}, {high}]")
+    if image_format == "png":
+        refuse_idle(pack, "image_format is png, which loses nothing", quality=quality)
     channels = image_channels or source.image_channels
     if image_format == "webp" and channels == 1:
         raise ValueError("WebP cannot store grey images; choose image_format png or jpg, or image_channels 3")
@@ -87,7 +90,7 @@ def pack(
     settings = asdict(recipe) | {"shard_size": shard_size, "compress": compress, "seed": seed}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        progress = PackProgress(directory, settings | {"images": _digest(listing)})
+        progress = PackProgress(directory, settings | {"images": _digest(listing)}, [task.path.name for task in tasks])
         shards = _write_shards(tasks, progress, max_bad, allowed_cpus() if num_workers is None else num_workers)
         splits = {split: [shards[task.path] for task in tasks if task.split == split] for split in listing.splits}
         index = DatasetIndex(

@@ -27,10 +27,12 @@ class TrainPlan:
         shard_sizes: Samples of each shard.
         seed: Non-negative.
         shuffle_shards: Shards whose samples are mixed.
+        overfit: So many samples, the first ones of epoch 0, are every epoch. None for all, each time in another order.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, shuffle_shards: int) -> None:
-        self.num_samples = sum(shard_sizes)
+    def __init__(self, shard_sizes: Sequence[int], seed: int, shuffle_shards: int, overfit: int | None = None) -> None:
+        self.num_samples = sum(shard_sizes) if overfit is None else overfit
+        self.overfits = overfit is not None
         self.seed = seed
         self.shuffle_shards = shuffle_shards
         self._sizes = np.asarray(shard_sizes)
@@ -39,9 +41,11 @@ class TrainPlan:
 
     def order(self, epoch: int) -> np.ndarray:
         """Index of each sample of `epoch` in the split, (num_samples,) int64."""
+        if self.overfits:
+            epoch = 0
         if epoch not in self._orders:
             self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
-            self._orders[epoch] = self._shuffle(_generator(self.seed, _ORDER, epoch))
+            self._orders[epoch] = self._shuffle(_generator(self.seed, _ORDER, epoch))[: self.num_samples]
         return self._orders[epoch]
 
     def samples(self, positions: range) -> np.ndarray:

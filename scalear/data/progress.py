@@ -1,6 +1,7 @@
 """What a packing run has finished, so that a killed run continues. Exists only while a dataset is unfinished."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,26 @@ class PackProgress:
     Args:
         directory: Of the dataset. What a killed run left half-written there is removed.
         settings: All that decides the bytes of the shards; JSON types only.
+        names: Of the shards to be.
 
     Raises:
-        ValueError: The unfinished dataset in `directory` has other settings.
+        ValueError: The unfinished dataset in `directory` has other settings; or such shards are there of none.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, settings: dict[str, Any], names: Sequence[str]) -> None:
         self.path = directory / PROGRESS_NAME
-        for leftover in directory.glob(f"*{PARTIAL_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
         records = self._read()
         if records:
             self._check(records[0], settings)
+        elif there := [name for name in names if (directory / name).exists()]:
+            raise ValueError(
+                f"{directory} holds {there[0]}, which no unfinished run has left: move it away, or choose another "
+                "output_dir"
+            )
+        own = {PROGRESS_NAME, *names}
+        for leftover in directory.glob(f".*{PARTIAL_SUFFIX}"):
+            if leftover.name[1:].rsplit(".", 2)[0] in own:
+                leftover.unlink(missing_ok=True)
         self._finished = {record["name"]: Shard(**record) for record in records[1:]}
         # Written anew: a kill may have torn the last line, and a line appended to that would be lost as well.
         self._rewrite([settings, *map(asdict, self._finished.values())])

@@ -28,6 +28,9 @@ class StreamPosition(Callback):
         self._counters: dict[str, Any] | None = None  # of the fit loop, after the last used batch
         self._global_step = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._data.check_splits()
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._counters = checkpoint["loops"]["fit_loop"]
 
@@ -51,6 +54,9 @@ class StreamPosition(Callback):
             current = loop.batch_progress.current
             current.ready = current.started = current.processed = self._data.num_done
             current.completed = self._data.num_done - 1  # Lightning adds the batch that "has just ended"
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._data.check_global_batch()  # which callbacks may have changed since
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

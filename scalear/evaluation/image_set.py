@@ -296,6 +296,11 @@ class ShardSet(ImageSet):
                     yield opened, number
 
 
+def has_splits(place: str) -> bool:
+    """Whether it is a folder of shards."""
+    return Path(place, INDEX_NAME).is_file()
+
+
 def image_set(place: str, split: str | None = None) -> ImageSet:
     """The images that a command is pointed at.
 
@@ -307,7 +312,7 @@ def image_set(place: str, split: str | None = None) -> ImageSet:
         ValueError: It is nothing of the kind.
     """
     path = Path(place)
-    if (path / INDEX_NAME).is_file():
+    if has_splits(place):
         splits = sorted(DatasetIndex.load(path).splits)
         if split is None:
             raise ValueError(f"{place} has the splits {splits}: name one")

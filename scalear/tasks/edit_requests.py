@@ -17,6 +17,7 @@ from scalear.draws import SeededDraws
 from scalear.evaluation.images import make_grid, save_png, to_uint8
 from scalear.files import check_new_file
 from scalear.hardware.precision import AUTO, Precision
+from scalear.idle_settings import refuse_idle
 from scalear.scales import ScaleSchedule
 from scalear.tasks.editing import Edit, Editor
 
@@ -96,6 +97,11 @@ class RefineRequest(EditRequest):
 
     size: str | None = None
     """Size of the result as HEIGHTxWIDTH; by default twice the image's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask is None:
+            refuse_idle(RefineRequest, "without a mask all of the image is known", threshold=self.threshold)
 
     def apply(self, editor: Editor, given: "_Given") -> Edit:
         height, width = given.image_BCHW.shape[-2:]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scalear.idle_settings import refuse_idle
 from scalear.tokenizers.trainable import Reconstruction
 
 
@@ -70,6 +71,8 @@ class AdversarialLoss(nn.Module):
         num_layers: int = 3,
     ) -> None:
         super().__init__()
+        if not adaptive:
+            refuse_idle(AdversarialLoss, "loss.adversarial.adaptive is false", max_ratio=max_ratio)
         self.weight = weight
         self.start_step = start_step
         self.adaptive = adaptive

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from scalear.idle_settings import refuse_idle
 from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.perceptual import PerceptualDistance
 from scalear.tokenizers.trainable import Reconstruction
@@ -39,6 +40,8 @@ class TokenizerLoss(nn.Module):
         size_exponent: float = 0.0,
     ) -> None:
         super().__init__()
+        if perceptual is None:
+            refuse_idle(TokenizerLoss, "loss.perceptual is null", perceptual_weight=perceptual_weight)
         self.l1_weight = l1_weight
         self.l2_weight = l2_weight
         self.penalty_weights = {"kl": 1e-6} if penalty_weights is None else penalty_weights

@@ -16,9 +16,16 @@ from scalear.tensor_files import read_tensors, write_tensors
 from scalear.tokenizers.base import Tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write weights and statistics, and who they belong to, in one step: a killed run leaves no half file."""
-    write_tensors(path, tokenizer.state_dict(), tokenizer_metadata(tokenizer))
+def save_tokenizer(tokenizer: Tokenizer, path: str | Path, step: int | None = None) -> None:
+    """Write weights and statistics, and who they belong to, in one step: a killed run leaves no half file.
+
+    Args:
+        tokenizer: The weights.
+        path: The file.
+        step: Optimizer steps that they were trained for, if that is known.
+    """
+    trained = {} if step is None else {"step": str(step)}
+    write_tensors(path, tokenizer.state_dict(), tokenizer_metadata(tokenizer) | trained)
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, str]:

@@ -42,6 +42,8 @@ class ClassifierModule(GuardedModule):
                 f"dataset {index.name!r} has {index.num_classes} classes and {index.image_channels} channel(s), the "
                 f"classifier is built for {wanted[0]} and {wanted[1]}: set model.init_args.classifier accordingly"
             )
+        if stage == "test" and self.trainer.ckpt_path is None:
+            self.classifier.load_state_dict(load_classifier(self.export_path).state_dict())
 
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer_settings, self.classifier)
@@ -53,10 +55,6 @@ class ClassifierModule(GuardedModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
-
-    def on_test_start(self) -> None:
-        if self.trainer.ckpt_path is None:
-            self.classifier.load_state_dict(load_classifier(self.export_path).state_dict())
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
@@ -80,7 +78,7 @@ class ClassifierModule(GuardedModule):
             "train_images": data.index.num_samples("train"),
             "val_accuracy": measured,
             "val_images": data.index.num_samples("val"),
-            "batch_size": data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches,
+            "batch_size": data.samples_per_step,
             "steps": self.trainer.global_step,
             "precision": self.trainer.precision,
             "optimizer": asdict(self.optimizer_settings.resolve(run_length(self.trainer))),

@@ -65,6 +65,7 @@ class GuardedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._window_keys: list[str] = []  # of the batches whose gradients have accumulated
+        self._optimizer_line = ""
 
     def clipped_parts(self) -> list[nn.Module]:
         """Parts whose gradients are clipped each on its own; together all that is trained."""
@@ -73,10 +74,12 @@ class GuardedModule(LightningModule):
     def build_optimizer(self, settings: OptimizerSettings, modules: nn.Module | list[nn.Module]) -> dict:
         """For `configure_optimizers`: says in one line, and to loggers, what follows from the run."""
         run = run_length(self.trainer)
-        line = settings.describe(run)
-        rank_zero_info(line)
-        log_text(self.loggers, "config/optimizer", line)
+        self._optimizer_line = settings.describe(run)
+        rank_zero_info(self._optimizer_line)
         return settings.build(modules, run)
+
+    def on_fit_start(self) -> None:
+        log_text(self.loggers, "config/optimizer", self._optimizer_line)  # not before, when a run may still be refused
 
     def export(self) -> None:
         """Leave what was trained as a file of its own. Called with the average of the weights, if there is one."""

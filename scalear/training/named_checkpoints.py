@@ -95,6 +95,19 @@ def checkpoints_of(root: str | Path, folders: Iterable[Path]) -> list[Path]:
     return [path for folder in folders for path in folder.glob("*.ckpt")] + list(Path(root).glob(REQUEUED))
 
 
+def newest_step(folder: str | Path, prefix: str) -> tuple[Path, int] | None:
+    """The newest whole checkpoint in a folder and its optimizer step; None where there is none.
+
+    Args:
+        folder: Of checkpoints.
+        prefix: Begins the names of its weights, so that those of other models do not count.
+    """
+    found = {path: _metadata(path) for path in Path(folder).glob("*.ckpt") if path.is_file()}
+    whole = {path: m for path, m in found.items() if any(name.startswith(prefix) for name in m.get("state_dict", {}))}
+    newest = max(whole, key=lambda path: _age(path, whole[path]), default=None)
+    return None if newest is None else (newest, whole[newest]["global_step"])
+
+
 def identity(path: str | Path | None) -> str:
     """What tells the weights in a file from others, without reading them all."""
     if path is None:

@@ -138,14 +138,20 @@ class OptimizerSettings:
         for names in ALTERNATIVES:
             given = [name for name in names if name in changed]
             parts += [f"{name} is not used, for {given[0]} is given" for name in given[1:]]
+        if self.lr is not None and "base_batch" in changed:
+            parts.append("base_batch is not used, for lr is given")
         if settings.warmup_steps:
             parts.append(f"{settings.warmup_steps} steps of warm-up")
+        elif self.warmup_start:
+            parts.append("warmup_start is not used, for there is no warm-up")
         if settings.constant_steps:
             parts.append(f"{settings.constant_steps} at the peak")
         end = run.total_steps
         if self.schedule == "constant":
             parts.append("then constant" + (f" to step {end}" if end else ""))
-            unused = ("final_lr", "final_lr_ratio", "constant_steps", "constant_ratio")
+            unused = ["final_lr", "final_lr_ratio", "constant_steps", "constant_ratio"]
+            if self.final_weight_decay is None and not self.warmup_ratio:
+                unused.append("total_steps")
             if named := [name for name in unused if getattr(self, name)]:
                 parts.append(f"{', '.join(named)} is not used: schedule is constant")
         else:

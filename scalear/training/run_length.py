@@ -14,10 +14,13 @@ def run_length(trainer: Trainer) -> RunLength:
     if not isinstance(data, ShardDataModule):
         return RunLength(total_steps=_finite(trainer.estimated_stepping_batches))
     global_batch = data.samples_per_step
-    return RunLength(global_batch, data.num_train_samples / global_batch, _total_steps(trainer, data))
+    steps_per_epoch = None if global_batch is None else data.num_train_samples / global_batch
+    return RunLength(global_batch, steps_per_epoch, _total_steps(trainer, data))
 
 
 def _total_steps(trainer: Trainer, data: ShardDataModule) -> int | None:
+    if data.accumulated is None and trainer.max_epochs != -1:
+        return None  # epochs have different numbers of steps
     limit = trainer.limit_train_batches
     if isinstance(limit, int) or limit < 1:  # epochs are all equally long then, which Lightning takes for granted
         return _finite(trainer.estimated_stepping_batches)

@@ -124,8 +124,9 @@ def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("job", ["train", "solver"])
-@pytest.mark.parametrize(("file", "message"), [("", "is a folder: name a file"), ("none/a.json", "there is no folder")])
+@pytest.mark.parametrize(("file", "message"), [("", "is a folder: name a file"), ("file/a.json", "file is a file")])
 def test_results_have_a_place_before_anything_is_measured(job, file, message, tmp_path, capsys):
+    (tmp_path / "file").touch()
     assert run("benchmark", job, "-c", "configs/fashion/flowar.yaml", "--json", str(tmp_path / file)) == 2
     assert message in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,29 @@ def test_a_tokenizer_whose_run_was_killed_before_its_export_gets_it(experiment: 
     assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
 
 
+def test_a_tokenizer_beside_newer_checkpoints_is_told_until_it_is_exported(experiment: Experiment, tmp_path):
+    """As a run leaves it that was lengthened and then killed."""
+    shutil.copytree(experiment.root / "kl", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("latents"))
+    weights, last = tmp_path / "tokenizer.safetensors", tmp_path / "checkpoints/last.ckpt"
+    use = [*experiment.generator(tmp_path / "flowar"), f"--model.tokenizer.weights={weights}", "--trainer.fast_dev_run"]
+
+    def said() -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert run("fit", *use, f"--data.data_dir={experiment.images}") == 0
+        return [str(warning.message) for warning in caught if "is the tokenizer of step" in str(warning.message)]
+
+    assert not said()
+    old = weights.read_bytes()
+    longer = [*experiment.tokenizer(tmp_path), "--ckpt_path=last"]
+    assert run("fit", *longer, "--trainer.max_steps=5") == 0
+    weights.write_bytes(old)
+    (line,) = said()
+    assert f"{weights} is the tokenizer of step 3, and beside it {last} is of step 5" in line
+    assert run("fit", *longer, "--trainer.max_steps=5") == 0 and weights.read_bytes() != old
+    assert not said()
+
+
 def test_what_is_typed_on_resume_is_in_use(experiment: Experiment, tmp_path):
     short = [*experiment.generator(tmp_path), "--ckpt_path=last"]
     assert run("fit", *short, "--trainer.max_steps=2") == 0
@@ -204,6 +228,7 @@ FLAGS = {
     "writer": ["--trainer.plugins=lightning.pytorch.plugins.io.AsyncCheckpointIO"],
     "learning rates": ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"],
     "timer": ["--trainer.callbacks+=lightning.pytorch.callbacks.Timer"],
+    "overfit": ["--trainer.overfit_batches=2"],
     "bare switches": ["--trainer.deterministic", "--trainer.enable_model_summary", "--trainer.logger"],
 }
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import logging
 from collections import Counter
 from pathlib import Path
@@ -7,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from data_fixtures import image_of, moments_of, numbers, pixels, png, sample, write_images
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from scalear.data.batch import Batch
 from scalear.data.datamodule import ShardDataModule
 from scalear.data.dataset import Augmentation, ShardDataset, ShardLoader
 from scalear.data.plan import TrainBatches, TrainPlan
 from scalear.data.reader import ShardReader
-from scalear.training.optim import RunLength
+from scalear.training.optim import OptimizerSettings, RunLength
 from scalear.training.run_length import run_length
 
 NUM_TRAIN = 22
@@ -172,29 +174,75 @@ def test_a_global_batch_that_the_trainer_does_not_give_is_refused(images: Path, 
         data.setup("fit")
 
 
+class Watch(LightningModule):
+    """Notes the batches that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[Batch] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.expected = run_length(self.trainer)
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch)
+        return self.layer.weight.sum()
+
+
 @pytest.mark.parametrize("epochs, accumulated, global_batch", [(3, 1, None), (3, 2, None), (2, 1, 5), (3, 2, 10)])
 def test_how_many_steps_epochs_take_is_known_before(images: Path, tmp_path: Path, epochs, accumulated, global_batch):
     """Of 22 images in batches of 5."""
 
-    class Counter(LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.Linear(1, 1)
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            self.expected = run_length(self.trainer)
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-            return self.layer.weight.sum()
-
-    module, settings = Counter(), {"max_epochs": epochs, "accumulate_grad_batches": accumulated}
+    module, settings = Watch(), {"max_epochs": epochs, "accumulate_grad_batches": accumulated}
     quiet = QUIET | {"enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(**quiet, **settings, limit_val_batches=0, default_root_dir=tmp_path)
     trainer.fit(module, datamodule=ShardDataModule(str(images), 5, global_batch=global_batch))
     assert module.expected == RunLength(5 * accumulated, 22 / (5 * accumulated), trainer.global_step)
     if global_batch is not None:
         assert trainer.global_step == round(epochs * 22 / global_batch)
+
+
+def test_a_changing_accumulation_is_refused_where_something_follows_from_the_batch(images: Path, tmp_path: Path):
+    changing = GradientAccumulationScheduler({0: 1, 1: 3})
+    data = ShardDataModule(str(images), 2, global_batch=2)
+    data.trainer = Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=2, callbacks=[changing])
+    with pytest.raises(ValueError, match="global_batch is 2, and GradientAccumulationScheduler changes it within the"):
+        data.setup("fit")
+    data.global_batch = None
+    data.setup("fit")
+    data.trainer.datamodule = data
+    assert run_length(data.trainer) == RunLength()
+    with pytest.raises(ValueError, match="set optimizer.lr"):
+        OptimizerSettings(base_lr=1e-4).resolve(run_length(data.trainer))
+    data.trainer = Trainer(**QUIET, default_root_dir=tmp_path, max_steps=7, max_epochs=-1, callbacks=[changing])
+    data.trainer.datamodule = data
+    assert run_length(data.trainer) == RunLength(total_steps=7)
+
+
+@pytest.mark.parametrize("wanted", [2, 0.5])
+def test_overfitting_repeats_the_first_batches(images: Path, tmp_path: Path, wanted):
+    quiet = QUIET | {"enable_progress_bar": False, "enable_model_summary": False}
+    module, data = Watch(), ShardDataModule(str(images), 5)
+    trainer = Trainer(**quiet, max_epochs=3, overfit_batches=wanted, limit_val_batches=0, default_root_dir=tmp_path)
+    trainer.fit(module, datamodule=data)
+    first = [numbers(batch) for batch in itertools.islice(ShardDataModule(str(images), 5).train_dataloader(), 2)]
+    assert [numbers(batch) for batch in module.seen] == 3 * first
+    assert module.seen[-1].stream_end == 30  # so that noise and augmentation go on
+    assert module.expected == RunLength(5, 2, 6) and trainer.global_step == 6
+
+
+def test_a_batch_that_a_callback_changes_is_found(images: Path, tmp_path: Path):
+    class Doubling(Callback):
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            trainer.accumulate_grad_batches = 1 + trainer.current_epoch
+
+    quiet = QUIET | {"enable_progress_bar": False, "enable_model_summary": False, "callbacks": [Doubling()]}
+    trainer = Trainer(**quiet, max_epochs=3, limit_val_batches=0, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="accumulate_grad_batches 2 = 10"):
+        trainer.fit(Watch(), datamodule=ShardDataModule(str(images), 5, global_batch=5))
+    assert trainer.current_epoch == 1
 
 
 def test_latents_of_another_tokenizer_are_refused(images: Path, latents: Path):

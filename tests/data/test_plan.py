@@ -18,6 +18,11 @@ def test_every_epoch_is_another_permutation(shuffle_shards: int):
     assert TrainPlan(SIZES, 2, shuffle_shards).order(3).tolist() != orders[3]
 
 
+def test_every_epoch_of_an_overfit_is_the_beginning_of_the_first():
+    plan, whole = TrainPlan(SIZES, seed=1, shuffle_shards=2, overfit=6), TrainPlan(SIZES, seed=1, shuffle_shards=2)
+    assert plan.samples(range(0, 18)).tolist() == 3 * whole.order(0)[:6].tolist()
+
+
 def test_the_order_is_the_same_on_every_machine():
     """Breaks if NumPy or we change the order: then no older checkpoint could be resumed exactly."""
     assert TrainPlan((3, 4, 3), seed=7, shuffle_shards=2).order(5).tolist() == [3, 5, 7, 8, 4, 6, 9, 2, 0, 1]

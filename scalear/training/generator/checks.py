@@ -22,7 +22,13 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
     """
     data.check_tokenizer(fingerprint)
     index, tokenizer = data.index, model.tokenizer
-    if index.num_classes not in (0, model.num_classes):
+    if not index.num_classes and model.num_classes:
+        raise ValueError(
+            f"{data.data_dir} has no labels, and a generator of {model.num_classes} classes would learn none of them: "
+            "set transformer.num_classes to 0, or make a dataset with labels (data pack of a folder per class, data "
+            "index --label)"
+        )
+    if index.num_classes != model.num_classes:
         raise ValueError(
             f"{data.data_dir} has {index.num_classes} classes, the generator {model.num_classes}: "
             f"set transformer.num_classes to {index.num_classes}"

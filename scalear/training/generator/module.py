@@ -3,10 +3,10 @@
 Legend: B batch, C channels, h w latent, H W pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,6 +17,7 @@ from scalear.evaluation.image_set import SampleSet
 from scalear.evaluation.images import to_uint8
 from scalear.fast.compile import compile_blocks
 from scalear.guidance import Guidance
+from scalear.idle_settings import idle_settings
 from scalear.image_model import ImageModel
 from scalear.models.generator import Loss
 from scalear.models.head import Head
@@ -34,6 +35,7 @@ from scalear.training.generator.sample_store import Origin, SampleStore
 from scalear.training.generator.samples import SampleRequest
 from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.optim import OptimizerSettings
+from scalear.training.tokenizer.export import other_step
 
 
 class GeneratorModule(GuardedModule):
@@ -110,11 +112,13 @@ class GeneratorModule(GuardedModule):
         model.check(schedule)
         model.sampling.check(schedule, model.guidance)
         model.tokenizer.load_weights()
+        if said := other_step(model.tokenizer):
+            rank_zero_warn(said)
         if self.weights is not None:
             rank_zero_info(load_generator(model.generator, self.weights, fine_tune=stage == "fit"))
         self._fingerprint = model.tokenizer.fingerprint()
-        if stage == "fit" and self.sample_posterior and not model.tokenizer.has_posterior:
-            rank_zero_info(f"sample_posterior is not used: the latents of {model.tokenizer.title} have no posterior")
+        for line in self._idle(stage, schedule):
+            rank_zero_info(line)
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
             check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage == "test" and self.report is not None:
@@ -124,7 +128,17 @@ class GeneratorModule(GuardedModule):
             shape = (*model.image_size(schedule), model.tokenizer.image_channels)
             self._ranks = PatientRanks.connect()
             self._store = SampleStore(self.trainer.default_root_dir, label_N, shape, self._origin)
-            self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
+            self._store.check_space(self._anew)
+
+    def _idle(self, stage: str, schedule: ScaleSchedule) -> Iterator[str]:
+        """What is said of settings that the others leave without effect."""
+        model = self.model
+        if stage == "fit" and self.sample_posterior and not model.tokenizer.has_posterior:
+            yield f"sample_posterior is not used: the latents of {model.tokenizer.title} have no posterior"
+        if not model.num_classes:
+            yield from idle_settings(Guidance, "there are no classes to guide to", weight=model.guidance.weight)
+        yield from model.sampling.idle(schedule)
+        yield from self.samples.idle()
 
     def know_samples_by(self, origin: Origin, anew: bool = False) -> None:
         """Let `test` and `predict` find samples again that are there; by default they begin anew.
@@ -169,6 +183,12 @@ class GeneratorModule(GuardedModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()
+
+    def on_test_start(self) -> None:
+        self._store.complete = self._ranks.first(lambda: self._store.begin(self._anew))
+
+    def on_predict_start(self) -> None:
+        self.on_test_start()
 
     def test_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
         first, label_B = batch

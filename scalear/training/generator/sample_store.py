@@ -60,6 +60,28 @@ class SampleStore:
         self._image_shape = image_shape
         self._origin = origin
 
+    def check_space(self, anew: bool = False) -> None:
+        """A full disk shall not be noticed after hours of sampling.
+
+        Args:
+            anew: As of `begin`.
+
+        Raises:
+            OSError: The disk is too small for what is missing.
+        """
+        if self._is_complete() and not anew:
+            return
+        total, image = len(self._labels), math.prod(self._image_shape)
+        missing = sum(map(len, self.missing())) if self._is_known() else total
+        folder = self.path.absolute().parent
+        above = next(place for place in (folder, *folder.parents) if place.exists())
+        need, free = (missing + total) * image, shutil.disk_usage(above).free
+        if need > free:
+            raise OSError(
+                f"{missing:,} samples of {image:,} bytes, and samples.npz, may need {need:,} bytes; {folder} has "
+                f"{free:,} left: free some space, or sample fewer"
+            )
+
     def begin(self, anew: bool = False) -> bool:
         """Keep batches of these samples, remove those of others. On one process of a job, before any other method.
 
@@ -76,12 +98,12 @@ class SampleStore:
         if complete and not anew:
             rank_zero_info(f"{self.path} holds these samples already; --force makes them anew")
             return True
-        known = self._origin is not None and sample_origins(self.path.parent).get(self._partial) == self._origin
+        self.check_space(anew)
+        known = self._is_known()
         if not known:
             for batch in self._batches():
                 self._path_of(batch).unlink()
         missing, total = sum(map(len, self.missing())), len(self._labels)
-        self._check_space(missing)
         if missing < total:
             rank_zero_info(f"{self._partial} holds {total - missing:,} of {total:,} samples already")
         if not known:
@@ -162,6 +184,10 @@ class SampleStore:
     def _is_complete(self) -> bool:
         return self._origin is not None and sample_origins(self.path.parent).get(self.path) == self._origin
 
+    def _is_known(self) -> bool:
+        """Whether the batches that are there are of these samples."""
+        return self._origin is not None and sample_origins(self.path.parent).get(self._partial) == self._origin
+
     def _batches(self) -> list[range]:
         """Those that are there, by their first image."""
         matches = filter(None, (_BATCH.fullmatch(path.name) for path in self._partial.glob("*.npz")))
@@ -177,17 +203,6 @@ class SampleStore:
         if images.shape != (len(batch), *self._image_shape) or (labels != self._labels[batch.start : batch.stop]).any():
             raise ValueError(f"{path} holds other images")
         return images
-
-    def _check_space(self, missing: int) -> None:
-        """A full disk shall not be noticed after hours of sampling."""
-        folder, image = self.path.parent, math.prod(self._image_shape)
-        folder.mkdir(parents=True, exist_ok=True)
-        need, free = (missing + len(self._labels)) * image, shutil.disk_usage(folder).free
-        if need > free:
-            raise OSError(
-                f"{missing:,} samples of {image:,} bytes, and samples.npz, may need {need:,} bytes; {folder} has "
-                f"{free:,} left: free some space, or sample fewer"
-            )
 
     def _describe(self, missing: list[range]) -> str:
         shown = ", ".join(f"{gap.start:,}-{gap.stop - 1:,}" for gap in missing[:3])

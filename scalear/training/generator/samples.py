@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from scalear.idle_settings import idle_settings
 from scalear.scales import ScaleSchedule
 
 
@@ -59,6 +60,12 @@ class SampleRequest:
         if self.scales is not None:
             ScaleSchedule.parse(self.scales)
         _ = self._part
+
+    def idle(self) -> list[str]:
+        """A line for each setting that the others leave without effect."""
+        if self.label_file is None:
+            return []
+        return idle_settings(SampleRequest, "label_file says every label", num_per_class=self.num_per_class)
 
     def schedule(self, default: ScaleSchedule) -> ScaleSchedule:
         """The scales to sample."""

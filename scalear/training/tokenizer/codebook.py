@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scalear.data.batch import Batch
 from scalear.draws import CODEBOOK, stream_seed
+from scalear.idle_settings import refuse_idle
 from scalear.tokenizers.bottleneck import Quantized
 from scalear.tokenizers.quantizer import Quantizer
 from scalear.training.tokenizer.checks import tokenizer_of
@@ -36,6 +37,8 @@ class CodebookCare(Callback):
                 f"need kmeans_steps >= 0, revive_every >= 1 and min_usage in [0, 1), got {kmeans_steps}, "
                 f"{revive_every}, {min_usage}"
             )
+        if not min_usage:
+            refuse_idle(CodebookCare, "with min_usage 0 no code is dead", revive_every=revive_every)
         self.kmeans_steps = kmeans_steps
         self.revive_every = revive_every
         self.min_usage = min_usage

@@ -10,11 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.batch import Batch
 from scalear.hardware.float64 import in_float64
+from scalear.tensor_files import read_metadata
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.tokenizers.weights import save_tokenizer
 from scalear.training.checkpoints import AtomicCheckpointIO
 from scalear.training.interruption import INTERRUPTED, checkpoint_folder
+from scalear.training.named_checkpoints import newest_step
 
 EXPORT_NAME = "tokenizer.safetensors"
 STATISTICS = ("latent_mean", "latent_std")
@@ -35,8 +37,27 @@ def export_tokenizer(tokenizer: TrainableTokenizer, trainer: Trainer, num_sample
     if trainer.is_global_zero:
         store_statistics(tokenizer, "tokenizer.", trainer)
         path = Path(trainer.default_root_dir, EXPORT_NAME)
-        save_tokenizer(tokenizer, path)
+        save_tokenizer(tokenizer, path, trainer.global_step)
         rank_zero_info(f"tokenizer exported to {path}")
+
+
+def other_step(tokenizer: Tokenizer) -> str:
+    """What is to be said of a tokenizer's file beside which its run has gone on, and was not exported; else nothing.
+
+    A run that is continued, and killed before its end, leaves such checkpoints.
+
+    Args:
+        tokenizer: Has been loaded.
+    """
+    path = Path(getattr(tokenizer, "weights", None) or "")
+    step = read_metadata(path).get("step") if path.is_file() else None
+    newest = newest_step(path.parent / "checkpoints", "tokenizer.") if step is not None else None
+    if newest is None or newest[1] == int(step):
+        return ""
+    return (
+        f"{path} is the tokenizer of step {step}, and beside it {newest[0]} is of step {newest[1]}, which was not "
+        "exported: scalear fit --ckpt_path last does that at its end"
+    )
 
 
 @torch.no_grad()

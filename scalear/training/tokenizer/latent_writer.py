@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.batch import Batch
 from scalear.data.index import INDEX_NAME, LatentInfo, Shard
-from scalear.data.latents import LatentShardWriter, remove_stray_shards, write_latent_index
+from scalear.data.latents import LatentShardWriter, stray_shards, write_latent_index
 from scalear.training.tokenizer.checks import tokenizer_of
 
 
@@ -33,17 +34,22 @@ class LatentWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         tokenizer_of(pl_module, self)
+        if stage != TrainerFn.PREDICTING or trainer.fast_dev_run:
+            return
+        if (self._folder(trainer) / INDEX_NAME).exists():
+            raise ValueError(
+                f"{self._folder(trainer)} holds a finished dataset; delete it, or choose another folder for the latents"
+            )
+        stray_shards(self._folder(trainer))  # may refuse
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shards = {}
         if trainer.fast_dev_run:
             return  # nothing is written
-        if (self._folder(trainer) / INDEX_NAME).exists():
-            raise ValueError(
-                f"{self._folder(trainer)} holds a finished dataset; delete it, or choose another folder for the latents"
-            )
-        if trainer.is_global_zero and (stray := remove_stray_shards(self._folder(trainer))):
-            rank_zero_info(f"removed {stray} shards that an unfinished run left in {self._folder(trainer)}")
+        if trainer.is_global_zero and (stray := stray_shards(self._folder(trainer))):
+            for path in stray:
+                path.unlink()
+            rank_zero_info(f"removed {len(stray)} shards that an unfinished run left in {self._folder(trainer)}")
         trainer.strategy.barrier("stray shards removed")
 
     def on_predict_batch_end(

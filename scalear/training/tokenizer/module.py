@@ -1,9 +1,11 @@
 """Training and testing a tokenizer, and the file it leaves behind."""
 
+from collections.abc import Iterator
+
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -13,6 +15,7 @@ from scalear.evaluation.fid import FeatureFID
 from scalear.evaluation.images import make_grid, to_uint8
 from scalear.evaluation.metric import require_finite
 from scalear.fast.accelerate import accelerate
+from scalear.idle_settings import idle_settings
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.bottleneck import TrainingRequest
@@ -25,7 +28,7 @@ from scalear.training.loggers import log_image, log_text
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_metrics import write_metrics
 from scalear.training.tokenizer.checks import check_data, check_training
-from scalear.training.tokenizer.export import export_tokenizer
+from scalear.training.tokenizer.export import export_tokenizer, other_step
 from scalear.training.tokenizer.latent_sizes import RandomSizes
 from scalear.training.tokenizer.latent_writer import LatentWriter
 from scalear.training.tokenizer.metrics import TokenizerMetrics
@@ -101,13 +104,33 @@ class TokenizerModule(GuardedModule):
             self.metrics.lpips.load_weights()
         if stage == "fit":
             check_training(self.tokenizer, self.loss, self.sizes, self.trainer)
+            self._check_beginning()
+            for line in self._idle():
+                rank_zero_info(line)
             self.loss.load_weights()
         self.tokenizer.load_weights()
+        if said := other_step(self.tokenizer):
+            rank_zero_warn(said)
         self.codebook_loaded = self.tokenizer.has_weights
         if stage == "fit" and self.begin_from is not None:
             anew = begin_from(self.tokenizer, self.begin_from)
             self.codebook_loaded = "bottleneck.codebook" not in anew
             rank_zero_info(f"training begins from {self.begin_from}; initialised anew: {anew or 'nothing'}")
+
+    def _check_beginning(self) -> None:
+        if self.begin_from is not None and self.tokenizer.has_weights:
+            raise ValueError(
+                f"model.begin_from {self.begin_from} would replace the weights of model.tokenizer.weights: training "
+                "begins with one of them, so leave out the other"
+            )
+
+    def _idle(self) -> Iterator[str]:
+        """What is said of settings that the others leave without effect."""
+        if self.sizes is None:
+            yield from idle_settings(TokenizerLoss, "model.sizes is null", size_exponent=self.loss.size_exponent)
+        if not self.tokenizer.has_posterior:
+            measured = {"statistics_samples": self.statistics_samples, "per_channel_std": self.per_channel_std}
+            yield from idle_settings(TokenizerModule, f"{self.tokenizer.title} has no posterior", **measured)
 
     def configure_callbacks(self) -> list[Callback]:
         """What writes latents, where the config's list has nothing that does: they would be computed for nobody."""
