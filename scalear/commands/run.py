@@ -39,6 +39,7 @@ for _expected in (
     "predict returned None",
     "Precision .* is not supported by the model summary",
     "`isinstance.treespec, LeafSpec.` is deprecated",
+    "Checkpoint directory .* exists and is not empty",  # of a run that goes on
 ):
     warnings.filterwarnings("ignore", _expected)
 

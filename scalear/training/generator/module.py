@@ -188,10 +188,19 @@ class GeneratorModule(GuardedModule):
     def on_predict_epoch_end(self) -> None:
         self._store.complete = self._ranks.first(lambda: self._store.pack(self.samples))
 
+    @torch.no_grad()
     def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
-        """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams."""
-        schedule = self.samples.schedule(self.model.schedule)
-        return self.model.sample(label_B, SeededDraws(streams, self.device), schedule)
+        """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams.
+
+        They are the same between two steps of training, which this leaves as it is.
+        """
+        schedule, generator = self.samples.schedule(self.model.schedule), self.model.generator
+        training = generator.training
+        generator.eval()
+        with self.trainer.precision_plugin.forward_context():
+            image_BCHW = self.model.sample(label_B.to(self.device), SeededDraws(streams, self.device), schedule)
+        generator.train(training)
+        return image_BCHW
 
     def latent(self, batch: Batch, draws: SeededDraws) -> Tensor:
         """latent_BChw that a batch is learned as."""
