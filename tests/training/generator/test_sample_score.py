@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_fixtures import Experiment, run
 from data_fixtures import write_images
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,8 +18,6 @@ from scalear.training.ema import EMA
 from scalear.training.generator.report import SampleReport
 from scalear.training.generator.sample_score import SampleScore
 from scalear.training.generator.samples import SampleRequest
-
-SCORE = ["--trainer.callbacks+=SampleScore", "--trainer.callbacks.every_n_steps=4", "--trainer.callbacks.count=12"]
 
 
 @pytest.fixture(scope="module")
@@ -104,30 +101,3 @@ def test_what_cannot_be_measured_is_refused_before_training(dataset, report, tmp
     both = [SampleScore(), BestCheckpoint("val/loss")]
     with pytest.raises(ValueError, match="SampleScore and BestCheckpoint, which all keep best.ckpt"):
         fit(dataset, tmp_path, 1, module=make_module(report=report), callbacks=both)
-
-
-@pytest.mark.integration
-def test_two_ranks_measure_as_one_what_a_killed_run_could_not_and_the_best_is_found(
-    experiment: Experiment, tmp_path, capsys
-):
-    from test_processes import TWO_RANKS, finish, start
-
-    resumed = [*SCORE, f"--ckpt_path={experiment.checkpoint('flowar')}", "--trainer.max_steps=5"]
-    batches = "--model.samples.batch_size=5"  # three, of which the last is smaller
-    one, two = tmp_path / "one", tmp_path / "two"
-    process = start("fit", *experiment.generator(two), *resumed, batches, "--data.batch_size=4", *TWO_RANKS)
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert run("fit", *experiment.generator(one), *resumed, batches) == 0
-    assert list(logged(one)) == [4] and logged(two) == pytest.approx(logged(one), rel=1e-6)
-
-    # The same as of `test`, whichever ranks measured it; and training goes on from it as from any other.
-    for folder in (one, two):
-        assert run("test", *experiment.generator(folder), batches, "--ckpt_path=best") == 0
-        assert json.loads((folder / "metrics.json").read_text())["fid"] == pytest.approx(logged(one)[4], rel=1e-4)
-    last, best = (experiment.checkpoint(one, name) for name in ("last", "best"))
-    straight = load(last)
-    assert (straight["global_step"], load(best)["global_step"]) == (5, 4)
-    assert run("fit", *experiment.generator(one), *SCORE, "--ckpt_path=best", "--trainer.max_steps=5") == 0
-    assert list(logged(one)) == [4] and load(last)["saved_at"] > straight["saved_at"]
-    assert_equal_states(load(last)["current_model_state"], straight["current_model_state"])
