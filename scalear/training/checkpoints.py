@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.files import atomic_file
 from scalear.training.named_checkpoints import metadata
@@ -59,6 +60,13 @@ class BestCheckpoint(ModelCheckpoint):
         if len(keepers) > 1:
             raise ValueError(f"trainer.callbacks has {' and '.join(keepers)}, which all keep best.ckpt: leave one")
         super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+        else:
+            found = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
+            rank_zero_info(f"\nno best.ckpt is kept: there is no {self.monitor}, only {found or 'nothing'}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         path = self.format_checkpoint_name({})

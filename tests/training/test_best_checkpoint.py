@@ -66,3 +66,11 @@ def test_a_run_goes_on_from_it_as_if_it_had_not_been_stopped(dataset, tmp_path):
     straight, resumed = (load(tmp_path / name / "end.ckpt") for name in ("straight", "resumed"))
     for part in ("state_dict", "current_model_state"):
         assert_equal_states(resumed[part], straight[part])
+
+
+def test_what_is_not_measured_is_told_and_training_goes_on(dataset, tmp_path, caplog):
+    keeper = BestCheckpoint("val/rfid")
+    keeper.dirpath = str(tmp_path / "kept")
+    fit(dataset, tmp_path, 1, callbacks=[keeper], num_sanity_val_steps=1)
+    assert "no best.ckpt is kept: there is no val/rfid, only val/loss, val/loss_scale_1, val/loss_scale_2" in caplog.text
+    assert not (tmp_path / "kept").exists()
