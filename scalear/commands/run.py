@@ -24,7 +24,7 @@ from scalear.training.loggers import log_config
 from scalear.training.named_checkpoints import named_checkpoint
 from scalear.training.run_folder import check_new_run, check_results, record_line, result_origin, sample_origin
 from scalear.training.run_precision import resolve_precision
-from scalear.training.tokenizer.export import EXPORT_NAME
+from scalear.training.tokenizer.export import BEST_NAME, EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
 from scalear.yaml_files import parse_yaml
 
@@ -172,7 +172,8 @@ class ScalearCLI(LightningCLI):
         if self.trainer.fast_dev_run:
             return
         if self.subcommand == "fit" and not force:
-            exports = [Path(folder, EXPORT_NAME)] if isinstance(self.model, TokenizerModule) else []
+            names = (EXPORT_NAME, BEST_NAME) if isinstance(self.model, TokenizerModule) else ()
+            exports = [Path(folder, name) for name in names]
             exports += [self.model.export_path] if isinstance(self.model, ClassifierModule) else []
             check_new_run(self.trainer, path, exports)
         elif self.subcommand in ("test", "predict"):

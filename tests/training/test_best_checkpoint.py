@@ -72,5 +72,7 @@ def test_what_is_not_measured_is_told_and_training_goes_on(dataset, tmp_path, ca
     keeper = BestCheckpoint("val/rfid")
     keeper.dirpath = str(tmp_path / "kept")
     fit(dataset, tmp_path, 1, callbacks=[keeper], num_sanity_val_steps=1)
-    assert "no best.ckpt is kept: there is no val/rfid, only val/loss, val/loss_scale_1, val/loss_scale_2" in caplog.text
+    assert (
+        "no best.ckpt is kept: there is no val/rfid, only val/loss, val/loss_scale_1, val/loss_scale_2" in caplog.text
+    )
     assert not (tmp_path / "kept").exists()

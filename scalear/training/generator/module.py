@@ -52,7 +52,7 @@ class GeneratorModule(GuardedModule):
         guidance: Classifier-free guidance of all sampling.
         samples: What `test` and `predict` sample.
         label_drop_prob: Share of training samples whose label becomes the null class.
-        report: How `test` measures samples; None writes them only.
+        report: How `test` measures samples, and `SampleScore` in training; None: `test` writes them only.
         schedules: Draws the scales of every training step, or batch; None trains on those of the generator. Validation
             and sampling use the generator's, unless `samples` names others.
         sample_posterior: Train on samples of the tokenizer's posterior instead of its mode.

@@ -107,7 +107,8 @@ class SampleScore(BestCheckpoint):
         if report is None:
             raise ValueError("SampleScore measures as model.report says, and that is null: set it, or remove the other")
         try:
-            report.check(samples.image_shape[:2])
+            with isolate_rng():
+                report.check(samples.image_shape[:2])
         except ValueError as error:
             raise ValueError(f"{error}; or train without SampleScore in trainer.callbacks") from error
         chosen = choose_metrics(report.metrics, report.extractor, report.reference, Side.of(samples))

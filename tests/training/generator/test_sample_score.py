@@ -13,6 +13,7 @@ from test_tokenizer_module import make_module as make_tokenizer_module
 
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
 from scalear.evaluation.extractors import ClassifierFeatures
+from scalear.evaluation.metric import SampleMetric
 from scalear.training.checkpoints import BestCheckpoint
 from scalear.training.ema import EMA
 from scalear.training.generator.report import SampleReport
@@ -86,6 +87,22 @@ def test_the_count_is_in_the_name():
 def test_a_dry_run_measures_nothing(dataset, report, tmp_path):
     fit(dataset, tmp_path, 1, module=make_module(report=report), callbacks=[score_in(tmp_path, 1)], fast_dev_run=True)
     assert list(tmp_path.iterdir()) == []
+
+
+class Endless(SampleMetric):
+    """Gives no number."""
+
+    numbers = ("endless",)
+
+    def __call__(self, real, fake) -> dict[str, float]:
+        return {"endless": float("inf")}
+
+
+def test_a_number_that_is_not_finite_is_no_score(dataset, report, tmp_path):
+    broken = SampleReport(report.extractor, str(dataset), more_metrics=[Endless()])
+    with pytest.raises(ValueError, match="endless is inf, and is not written"):
+        fit(dataset, tmp_path, 1, module=make_module(report=broken), callbacks=[score_in(tmp_path, 1)])
+    assert not (tmp_path / "best.ckpt").exists()
 
 
 def test_what_cannot_be_measured_is_refused_before_training(dataset, report, tmp_path):
