@@ -45,8 +45,7 @@ def test_two_ranks_measure_as_one_what_a_killed_run_could_not_and_the_best_is_fo
 
 
 def test_a_tokenizer_keeps_its_best_rfid_and_exports_it(experiment: Experiment, tmp_path):
-    keeper = ["--trainer.callbacks+=BestCheckpoint", "--trainer.callbacks.monitor=val/rfid"]
-    assert run("fit", *experiment.tokenizer(tmp_path), *keeper, "--trainer.val_check_interval=1") == 0
+    assert run("fit", *experiment.tokenizer(tmp_path), "--trainer.val_check_interval=1") == 0
     scores = logged(tmp_path, "val/rfid")
     best = load(tmp_path / "checkpoints/best.ckpt")
     assert len(scores) == 3 and best["global_step"] == 1 + min(scores, key=scores.get) == 2  # of three
