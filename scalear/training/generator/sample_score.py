@@ -105,7 +105,10 @@ class SampleScore(BestCheckpoint):
             return
         report, samples = pl_module.report, GeneratedSet(pl_module, self.count)
         if report is None:
-            raise ValueError("SampleScore measures as model.report says, and that is null: set it, or remove the other")
+            raise ValueError(
+                "SampleScore measures as model.report says, which is null: set it, or remove SampleScore from "
+                "trainer.callbacks"
+            )
         try:
             with isolate_rng():
                 report.check(samples.image_shape[:2])
@@ -125,7 +128,7 @@ class SampleScore(BestCheckpoint):
         lines += [line for metric in self._metrics for line in metric.cautions(extractor, real, samples)]
         if self.count < classes:
             lines.append(f"{self.count:,} samples are of the first {self.count:,} of {classes:,} classes alone")
-        rank_zero_info("\n".join(lines))
+        rank_zero_info("\n" + "\n".join(lines))
         with isolate_rng():
             names = needs_of(self._metrics, "real").statistics
             self._reference = real.remembered(extractor, names, pl_module.device, self._ranks)

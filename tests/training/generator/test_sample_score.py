@@ -108,7 +108,7 @@ def test_a_number_that_is_not_finite_is_no_score(dataset, report, tmp_path):
 def test_what_cannot_be_measured_is_refused_before_training(dataset, report, tmp_path):
     with pytest.raises(ValueError, match="need every_n_steps >= 1 and count >= 2, got 5 and 1"):
         SampleScore(5, 1)
-    with pytest.raises(ValueError, match="measures as model.report says, and that is null"):
+    with pytest.raises(ValueError, match="measures as model.report says, which is null: set it, or remove"):
         fit(dataset, tmp_path, 1, callbacks=[SampleScore()])
     absent = SampleReport(ClassifierFeatures(str(tmp_path / "absent")), str(dataset))
     with pytest.raises(ValueError, match="absent.*; or train without SampleScore in trainer.callbacks"):
