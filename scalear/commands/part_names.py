@@ -7,15 +7,16 @@ from scalear.data import datamodule, sources
 from scalear.evaluation import extractors, fid, inception_score, kid, labels, manifold
 from scalear.models import blocks, flow_head, injections, mamba, norms, positions, token_head, var_block
 from scalear.tokenizers import autoencoder, diffusers_adapters, discriminator, gaussian, perceptual, quantizer, residual
-from scalear.training import classifier_module, ema
+from scalear.training import checkpoints, classifier_module, ema
 from scalear.training.generator import module as generator_module
-from scalear.training.generator import sample_grid
+from scalear.training.generator import sample_grid, sample_score
 from scalear.training.tokenizer import codebook, latent_writer, scale_picture
 from scalear.training.tokenizer import module as tokenizer_module
 
 __all__ = [
     "autoencoder",
     "blocks",
+    "checkpoints",
     "classifier_module",
     "codebook",
     "datamodule",
@@ -40,6 +41,7 @@ __all__ = [
     "quantizer",
     "residual",
     "sample_grid",
+    "sample_score",
     "scale_picture",
     "sources",
     "token_head",

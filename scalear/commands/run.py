@@ -24,7 +24,7 @@ from scalear.training.generator.module import GeneratorModule
 from scalear.training.named_checkpoints import named_checkpoint
 from scalear.training.run_folder import check_new_run, check_results, result_origin, sample_origin
 from scalear.training.run_precision import resolve_precision
-from scalear.training.tokenizer.export import EXPORT_NAME
+from scalear.training.tokenizer.export import BEST_NAME, EXPORT_NAME
 from scalear.training.tokenizer.module import TokenizerModule
 
 register_type(torch.device)  # a setting of some of Lightning's callbacks, which the record of a run has to name
@@ -38,6 +38,7 @@ for _expected in (
     "predict returned None",
     "Precision .* is not supported by the model summary",
     "`isinstance.treespec, LeafSpec.` is deprecated",
+    "Checkpoint directory .* exists and is not empty",  # of a run that goes on
 ):
     warnings.filterwarnings("ignore", _expected)
 
@@ -161,7 +162,8 @@ class ScalearCLI(LightningCLI):
         if self.trainer.fast_dev_run:
             return
         if self.subcommand == "fit" and not force:
-            exports = [Path(folder, EXPORT_NAME)] if isinstance(self.model, TokenizerModule) else []
+            names = (EXPORT_NAME, BEST_NAME) if isinstance(self.model, TokenizerModule) else ()
+            exports = [Path(folder, name) for name in names]
             exports += [self.model.export_path] if isinstance(self.model, ClassifierModule) else []
             check_new_run(self.trainer, path, exports)
         elif self.subcommand in ("test", "predict"):

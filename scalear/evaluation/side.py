@@ -116,6 +116,17 @@ class Side:
             seen = extract_together(extractor, self.images, rest, batch_size, device, ranks)
         return dataclasses.replace(seen, statistics={**seen.statistics, **stored})
 
+    def remembered(
+        self,
+        extractor: FeatureExtractor,
+        names: frozenset[str],
+        device: torch.device | str = "cpu",
+        ranks: PatientRanks = ALONE,
+    ) -> "Side":
+        """Itself with statistics of these features, for which its images need not be looked at again; on all ranks."""
+        seen = self.features(extractor, Needs(statistics=names), device=device, ranks=ranks)
+        return dataclasses.replace(self, statistics=ranks.first(lambda: seen.statistics))
+
 
 def floor_of(reference: Side, count: int | None) -> Side | None:
     """Other real images than those that the reference's statistics are of, to measure like samples.

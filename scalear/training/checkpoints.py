@@ -4,14 +4,16 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.files import atomic_file
+from scalear.training.named_checkpoints import metadata
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -35,6 +37,45 @@ class RunCheckpoint(ModelCheckpoint):
         # Here and not at the end of training, where weight averaging has replaced the raw weights already.
         if trainer.global_step == trainer.max_steps:
             save_last_step(self, trainer)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/best.ckpt` of a run: that of the validation with the best value.
+
+    A resumed run asks the file how good it is, which may be newer than the checkpoint that is resumed: nothing worse
+    replaces it. Lightning's own callback believes that checkpoint.
+
+    Args:
+        monitor: Name of the value, such as `val/rfid`.
+        mode: Whether the smallest value is the best, or the largest.
+    """
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"] = "min") -> None:
+        super().__init__(
+            filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        keepers = [type(c).__name__ for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+        if len(keepers) > 1:
+            raise ValueError(f"trainer.callbacks has {' and '.join(keepers)}, which all keep best.ckpt: leave one")
+        super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+        else:
+            found = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
+            rank_zero_info(f"\nno best.ckpt is kept: there is no {self.monitor}, only {found or 'nothing'}")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        path = self.format_checkpoint_name({})
+        stored = metadata(Path(path)).get("callbacks", {}).get(self.state_key)
+        if stored:
+            score = stored["best_model_score"].clone()  # apart from the file, which may be replaced
+            self.best_model_path = self.kth_best_model_path = path  # the run may have been moved
+            self.best_model_score = self.kth_value = score
+            self.best_k_models = {path: score}
 
 
 def save_last_step(callback: ModelCheckpoint, trainer: Trainer) -> None:

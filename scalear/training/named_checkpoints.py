@@ -44,12 +44,12 @@ def named_checkpoint(
         return name
     folders = _folders(trainer)
     paths = checkpoints_of(trainer["default_root_dir"], folders)
-    whole = {path: metadata for path in paths if (metadata := _metadata(path, weights_only))}
+    whole = {path: found for path in paths if (found := metadata(path, weights_only))}
     if command == "fit":
         whole = {path: found for path, found in whole.items() if path.is_dir() or "optimizer_states" in found}
     broken = ", ".join(str(path) for path in paths if path not in whole)
     if name == "hpc":
-        whole = {path: metadata for path, metadata in whole.items() if path.match(REQUEUED)}
+        whole = {path: found for path, found in whole.items() if path.match(REQUEUED)}
     found = max(whole, key=lambda path: _age(path, whole[path]), default=None)
     if name == "best":
         found = found and _best(found, whole[found])
@@ -64,7 +64,7 @@ def named_checkpoint(
     return None if found is None else str(found)
 
 
-_MONITOR = "train with a callback lightning.pytorch.callbacks.ModelCheckpoint that has `monitor`, or take last"
+_MONITOR = "train with a callback that keeps one (SampleScore, BestCheckpoint), or take last"
 _NAMES = {
     "last": ("whole checkpoint", "train first, or name a file"),
     "best": ("checkpoint that was chosen by a monitored value", _MONITOR),
@@ -81,9 +81,9 @@ def _folders(trainer: Mapping[str, Any]) -> list[Path]:
     return list(dict.fromkeys([root / "checkpoints", *others]))
 
 
-def _best(newest: Path, metadata: dict[str, Any]) -> Path | None:
+def _best(newest: Path, found: dict[str, Any]) -> Path | None:
     """The best checkpoint that the newest one knows of; in its own folder, if the run was moved."""
-    for state in metadata.get("callbacks", {}).values():
+    for state in found.get("callbacks", {}).values():
         if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):
             path = Path(state["best_model_path"])
             return next((place for place in (path, newest.with_name(path.name)) if place.exists()), None)
@@ -102,7 +102,7 @@ def newest_step(folder: str | Path, prefix: str) -> tuple[Path, int] | None:
         folder: Of checkpoints.
         prefix: Begins the names of its weights, so that those of other models do not count.
     """
-    found = {path: _metadata(path) for path in Path(folder).glob("*.ckpt") if path.is_file()}
+    found = {path: metadata(path) for path in Path(folder).glob("*.ckpt") if path.is_file()}
     whole = {path: m for path, m in found.items() if any(name.startswith(prefix) for name in m.get("state_dict", {}))}
     newest = max(whole, key=lambda path: _age(path, whole[path]), default=None)
     return None if newest is None else (newest, whole[newest]["global_step"])
@@ -112,7 +112,7 @@ def identity(path: str | Path | None) -> str:
     """What tells the weights in a file from others, without reading them all."""
     if path is None:
         return "none"
-    found = _metadata(Path(path))
+    found = metadata(Path(path))
     if _SAVED_AT in found:
         average = ", averaged" if "current_model_state" in found else ""  # see EMA
         return f"step {found['global_step']}, saved at {found[_SAVED_AT]}{average}"
@@ -120,7 +120,7 @@ def identity(path: str | Path | None) -> str:
     return f"{Path(path).name}, {stat.st_size} bytes, of {stat.st_mtime}"
 
 
-def _metadata(path: Path, weights_only: bool = True) -> dict[str, Any]:
+def metadata(path: Path, weights_only: bool = True) -> dict[str, Any]:
     """What a checkpoint says of itself; nothing, if it is not whole."""
     try:
         # A sharded one keeps it in a file of its own.
@@ -130,6 +130,6 @@ def _metadata(path: Path, weights_only: bool = True) -> dict[str, Any]:
     return found if isinstance(found, dict) and "global_step" in found else {}
 
 
-def _age(path: Path, metadata: dict[str, Any]) -> tuple[float, float]:
+def _age(path: Path, found: dict[str, Any]) -> tuple[float, float]:
     when = path.stat().st_mtime
-    return metadata.get(_SAVED_AT, when), when
+    return found.get(_SAVED_AT, when), when

@@ -22,7 +22,7 @@ class Performance(Callback):
             logger.log_metrics({"perf/trainable_parameters": float(trainable)}, step=trainer.global_step)
 
     def on_train_start(self, trainer, pl_module) -> None:
-        self._images, self._since = 0, time.perf_counter()
+        self.leave_out()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._images += len(batch) * trainer.world_size
@@ -33,6 +33,10 @@ class Performance(Callback):
             self._images, self._since = 0, now
 
     def on_validation_end(self, trainer, pl_module) -> None:
+        self.leave_out()
+
+    def leave_out(self) -> None:
+        """What has gone on since the last step was no training."""
         self._images, self._since = 0, time.perf_counter()
 
 

@@ -54,7 +54,7 @@ class GeneratorModule(GuardedModule):
         guidance: Classifier-free guidance of all sampling.
         samples: What `test` and `predict` sample.
         label_drop_prob: Share of training samples whose label becomes the null class.
-        report: How `test` measures samples; None writes them only.
+        report: How `test` measures samples, and `SampleScore` in training; None: `test` writes them only.
         schedules: Draws the scales of every training step, or batch; None trains on those of the generator. Validation
             and sampling use the generator's, unless `samples` names others.
         sample_posterior: Train on samples of the tokenizer's posterior instead of its mode.
@@ -208,10 +208,19 @@ class GeneratorModule(GuardedModule):
     def on_predict_epoch_end(self) -> None:
         self._store.complete = self._ranks.first(lambda: self._store.pack(self.samples))
 
+    @torch.no_grad()
     def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
-        """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams."""
-        schedule = self.samples.schedule(self.model.schedule)
-        return self.model.sample(label_B, SeededDraws(streams, self.device), schedule)
+        """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams.
+
+        They are the same between two steps of training, which this leaves as it is.
+        """
+        schedule, generator = self.samples.schedule(self.model.schedule), self.model.generator
+        training = generator.training
+        generator.eval()
+        with self.trainer.precision_plugin.forward_context():
+            image_BCHW = self.model.sample(label_B.to(self.device), SeededDraws(streams, self.device), schedule)
+        generator.train(training)
+        return image_BCHW
 
     def latent(self, batch: Batch, draws: SeededDraws) -> Tensor:
         """latent_BChw that a batch is learned as."""

@@ -49,25 +49,13 @@ class SampleGrid(Callback):
             columns = min(self.max_classes, max(1, pl_module.model.num_classes))
             labels = torch.arange(columns).repeat(self.num_per_class)
             with averaged(trainer, pl_module):
-                images = sampled_images(pl_module, labels)
+                images = pl_module.generate_images(labels, [(pl_module.seed, index) for index in range(len(labels))])
             self._write(trainer, "samples/fixed_seeds", images, columns)
 
     @staticmethod
     def _write(trainer, tag: str, images: torch.Tensor, columns: int) -> None:
         grid = make_grid(to_uint8(images), columns, scale=2)
         log_image(trainer.loggers, tag, grid, trainer.global_step)
-
-
-@torch.no_grad()
-def sampled_images(module: GeneratorModule, label_B: Tensor) -> Tensor:
-    """Images of the given labels, image_BCHW in [-1, 1], with the seeds (seed, 0), (seed, 1) ..."""
-    training = module.model.generator.training
-    module.model.generator.eval()
-    with module.trainer.precision_plugin.forward_context():
-        streams = [(module.seed, index) for index in range(len(label_B))]
-        images = module.generate_images(label_B.to(module.device), streams)
-    module.model.generator.train(training)
-    return images
 
 
 @torch.no_grad()

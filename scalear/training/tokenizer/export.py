@@ -1,5 +1,6 @@
 """The end of a tokenizer's training: its latents are measured, and it becomes a file."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,31 +15,52 @@ from scalear.tensor_files import read_metadata
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.tokenizers.weights import save_tokenizer
-from scalear.training.checkpoints import AtomicCheckpointIO
+from scalear.training.checkpoints import AtomicCheckpointIO, BestCheckpoint
 from scalear.training.interruption import INTERRUPTED, checkpoint_folder
-from scalear.training.named_checkpoints import newest_step
+from scalear.training.named_checkpoints import metadata, newest_step
 
 EXPORT_NAME = "tokenizer.safetensors"
+BEST_NAME = "tokenizer-best.safetensors"
 STATISTICS = ("latent_mean", "latent_std")
+_PREFIX = "tokenizer."  # of its names in checkpoints
 
 
-@torch.no_grad()
 def export_tokenizer(tokenizer: TrainableTokenizer, trainer: Trainer, num_samples: int, per_channel_std: bool) -> None:
-    """Set the statistics of the latents, put them into the last checkpoints too, and write the tokenizer.
+    """Write the tokenizer with the statistics of its latents, and beside it that of `best.ckpt`, where a run keeps one.
 
     Args:
         tokenizer: The trained weights.
-        trainer: Has ended training; its folder gets the file.
+        trainer: Has ended training; its folder gets the files.
         num_samples: Training images that are measured.
         per_channel_std: As in `TokenizerModule`.
     """
-    tokenizer.eval()
+    last, best = _of_last_step(trainer), _best(trainer)
+    how = trainer, num_samples, per_channel_std
+    names = [EXPORT_NAME, *([BEST_NAME] if best in last else [])]
+    _export(tokenizer.eval(), trainer.global_step, names, last, *how)
+    if best is not None and best not in last:
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        other = copy.deepcopy(tokenizer)
+        other.load_state_dict({name: checkpoint["state_dict"][_PREFIX + name] for name in other.state_dict()})
+        _export(other, checkpoint["global_step"], [BEST_NAME], [best], *how)
+
+
+def _export(
+    tokenizer: TrainableTokenizer,
+    step: int,
+    names: list[str],
+    checkpoints: list[Path],
+    trainer: Trainer,
+    num_samples: int,
+    per_channel_std: bool,
+) -> None:
+    """Set the statistics of the latents, put them into the checkpoints of these weights too, and write the files."""
     measure_latents(tokenizer, _plain_training_batches(trainer), num_samples, trainer, per_channel_std)
     if trainer.is_global_zero:
-        store_statistics(tokenizer, "tokenizer.", trainer)
-        path = Path(trainer.default_root_dir, EXPORT_NAME)
-        save_tokenizer(tokenizer, path, trainer.global_step)
-        rank_zero_info(f"tokenizer exported to {path}")
+        store_statistics(tokenizer, checkpoints)
+        for path in (Path(trainer.default_root_dir, name) for name in names):
+            save_tokenizer(tokenizer, path, step)
+            rank_zero_info(f"tokenizer exported to {path}")
 
 
 def other_step(tokenizer: Tokenizer) -> str:
@@ -50,8 +72,9 @@ def other_step(tokenizer: Tokenizer) -> str:
         tokenizer: Has been loaded.
     """
     path = Path(getattr(tokenizer, "weights", None) or "")
-    step = read_metadata(path).get("step") if path.is_file() else None
-    newest = newest_step(path.parent / "checkpoints", "tokenizer.") if step is not None else None
+    of_last_step = path.is_file() and path.name != BEST_NAME
+    step = read_metadata(path).get("step") if of_last_step else None
+    newest = newest_step(path.parent / "checkpoints", _PREFIX) if step is not None else None
     if newest is None or newest[1] == int(step):
         return ""
     return (
@@ -104,28 +127,34 @@ def measure_latents(
     tokenizer.latent_std.copy_((variance if per_channel else variance.mean()).sqrt())
 
 
-def store_statistics(tokenizer: Tokenizer, prefix: str, trainer: Trainer) -> None:
-    """Write the statistics into the checkpoints of the last step, which were saved before they were measured.
+def store_statistics(tokenizer: Tokenizer, checkpoints: list[Path]) -> None:
+    """Write the statistics into checkpoints of these weights, which were saved before they were measured.
 
-    The checkpoint and the exported file then are the same tokenizer, with the same fingerprint.
-
-    Args:
-        tokenizer: Holds the statistics.
-        prefix: Of its names in the checkpoint.
-        trainer: Knows the checkpoints.
+    Checkpoint and exported file then are the same tokenizer, with the same fingerprint.
     """
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    saved = [path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path]
-    saved.append(checkpoint_folder(trainer) / INTERRUPTED)
-    for path in filter(Path.is_file, {Path(path).resolve() for path in saved}):
+    for path in checkpoints:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["global_step"] != trainer.global_step:
-            continue
         for state in ("state_dict", "current_model_state"):  # the second is where weight averaging keeps the weights
             for name in STATISTICS:
                 if state in checkpoint:
-                    checkpoint[state][prefix + name] = getattr(tokenizer, name).cpu()
+                    checkpoint[state][_PREFIX + name] = getattr(tokenizer, name).cpu()
         AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+
+def _of_last_step(trainer: Trainer) -> list[Path]:
+    """Checkpoints of the weights that training ended with."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    saved = [path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path]
+    saved.append(checkpoint_folder(trainer) / INTERRUPTED)
+    files = filter(Path.is_file, {Path(path).resolve() for path in saved})
+    return [path for path in files if metadata(path).get("global_step") == trainer.global_step]
+
+
+def _best(trainer: Trainer) -> Path | None:
+    """`best.ckpt`, if this run keeps one and it is a file."""
+    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
+    paths = [Path(keeper.best_model_path).resolve() for keeper in keepers]
+    return next(filter(Path.is_file, paths), None)
 
 
 def _plain_training_batches(trainer: Trainer) -> Iterable[Batch]:

@@ -22,7 +22,6 @@ from scalear.models.flow_head import FlowHead
 from scalear.pyramid import LatentPyramid
 from scalear.training.checkpoints import check_checkpoint
 from scalear.training.ema import EMA
-from scalear.training.generator import sample_grid
 from scalear.training.generator.module import GeneratorModule
 from scalear.training.generator.sample_grid import SampleGrid
 from scalear.training.generator.samples import SampleRequest
@@ -342,12 +341,12 @@ def test_ema_decay_must_be_below_one(decay):
 def test_grids_show_the_average_and_leave_the_weights_alone(dataset, tmp_path, monkeypatch):
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    def draw(module: GeneratorModule, label_B: torch.Tensor) -> torch.Tensor:
+    def draw(module: GeneratorModule, label_B: torch.Tensor, streams: list[tuple[int, ...]]) -> torch.Tensor:
         seen.append(state(module))
         return torch.zeros(len(label_B), 1, 4, 4)
 
     seen, watch, logger = [], Watch(), TensorBoardLogger(tmp_path, name="", version="")
-    monkeypatch.setattr(sample_grid, "sampled_images", draw)
+    monkeypatch.setattr(GeneratorModule, "generate_images", draw)
     fit(dataset, tmp_path, 3, callbacks=[EMA(DECAY), watch, SampleGrid(3, num_per_class=1)], logger=logger)
     checkpoint = load(tmp_path / "end.ckpt")
     assert_equal_states(seen[0], checkpoint["state_dict"])

@@ -1,0 +1,78 @@
+"""The best checkpoint of a run stays the best, whatever it is resumed from."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from data_fixtures import write_images
+from lightning.pytorch.callbacks import Callback
+from test_generator_module import DECAY, assert_equal_states, fit, load
+
+from scalear.training.checkpoints import BestCheckpoint
+from scalear.training.ema import EMA
+
+
+class Say(Callback):
+    """Makes these the scores of validations, by step."""
+
+    def __init__(self, scores: dict[int, float]) -> None:
+        self.scores = scores
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        pl_module.log("val/score", self.scores[trainer.global_step])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("images")
+    write_images(directory)
+    return directory
+
+
+def run(dataset: Path, folder: Path, steps: int, scores: dict[int, float], ckpt: Path | None = None) -> None:
+    keeper = BestCheckpoint("val/score")
+    keeper.dirpath = str(folder)
+    fit(dataset, folder, steps, ckpt, callbacks=[EMA(DECAY), Say(scores), keeper], val_check_interval=2)
+
+
+def test_nothing_worse_replaces_the_best(dataset, tmp_path):
+    folder, best = tmp_path / "run", tmp_path / "run" / "best.ckpt"
+    run(dataset, folder, 3, {2: 3.0})
+    early = shutil.copy(folder / "end.ckpt", tmp_path / "early.ckpt")
+    run(dataset, folder, 7, {4: 1.0, 6: 2.0}, early)
+    assert load(best)["global_step"] == 4
+
+    # What is resumed is older than the best, and knows a worse one alone; the run may also have been moved.
+    before = best.read_bytes()
+    run(dataset, folder, 5, {4: 2.0}, early)
+    shutil.move(folder, tmp_path / "moved")
+    folder, best = tmp_path / "moved", tmp_path / "moved" / "best.ckpt"
+    run(dataset, folder, 5, {4: 2.0}, early)
+    assert best.read_bytes() == before
+    run(dataset, folder, 5, {4: 0.5}, early)
+    assert best.read_bytes() != before
+
+    best.unlink()
+    run(dataset, folder, 5, {4: 2.0}, early)
+    assert load(best)["global_step"] == 4
+    run(dataset, folder, 3, {2: 9.0})  # another run in its place
+    assert load(best)["global_step"] == 2
+
+
+def test_a_run_goes_on_from_it_as_if_it_had_not_been_stopped(dataset, tmp_path):
+    scores = {2: 2.0, 4: 1.0, 6: 3.0}
+    run(dataset, tmp_path / "straight", 7, scores)
+    run(dataset, tmp_path / "resumed", 7, scores, tmp_path / "straight" / "best.ckpt")
+    straight, resumed = (load(tmp_path / name / "end.ckpt") for name in ("straight", "resumed"))
+    for part in ("state_dict", "current_model_state"):
+        assert_equal_states(resumed[part], straight[part])
+
+
+def test_what_is_not_measured_is_told_and_training_goes_on(dataset, tmp_path, caplog):
+    keeper = BestCheckpoint("val/rfid")
+    keeper.dirpath = str(tmp_path / "kept")
+    fit(dataset, tmp_path, 1, callbacks=[keeper], num_sanity_val_steps=1)
+    assert (
+        "no best.ckpt is kept: there is no val/rfid, only val/loss, val/loss_scale_1, val/loss_scale_2" in caplog.text
+    )
+    assert not (tmp_path / "kept").exists()
