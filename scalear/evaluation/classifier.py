@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from scalear.data.index import INDEX_NAME
 from scalear.tensor_files import write_tensors
+
+CLASSIFIER_NAME = "classifier.safetensors"
+"""Of the classifier that measures images of a dataset, in the dataset's folder."""
 
 
 class ImageClassifier(nn.Module):
@@ -71,6 +75,13 @@ def save_classifier(path: str | Path, classifier: ImageClassifier, record: dict[
     write_tensors(path, classifier.state_dict(), metadata)
 
 
+def no_classifier(path: str | Path) -> str:
+    """That there is no classifier at a path, and the command that makes one."""
+    dataset = Path(path).parent
+    data = f" --data.data_dir {dataset}" if (dataset / INDEX_NAME).is_file() else ""
+    return f"no classifier at {path}; train one with `scalear fit -c configs/fashion/classifier.yaml{data}`"
+
+
 def load_classifier(path: str | Path) -> ImageClassifier:
     """The classifier that `save_classifier` wrote, in eval mode.
 
@@ -78,7 +89,7 @@ def load_classifier(path: str | Path) -> ImageClassifier:
         ValueError: The file is missing, damaged, or not a classifier's.
     """
     if not Path(path).is_file():
-        raise ValueError(f"no classifier at {path}; train one with `scalear fit -c configs/fashion/classifier.yaml`")
+        raise ValueError(no_classifier(path))
     try:
         with safe_open(path, framework="pt") as file:
             architecture = json.loads((file.metadata() or {})["architecture"])

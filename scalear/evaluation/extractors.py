@@ -36,7 +36,7 @@ class ClassifierFeatures(FeatureExtractor):
     kind = "ImageClassifier"
     knows_labels = True
 
-    def __init__(self, weights: str = FASHION_WEIGHTS, num_features: int = 192) -> None:
+    def __init__(self, weights: str, num_features: int = 192) -> None:
         super().__init__(weights, num_features)
 
     @property

@@ -37,7 +37,7 @@ def check_data(
     """
     index = data.index
     if index.kind != "images":
-        raise ValueError(f"a tokenizer needs images, but {data.data_dir} holds {index.kind}: set data.data_dir")
+        raise ValueError(f"a tokenizer needs images, but {data.folder} holds {index.kind}: set data.data_dir")
     if index.image_channels != tokenizer.image_channels:
         raise ValueError(
             f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
