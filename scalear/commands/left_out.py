@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.index import DatasetIndex
-from scalear.evaluation.classifier import CLASSIFIER_NAME, ImageClassifier, no_classifier
+from scalear.evaluation.classifier import CLASSIFIER_NAME, ImageClassifier, check_beside, no_classifier
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.hardware.precision import AUTO
 from scalear.models.positions import GridPositions
@@ -71,8 +71,24 @@ class Known:
 
     @property
     def classifier(self) -> str:
-        """Where the network lies that measures images of this dataset."""
+        """Where the network lies that measures images of this dataset, or is to lie."""
         return str(Path(self.data_dir, CLASSIFIER_NAME))
+
+    @property
+    def extractor(self) -> str:
+        """The same, of a network to measure with now."""
+        check_beside(self.classifier, self.index)
+        return self.classifier
+
+    @property
+    def num_classes_to_learn(self) -> int:
+        """Classes that a classifier can learn to tell apart: none where there is but one."""
+        return self.index.num_classes if self.index.num_classes > 1 else 0
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the model sees."""
+        return self._data.get("random_crop") or self.index.image_size
 
     @property
     def latent_side(self) -> int:
@@ -81,8 +97,7 @@ class Known:
         if shape is None:
             kind = self._model.tokenizer.class_path.rpartition(".")[2]
             raise ValueError(f"the scales of a {kind} cannot be left out, for its stride is not in the config")
-        size = self._data.get("random_crop") or self.index.image_size
-        return max(1, size // ConvShape(**shape).stride)
+        return max(1, self.image_size // ConvShape(**shape).stride)
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -109,9 +124,10 @@ KNOWN: dict[tuple[type, str], Callable[[Known], Any]] = {
     (PaperSchedules, "side"): lambda known: known.side,
     (PaperSchedules, "max_between"): lambda known: max(0, known.schedule.num_scales - 2),
     (SampleReport, "data_dir"): lambda known: known.data_dir,
-    (ClassifierFeatures, "weights"): lambda known: known.classifier,
+    (ClassifierFeatures, "weights"): lambda known: known.extractor,
     (ImageClassifier, "image_channels"): lambda known: known.index.image_channels,
-    (ImageClassifier, "num_classes"): lambda known: known.index.num_classes,
+    (ImageClassifier, "num_classes"): lambda known: known.num_classes_to_learn,
+    (ImageClassifier, "image_size"): lambda known: known.image_size,
     (ClassifierModule, "export_path"): lambda known: known.classifier,
 }
 """Settings that may be left out, by the class that takes them, and what they are then."""

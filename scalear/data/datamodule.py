@@ -1,6 +1,5 @@
 """Tar shards as Lightning's data: an exactly resumable training stream, complete evaluation."""
 
-import hashlib
 import warnings
 from functools import cached_property
 from itertools import pairwise
@@ -249,8 +248,8 @@ class ShardDataModule(LightningDataModule):
             ours, theirs = getattr(images, name), getattr(index, name)
             if ours != theirs:
                 raise ValueError(
-                    f"{self.latents_dir} holds latents of other images than {self.data_dir}: {name} is {theirs!r} there "
-                    f"and {ours!r} here. Set data.latents_dir to latents of these, which `scalear predict` with a "
+                    f"{self.latents_dir} holds latents of other images than {self.data_dir}: {name} is {theirs!r} "
+                    f"there and {ours!r} here. Set data.latents_dir to latents of these, which `scalear predict` with a "
                     "tokenizer makes, or to null to encode the images in every step"
                 )
 
@@ -305,10 +304,9 @@ class ShardDataModule(LightningDataModule):
 
     def _stream(self) -> dict[str, int | str]:
         """All that decides which sample has which position."""
-        checksums = "".join(shard.sha256 for shard in self.index.shards(self.train_split))
         return {
             "num_samples": self.num_train_samples,
-            "checksum": hashlib.sha256(checksums.encode()).hexdigest(),
+            "checksum": self.index.checksum(self.train_split),
             "seed": self.seed,
             "shuffle_shards": self.shuffle_shards,
         }

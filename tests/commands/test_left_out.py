@@ -136,6 +136,12 @@ def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, m
     assert scalear("fit", "flowar", one) == 0
     resolved = (tmp_path / "runs/fashion/flowar/fit.yaml").read_text()
     assert "num_classes: 5\n" in resolved and "image_channels: 3\n" in resolved
+    assert scalear("test", "flowar", "--ckpt_path=last") == 2
+    assert f"no classifier at {coloured / 'classifier.safetensors'}; train one with" in capsys.readouterr().err
+    assert scalear("fit", "classifier", one, "--data.batch_size=16", "--trainer.val_check_interval=1") == 0
+    assert scalear("test", "flowar", "--ckpt_path=last", "--model.samples.num_per_class=2") == 0
+    metrics = json.loads((tmp_path / "runs/fashion/flowar/metrics.json").read_text())
+    assert "of labels right, trained on data, ref" in metrics["line"] and {"fid", "accuracy"} <= metrics.keys()
     # of a file that says all, without the data: nothing is left to be found
     again = ["fit", "-c", tmp_path / "runs/fashion/flowar/fit.yaml", "--data.latents_dir=null"]
     assert run(*again, "--data.data_dir=absent", one, "--trainer.default_root_dir=again") == 2
@@ -146,11 +152,9 @@ def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, m
     "config, typed, message",
     [
         ("kl", "model.tokenizer.image_channels=1", "holds images of 3 channel(s), the tokenizer is built for 1"),
-        ("flowar", "model.tokenizer.image_channels=1", "holds images of 3 channel(s), the tokenizer is built for 1"),
         ("flowar", "model.transformer.num_classes=10", "has 5 classes, the generator 10"),
         ("flowar", "model.transformer.scales=[1,2,8]", "scales 1,2,8 end at 8 tokens, but the latent has 4"),
         ("flexvar", "model.schedules.side=4", "(PaperSchedules) does not fit: scales 4 end at 4 tokens"),
-        ("rvq", "model.tokenizer.bottleneck.scales=[1,4]", "scales 1,4 end at 4 tokens, but the latent has 8"),
         ("vq", "model.scales=[1,16]", "the last size 16x16 of scales is larger than the latent, 8x8"),
     ],
 )

@@ -144,7 +144,7 @@ class TokenizerMetrics(nn.Module):
         numbers = [f"{title} {values[name]:.{digits[name]}f}" for name, title in titles.items() if name in values]
         data = trainer.datamodule
         how = [
-            *([self.rfid.extractor.name] if isinstance(self.rfid, FeatureFID) else []),
+            *([self.rfid.extractor.title] if isinstance(self.rfid, FeatureFID) else []),
             *([f"{count:,} images of {data.index.name} {data.val_split}"] if data is not None else []),
             f"{trainer.precision} on {describe_machine(trainer.strategy.root_device)}",
             f"scalear {version('scalear')}",
