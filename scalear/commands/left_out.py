@@ -37,16 +37,15 @@ def fill_in(config: Namespace) -> None:
         config: With `model` and `data`; changed in place.
 
     Raises:
-        ValueError: The dataset cannot be read, or its images do not fit the tokenizer.
+        ValueError: The dataset cannot be read, has changed since the network beside it was trained, or does not say
+            what is left out.
     """
-    model, data = (config.get(name) for name in ("model", "data"))
-    if not isinstance(model, Namespace) or not isinstance(data, Namespace):
-        return
-    if not (settings := data.get("init_args")) or not settings.get("data_dir"):
-        return  # of somebody's own datamodule
-    known = Known(model.init_args, settings)
-    _leave_rfid(model.init_args, known)
-    for kind, arguments in _parts(model):
+    model, data = (config.get(f"{name}.init_args") for name in ("model", "data"))
+    if model is None or data is None or data.get("data_dir") is None:
+        return  # not the config of a run, or with somebody's own datamodule
+    known = Known(model, data)
+    _leave_rfid(model, known)
+    for kind, arguments in _parts(config.model):
         for (base, name), find in KNOWN.items():
             if issubclass(kind, base) and _is_left_out(kind, name, arguments):
                 arguments[name] = find(known)
@@ -116,10 +115,10 @@ class Known:
 
 KNOWN: dict[tuple[type, str], Callable[[Known], Any]] = {
     (Tokenizer, "image_channels"): lambda known: known.index.image_channels,
-    (ResidualQuantizer, "scales"): lambda known: _sides(known.schedule),
-    (TokenizerModule, "scales"): lambda known: _sides(with_scales_between(known.schedule)),
+    (ResidualQuantizer, "scales"): lambda known: _as_written(known.schedule),
+    (TokenizerModule, "scales"): lambda known: _as_written(with_scales_between(known.schedule)),
     (ScaleTransformer, "num_classes"): lambda known: known.index.num_classes,
-    (ScaleTransformer, "scales"): lambda known: _sides(known.schedule),
+    (ScaleTransformer, "scales"): lambda known: _as_written(known.schedule),
     (GridPositions, "side"): lambda known: known.side,
     (PaperSchedules, "side"): lambda known: known.side,
     (PaperSchedules, "max_between"): lambda known: max(0, known.schedule.num_scales - 2),
@@ -163,5 +162,5 @@ def _leave_rfid(model: Namespace, known: Known) -> None:
                 model.rfid = None
 
 
-def _sides(schedule: ScaleSchedule) -> list[int]:
-    return [height for height, _ in schedule.sizes]
+def _as_written(schedule: ScaleSchedule) -> list[int | list[int]]:
+    return [height if height == width else [height, width] for height, width in schedule.sizes]

@@ -249,8 +249,8 @@ class ShardDataModule(LightningDataModule):
             if ours != theirs:
                 raise ValueError(
                     f"{self.latents_dir} holds latents of other images than {self.data_dir}: {name} is {theirs!r} "
-                    f"there and {ours!r} here. Set data.latents_dir to latents of these, which `scalear predict` with a "
-                    "tokenizer makes, or to null to encode the images in every step"
+                    f"there and {ours!r} here. Set data.latents_dir to latents of these, which `scalear predict` with "
+                    "a tokenizer makes, or to null to encode the images in every step"
                 )
 
     def _check_crop(self, index: DatasetIndex) -> None:
