@@ -30,7 +30,7 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
     if index.image_channels != tokenizer.image_channels:
         raise ValueError(
             f"{data.folder} holds images of {index.image_channels} channel(s), the tokenizer is built for "
-            f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}, and its weights"
+            f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}, or leave it out"
         )
     latent_size = tokenizer.latent_size((data.image_size, data.image_size))
     model.pyramid.check(model.schedule, latent_size)

@@ -41,7 +41,7 @@ def check_data(
     if index.image_channels != tokenizer.image_channels:
         raise ValueError(
             f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
-            f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
+            f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}, or leave it out"
         )
     size = data.image_size, data.image_size
     _check_scales(tokenizer, schedule, tokenizer.latent_size(size))
