@@ -90,7 +90,8 @@ fashion-classifier: $(READY) ## train the network that measures FID on Fashion-M
 	$(BIN)/scalear data pack --source FashionMNIST --source.num_train 45000 --source.num_val 1000 \
 		--source.skip 14000 --output_dir data/fashion-mnist-rest --image_size 32 --compress true
 	$(BIN)/scalear fit -c configs/fashion/classifier.yaml --ckpt_path last
-	$(BIN)/scalear test -c configs/fashion/classifier.yaml --data.data_dir data/fashion-mnist
+	$(BIN)/scalear test -c configs/fashion/classifier.yaml --data.data_dir data/fashion-mnist \
+		--model.export_path data/fashion-mnist-rest/classifier.safetensors
 
 # NAME is a file of configs/imagenet256 (flowar, tokenizer-kl16) or family and variant (flowar-l, flexvar-mamba-d16).
 family = $(firstword $(subst -, ,$*))

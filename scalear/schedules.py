@@ -6,6 +6,7 @@ The paper's own lists have names, such as 256px-10: see `scalear.scales.STEP_TAB
 import math
 import random
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 from scalear.draws import SCHEDULES, stream_seed
 from scalear.idle_settings import refuse_idle
@@ -39,6 +40,24 @@ def make_schedule(size: tuple[int, int], num_steps: int) -> ScaleSchedule:
     return ScaleSchedule(
         tuple(tuple(max(1, (2 * side * part + longest) // (2 * longest)) for part in size) for side in sides)
     )
+
+
+def doubling_schedule(side: int) -> ScaleSchedule:
+    """Square scales from 1 to `side`, each the half of the next, rounded up: 1,2,4,8 or 1,2,3,6,12.
+
+    The lists of FlowAR (paper, section 4.1), continued to any side.
+    """
+    sides = [side]
+    while sides[0] > 1:
+        sides.insert(0, (sides[0] + 1) // 2)
+    return ScaleSchedule.parse(sides)
+
+
+def with_scales_between(schedule: ScaleSchedule) -> ScaleSchedule:
+    """The same square scales and those halfway between, rounded down: 1,2,4,8 becomes 1,2,3,4,6,8."""
+    sides = [height for height, _ in schedule.sizes]
+    between = [(coarse + fine) // 2 for coarse, fine in pairwise(sides)]
+    return ScaleSchedule.parse(sorted({*sides, *between}))
 
 
 def continue_schedule(schedule: ScaleSchedule, size: tuple[int, int]) -> ScaleSchedule:
@@ -85,7 +104,7 @@ class PaperSchedules(ScheduleSampler):
 
     Args:
         side: n, tokens per side of the finest scale.
-        max_between: Most scales between the first and the last; the paper has 10 in all.
+        max_between: Most scales between the first and the last; the paper has 8, 10 in all.
         drop_prob: Probability that a scale between is dropped.
         max_drops: Most scales dropped from one list.
         token_budget: Most tokens of all scales together: from longer lists, random scales between are removed until
@@ -96,8 +115,8 @@ class PaperSchedules(ScheduleSampler):
 
     def __init__(
         self,
-        side: int = 16,
-        max_between: int = 8,
+        side: int,
+        max_between: int,
         drop_prob: float = 0.05,
         max_drops: int = 4,
         token_budget: int | None = None,

@@ -55,8 +55,9 @@ def train_var(folder: Path, images: Path) -> CodeRun:
 
 def flexvar_config(folder: Path, images: Path) -> dict:
     """What `scalear fit` takes; the tokenizer is in the same folder."""
-    parts = {"pyramid": "scalear.pyramid.CodePyramid", "positions": "scalear.models.positions.GridPositions"}
-    schedules = {"class_path": "scalear.schedules.PaperSchedules", "init_args": {"side": 8}}
+    positions = {"class_path": "scalear.models.positions.GridPositions", "init_args": {"side": 8}}
+    parts = {"pyramid": "scalear.pyramid.CodePyramid", "positions": positions}
+    schedules = {"class_path": "scalear.schedules.PaperSchedules", "init_args": {"side": 8, "max_between": 8}}
     return _generator_config(folder, images, parts, {"schedules": schedules}, _FLEXVAR)
 
 

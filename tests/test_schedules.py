@@ -78,7 +78,7 @@ def test_impossible_numbers_of_steps_are_refused(size, steps):
 
 
 def test_paper_statistics_at_side_16():
-    lists = draw(PaperSchedules(16))
+    lists = draw(PaperSchedules(16, 8))
     assert all(sides[0] == 1 and sides[-1] == 16 for sides in lists)
     lengths = shares(len(sides) for sides in lists)
     assert set(lengths) <= set(range(6, 11))
@@ -93,26 +93,26 @@ def test_paper_statistics_at_side_16():
 
 @pytest.mark.parametrize("side, longest, shortest", [(2, 2, 2), (3, 3, 2), (5, 5, 2), (8, 8, 4), (10, 10, 6)])
 def test_paper_lists_of_small_sides(side, longest, shortest):
-    lists = draw(PaperSchedules(side, drop_prob=0.5), 2000)
+    lists = draw(PaperSchedules(side, 8, drop_prob=0.5), 2000)
     assert all(sides[0] == 1 and sides[-1] == side for sides in lists)
     assert {len(sides) for sides in lists} == set(range(shortest, longest + 1))
-    kept = draw(PaperSchedules(side, drop_prob=0.0), 10)
+    kept = draw(PaperSchedules(side, 8, drop_prob=0.0), 10)
     assert {len(sides) for sides in kept} == {longest}
 
 
 def test_drops_beyond_the_most_hit_every_scale_alike():
-    between = shares(side for sides in draw(PaperSchedules(10, drop_prob=1.0)) for side in sides[1:-1])
+    between = shares(side for sides in draw(PaperSchedules(10, 8, drop_prob=1.0)) for side in sides[1:-1])
     assert all(between[side] == pytest.approx(1 / 8, abs=0.01) for side in range(2, 10))
 
 
 def test_a_token_budget_shortens_lists_but_keeps_the_ends():
-    free, bounded = draw(PaperSchedules(16), 1000), draw(PaperSchedules(16, token_budget=680), 1000)
+    free, bounded = draw(PaperSchedules(16, 8), 1000), draw(PaperSchedules(16, 8, token_budget=680), 1000)
     tokens = [sum(side * side for side in sides) for sides in bounded]
     assert max(tokens) <= 680 and all(sides[0] == 1 and sides[-1] == 16 for sides in bounded)
     for sides, shorter in zip(free, bounded, strict=True):
         fits = sum(side * side for side in sides) <= 680
         assert shorter == sides if fits else set(shorter) < set(sides)
-    assert set(draw(PaperSchedules(4, token_budget=17), 50)) == {(1, 4)}
+    assert set(draw(PaperSchedules(4, 8, token_budget=17), 50)) == {(1, 4)}
 
 
 def test_official_statistics_are_those_of_the_released_code():
@@ -130,7 +130,7 @@ def test_official_statistics_are_those_of_the_released_code():
     assert max(sum(side * side for side in sides) for sides in lists) == 680
 
 
-@pytest.mark.parametrize("sampler", [PaperSchedules(16), OfficialSchedules()])
+@pytest.mark.parametrize("sampler", [PaperSchedules(16, 8), OfficialSchedules()])
 def test_schedules_are_functions_of_seed_and_step(sampler):
     first = [sampler.draw(3, step) for step in range(50)]
     assert [sampler.draw(3, step) for step in reversed(range(50))] == first[::-1]
@@ -150,4 +150,4 @@ def test_schedules_are_functions_of_seed_and_step(sampler):
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        PaperSchedules(**settings)
+        PaperSchedules(**{"side": 16, "max_between": 8} | settings)

@@ -40,11 +40,11 @@ class ImageFiles:
 
     def __init__(self, data: ShardDataModule) -> None:
         if data.index.kind != "images":
-            raise ValueError(f"the plain loader reads image files, but {data.data_dir} holds {data.index.kind}")
+            raise ValueError(f"the plain loader reads image files, but {data.folder} holds {data.index.kind}")
         self._data = data
         self._folder = tempfile.TemporaryDirectory()
         index = data.index
-        shards = (open_shard(data.data_dir, index, shard) for shard in index.shards(data.train_split))
+        shards = (open_shard(data.folder, index, shard) for shard in index.shards(data.train_split))
         samples = ((shard, number) for shard in shards for number in range(len(shard)))
         for count, (shard, number) in enumerate(itertools.islice(samples, _MAX_FILES)):
             _, extension, content = shard.encoded(number)

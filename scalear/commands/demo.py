@@ -55,7 +55,7 @@ def demo(
     seeds = [f"--{name}={seed}" for name in ("seed_everything", "model.seed", "data.seed")]
     in_tokenizer = ["-c", tokenizer, f"--trainer.default_root_dir={tokenizer_dir}", *seeds]
     in_generator = [
-        *("-c", generator, f"--trainer.default_root_dir={generator_dir}", f"--data.data_dir={latents}"),
+        *("-c", generator, f"--trainer.default_root_dir={generator_dir}", f"--data.latents_dir={latents}"),
         *(f"--model.tokenizer.weights={weights}", *seeds, f"--model.samples.seed={seed}"),
     ]
     shorten = ["--trainer.max_steps=2"] if fast else []

@@ -39,10 +39,10 @@ def evaluate(
     Args:
         samples: What is measured.
         reference: Real images, or their statistics (`scalear stats`).
-        extractor: Network that looks at the images: inception, fashion (the classifier in data/fashion-mnist) or
-            timm:MODEL.
-        weights: Its file. Default: weights/pt_inception-2015-12-05-6726825d.pth, the classifier in
-            data/fashion-mnist, or weights/MODEL.safetensors. `random:SEED` takes random weights, to test the machinery.
+        extractor: Network that looks at the images: inception, data (the network beside the reference, which
+            configs/fashion/classifier.yaml trains), fashion (the one beside data/fashion-mnist) or timm:MODEL.
+        weights: Its file. Default: weights/pt_inception-2015-12-05-6726825d.pth, classifier.safetensors beside the
+            dataset, or weights/MODEL.safetensors. `random:SEED` takes random weights, to test the machinery.
         metrics: Some numbers only, such as `fid kid`. Default: all that these images can have.
         more_metrics: Metrics of your own, by class_path.
         reference_split: Of shards. Where another split has as many images as there are samples, these are measured
@@ -67,7 +67,7 @@ def evaluate(
     if not has_splits(reference):
         refuse_idle(evaluate, f"{reference} is no folder of shards", reference_split=reference_split)
     fake, real = Side.open(samples, samples_split), Side.open(reference, reference_split)
-    network = extractor_named(extractor, weights)
+    network = extractor_named(extractor, weights, reference)
     _ = network.network  # whose file may be missing
     asked = [name for part in metrics for name in part.split(",")] if metrics else None
     chosen = choose_metrics([*default_metrics(), *(more_metrics or [])], network, real, fake, asked)

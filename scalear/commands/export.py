@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scalear.commands.trained import Trained
+from scalear.data.index import DatasetIndex
 from scalear.interop.hub.export import ExportRequest, export_model
 
 
@@ -14,7 +15,7 @@ def run(args: list[str]) -> None:
     """
     trained = Trained(args[1:], "export", ExportRequest)
     module, data = trained.module, trained.config_init.data
-    class_names = data.index.class_names if Path(data.data_dir).is_dir() else None
+    class_names = DatasetIndex.load(data.data_dir).class_names if Path(data.data_dir).is_dir() else None
     if not class_names:
         print(f"No class names: {data.data_dir} has none, or is not here")
     trained._dump_config()

@@ -5,14 +5,17 @@ from argparse import SUPPRESS
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
+from scalear.commands.left_out import fill_in
 from scalear.commands.parser import AsTyped
 from scalear.commands.run_config import parse_run
 from scalear.commands.run_start import StartOfRun
@@ -45,6 +48,12 @@ for _expected in (
 
 class RunParser(AsTyped, LightningArgumentParser):
     """Options of `scalear {fit,validate,test,predict}`, and of commands that build the parts of a config."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:
+        """As typed; and what the config of a run leaves out, as its dataset has it."""
+        config = super().parse_args(*args, **kwargs)
+        fill_in(config)
+        return config
 
 
 class ScalearCLI(LightningCLI):

@@ -22,7 +22,12 @@ def parse_run(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
             one thing.
     """
     _refuse_overlays_alone(args)
-    config = parser.parse_args([*args, *_replaced(args)])
+    # What is left out is found before anything is missed.
+    config = parser.parse_args([*args, *_replaced(args)], _skip_validation=True)
+    try:
+        parser.validate(config)
+    except (TypeError, KeyError) as error:
+        parser.error(str(error), error)
     _refuse_nulls(config.get(str(config.get("subcommand")), config))
     return config
 

@@ -31,7 +31,8 @@ def stats(
         output: File to write, ending in .npz: `mu` and `sigma`, of spatial features `mu_s` and `sigma_s`, and of
             which images and by which network they are.
         split: Of shards.
-        extractor: Network that looks at the images: inception, fashion or timm:MODEL.
+        extractor: Network that looks at the images: inception, data (the one beside the dataset), fashion or
+            timm:MODEL.
         weights: Its file. Default: as `scalear evaluate` takes it.
         force: Replace the file that is there.
         batch_size: Images at a time; changes memory and speed only. Default: the extractor's.
@@ -45,7 +46,7 @@ def stats(
     check_new_file(output, force)
     if not has_splits(dataset):
         refuse_idle(stats, f"{dataset} is no folder of shards", split=split)
-    images, network = image_set(dataset, split), extractor_named(extractor, weights)
+    images, network = image_set(dataset, split), extractor_named(extractor, weights, dataset)
     needs = statistics_needs(network)
     if len(images) < needs.count:
         raise ValueError(f"statistics need {needs.count} images or more, {dataset} has {len(images)}")

@@ -1,6 +1,5 @@
 """Tar shards as Lightning's data: an exactly resumable training stream, complete evaluation."""
 
-import hashlib
 import warnings
 from functools import cached_property
 from itertools import pairwise
@@ -26,6 +25,8 @@ class ShardDataModule(LightningDataModule):
 
     Args:
         data_dir: Folder with `index.json`.
+        latents_dir: Cached latents of the images in `data_dir`, which are read instead of them. Default: `data_dir` is
+            read, be it images or latents.
         batch_size: Training samples per rank and step (before gradient accumulation).
         global_batch: Training samples of an optimizer step. Devices x nodes x `batch_size` x
             `trainer.accumulate_grad_batches` must give it, and `trainer.max_epochs` means as many optimizer steps as so
@@ -52,6 +53,7 @@ class ShardDataModule(LightningDataModule):
         self,
         data_dir: str,
         batch_size: int,
+        latents_dir: str | None = None,
         global_batch: int | None = None,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
@@ -85,6 +87,7 @@ class ShardDataModule(LightningDataModule):
                 f"{random_crop}; null crops at the packed size"
             )
         self.data_dir = data_dir
+        self.latents_dir = latents_dir
         self.batch_size = batch_size
         self.global_batch = global_batch
         self.eval_batch_size = eval_batch_size or batch_size
@@ -100,10 +103,16 @@ class ShardDataModule(LightningDataModule):
         self._train_loader: ShardLoader | None = None
         self._begin()
 
+    @property
+    def folder(self) -> str:
+        """What is read: the latents where there are any."""
+        return self.latents_dir or self.data_dir
+
     @cached_property
     def index(self) -> DatasetIndex:
-        """What the dataset holds. Read at first use, so that a config can be built where its data is not."""
-        index = DatasetIndex.load(self.data_dir)
+        """What `folder` holds. Read at first use, so that a config can be built where its data is not."""
+        index = DatasetIndex.load(self.folder)
+        self._check_latents(index)
         self._check_crop(index)
         return index
 
@@ -159,7 +168,7 @@ class ShardDataModule(LightningDataModule):
         latents = self.index.latents
         if latents is not None and latents.fingerprint != fingerprint:
             raise ValueError(
-                f"the latents in {self.data_dir} were made by {latents.tokenizer} with fingerprint "
+                f"the latents in {self.folder} were made by {latents.tokenizer} with fingerprint "
                 f"{latents.fingerprint}, the tokenizer of this run has {fingerprint}: load that tokenizer's weights, "
                 "or cache latents again with `scalear predict`"
             )
@@ -243,7 +252,7 @@ class ShardDataModule(LightningDataModule):
             if state_dict[name] != here:
                 raise ValueError(
                     f"the checkpoint was trained on data with {name} {state_dict[name]}, split {self.train_split!r} of "
-                    f"{self.data_dir} and this config give {here}: the order of samples cannot be continued. Restore "
+                    f"{self.folder} and this config give {here}: the order of samples cannot be continued. Restore "
                     "the data and the config, or start a new run from the weights"
                 )
         self.position = state_dict["position"]
@@ -251,20 +260,38 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is not None:  # an accumulation window begins here, also with batches of another size
             self.num_done -= self.num_done % (self.accumulated or 1)
 
+    def _check_latents(self, index: DatasetIndex) -> None:
+        """Compare `latents_dir` with the images that it is said to be of."""
+        if self.latents_dir is None:
+            return
+        images = DatasetIndex.load(self.data_dir)
+        for folder, kind, found in (("data_dir", "images", images), ("latents_dir", "latents", index)):
+            if found.kind != kind:
+                where = getattr(self, folder)
+                raise ValueError(f"data.{folder} must hold {kind}, but {where} holds {found.kind}: set data.{folder}")
+        for name in ("name", "image_size", "image_channels", "class_names"):
+            ours, theirs = getattr(images, name), getattr(index, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{self.latents_dir} holds latents of other images than {self.data_dir}: {name} is {theirs!r} "
+                    f"there and {ours!r} here. Set data.latents_dir to latents of these, which `scalear predict` with "
+                    "a tokenizer makes, or to null to encode the images in every step"
+                )
+
     def _check_crop(self, index: DatasetIndex) -> None:
         crop, fraction = self.augmentation.crop, self.augmentation.min_crop_fraction
         if crop is None:
             return
         if index.kind == "latents" or not 1 <= crop <= index.image_size:
             raise ValueError(
-                f"data.random_crop is {crop}, but {self.data_dir} holds {index.kind} of images of side "
+                f"data.random_crop is {crop}, but {self.folder} holds {index.kind} of images of side "
                 f"{index.image_size}: only images can be cropped, and not to more than their size"
                 + ("" if fraction is None else "; set data.min_crop_fraction to null, too")
             )
         if (side := self.augmentation.largest_side) > index.image_size:
             raise ValueError(
                 f"data.min_crop_fraction {fraction} of a crop of {crop} resizes images to a side of up to {side}, but "
-                f"{self.data_dir} holds images of side {index.image_size}, and enlarged ones are not sharp: pack (or "
+                f"{self.folder} holds images of side {index.image_size}, and enlarged ones are not sharp: pack (or "
                 f"index) them at --image_size {side} or more, or set data.min_crop_fraction to null"
             )
 
@@ -313,10 +340,9 @@ class ShardDataModule(LightningDataModule):
 
     def _stream(self) -> dict[str, int | str]:
         """All that decides which sample has which position."""
-        checksums = "".join(shard.sha256 for shard in self.index.shards(self.train_split))
         return {
             "num_samples": self.num_train_samples,
-            "checksum": hashlib.sha256(checksums.encode()).hexdigest(),
+            "checksum": self.index.checksum(self.train_split),
             "seed": self.seed,
             "shuffle_shards": self.shuffle_shards,
         }
@@ -340,6 +366,6 @@ class ShardDataModule(LightningDataModule):
         )
 
     def _build_loader(self, split: str, batches: TrainBatches | EvalBatches, plan: TrainPlan | None) -> ShardLoader:
-        reader = ShardReader(self.data_dir, self.index, split, self.shuffle_shards, self.cache_dir)
+        reader = ShardReader(self.folder, self.index, split, self.shuffle_shards, self.cache_dir)
         max_bad = int(self.max_bad_fraction * len(reader)) // self._world_size
         return ShardLoader.build(ShardDataset(reader, batches, self.augmentation, plan, max_bad), self.num_workers)

@@ -1,6 +1,7 @@
 """`index.json`: what a directory of shards holds. Written last, so a directory with an index is complete."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -95,6 +96,11 @@ class DatasetIndex:
     def num_samples(self, split: str) -> int:
         """Samples in all shards of `split`."""
         return sum(shard.num_samples for shard in self.shards(split))
+
+    def checksum(self, split: str) -> str:
+        """SHA-256 that tells the content of `split` from any other."""
+        checksums = "".join(shard.sha256 for shard in self.shards(split))
+        return hashlib.sha256(checksums.encode()).hexdigest()
 
     def shards(self, split: str) -> list[Shard]:
         """Shards of `split`, in order.

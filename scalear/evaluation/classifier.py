@@ -1,42 +1,50 @@
-"""A small convolutional classifier: the offline feature network of small data sets.
+"""A small convolutional network, trained on a data set itself, whose features measure its images offline.
 
 Shape suffixes: `B` batch, `C` channels, `H W` pixels, `F` features, `K` classes.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.tensor_files import write_tensors
+
+CLASSIFIER_NAME = "classifier.safetensors"
+"""Of the classifier that measures images of a dataset, in the dataset's folder."""
 
 
 class ImageClassifier(nn.Module):
     """Residual convolutions at falling resolution, then a global average and one linear layer.
 
-    About 25 million multiplications for a 32x32 image with the default widths.
+    About 25 million multiplications for an image of 32 px or more with the default widths.
 
     Args:
         image_channels: 1 (grey) or 3 (RGB).
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0 for features alone.
+        image_size: Side of the images in pixels. The first convolution makes about 32 of more than 32.
         widths: Channels of each stage; every stage after the first halves the resolution. The last is the number
             of features.
     """
 
     def __init__(
-        self, image_channels: int = 1, num_classes: int = 10, widths: tuple[int, ...] = (32, 48, 96, 192)
+        self, image_channels: int, num_classes: int, image_size: int, widths: tuple[int, ...] = (32, 48, 96, 192)
     ) -> None:
         super().__init__()
-        self.image_channels, self.num_classes, self.widths = image_channels, num_classes, tuple(widths)
+        self.image_channels, self.num_classes, self.image_size = image_channels, num_classes, image_size
+        self.widths = tuple(widths)
         self.num_features = self.widths[-1]
-        stages: list[nn.Module] = [_convolution(image_channels, self.widths[0])]
+        stride = max(1, image_size // 32)
+        stages: list[nn.Module] = [_convolution(image_channels, self.widths[0], stride, reach=stride)]
         for before, after in zip(self.widths, self.widths[1:], strict=False):
             stages += [_convolution(before, after, stride=2), _Residual(after)]
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(self.num_features, num_classes)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
         self.to(memory_format=torch.channels_last)  # the layout that CPUs and tensor cores convolve fastest
 
     def features(self, image_BCHW: Tensor) -> Tensor:
@@ -56,7 +64,7 @@ class ImageClassifier(nn.Module):
         return x_BCHW.mean(dim=(2, 3)), texture_BF
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Image in [-1, 1] -> logits_BK."""
+        """Image in [-1, 1] -> logits_BK. There must be classes."""
         return self.head(self.features(image_BCHW))
 
 
@@ -65,10 +73,16 @@ def save_classifier(path: str | Path, classifier: ImageClassifier, record: dict[
     architecture = {
         "image_channels": classifier.image_channels,
         "num_classes": classifier.num_classes,
+        "image_size": classifier.image_size,
         "widths": classifier.widths,
     }
     metadata = {"architecture": json.dumps(architecture), "record": json.dumps(record)}
     write_tensors(path, classifier.state_dict(), metadata)
+
+
+def no_classifier(path: str | Path) -> str:
+    """That there is no classifier at a path, and the command that makes one."""
+    return f"no classifier at {path}; train one with `{_command(path)}`"
 
 
 def load_classifier(path: str | Path) -> ImageClassifier:
@@ -78,15 +92,44 @@ def load_classifier(path: str | Path) -> ImageClassifier:
         ValueError: The file is missing, damaged, or not a classifier's.
     """
     if not Path(path).is_file():
-        raise ValueError(f"no classifier at {path}; train one with `scalear fit -c configs/fashion/classifier.yaml`")
+        raise ValueError(no_classifier(path))
     try:
         with safe_open(path, framework="pt") as file:
             architecture = json.loads((file.metadata() or {})["architecture"])
-            classifier = ImageClassifier(**architecture)
+            classifier = ImageClassifier(**{"image_size": 32} | architecture)  # older files have no size
             classifier.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged or holds no classifier of this package: {error}") from error
     return classifier.eval()
+
+
+def classifier_record(path: str | Path) -> dict[str, Any]:
+    """What a classifier's file says of its training; empty where there is no such file, or it says nothing."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["record"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return {}
+
+
+def check_beside(path: str | Path, index: DatasetIndex) -> None:
+    """Refuse a classifier beside a dataset that has changed since it was trained.
+
+    Args:
+        path: Of its file.
+        index: Of the dataset.
+
+    Raises:
+        ValueError: It was trained on other images, or for other classes.
+    """
+    record = classifier_record(path)
+    classes = record.get("class_names", index.class_names)
+    checksum = index.checksum(record["train_split"]) if "checksum" in record else None
+    if classes != index.class_names or checksum != record.get("checksum"):
+        raise ValueError(
+            f"{path} was trained on other images ({record.get('dataset')}) than lie beside it: remove it, and "
+            f"train one with `{_command(path)}`"
+        )
 
 
 class _Residual(nn.Module):
@@ -101,7 +144,16 @@ class _Residual(nn.Module):
         return F.relu(x + self.norm(self.convolution(x)))
 
 
-def _convolution(before: int, after: int, stride: int = 1) -> nn.Sequential:
+def _convolution(before: int, after: int, stride: int = 1, reach: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+        nn.Conv2d(before, after, 2 * reach + 1, stride, padding=reach, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
     )
+
+
+def _command(path: str | Path) -> str:
+    """What trains a classifier; where it is to lie beside a dataset, on that."""
+    dataset = Path(path).parent
+    data = f" --data.data_dir {dataset}" if (dataset / INDEX_NAME).is_file() else ""
+    return f"scalear fit -c configs/fashion/classifier.yaml{data}"

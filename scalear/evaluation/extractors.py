@@ -16,7 +16,8 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from scalear.evaluation.classifier import load_classifier
+from scalear.data.index import INDEX_NAME, DatasetIndex
+from scalear.evaluation.classifier import CLASSIFIER_NAME, check_beside, classifier_record, load_classifier
 from scalear.evaluation.features import FeatureExtractor
 
 INCEPTION_WEIGHTS = "weights/pt_inception-2015-12-05-6726825d.pth"
@@ -24,7 +25,7 @@ FASHION_WEIGHTS = "data/fashion-mnist/classifier.safetensors"
 
 
 class ClassifierFeatures(FeatureExtractor):
-    """Features of this repository's `ImageClassifier`: `pooled`, `logits` of its classes, and `texture`.
+    """Features of this repository's `ImageClassifier`: `pooled`, `logits` if it has classes, and `texture`.
 
     `texture` are averages over the image of its first layers: edges and weave, which its last layer forgets.
 
@@ -36,13 +37,25 @@ class ClassifierFeatures(FeatureExtractor):
     kind = "ImageClassifier"
     knows_labels = True
 
-    def __init__(self, weights: str = FASHION_WEIGHTS, num_features: int = 192) -> None:
+    def __init__(self, weights: str, num_features: int = 192) -> None:
         super().__init__(weights, num_features)
 
     @property
     def widths(self) -> dict[str, int]:
         network = self.network
-        return {"pooled": self.num_features, "logits": network.num_classes, "texture": sum(network.widths[:2])}
+        logits = {"logits": network.num_classes} if network.num_classes else {}
+        return {"pooled": self.num_features} | logits | {"texture": sum(network.widths[:2])}
+
+    @property
+    def title(self) -> str:
+        record = classifier_record(self.weights)
+        found = (("val_accuracy", "of labels right"), ("val_found_again", "of images found again, without labels"))
+        told = [f"{record[name]:.1%} {what}" for name, what in found if record.get(name) is not None]
+        return ", ".join([self.name, *told, *([f"trained on {record['dataset']}"] if "dataset" in record else [])])
+
+    @property
+    def caution(self) -> str:
+        return f"numbers by {self.name} compare with each other only, not with those of another network"
 
     def check_channels(self, channels: int) -> None:
         if channels != self.network.image_channels:
@@ -63,7 +76,8 @@ class ClassifierFeatures(FeatureExtractor):
 
     def _features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
         pooled_BF, texture_BF = self.network.features_and_texture(image_BCHW.float() / 127.5 - 1)
-        return {"pooled": pooled_BF, "logits": self.network.head(pooled_BF), "texture": texture_BF}
+        logits = {"logits": self.network.head(pooled_BF)} if self.network.num_classes else {}
+        return {"pooled": pooled_BF} | logits | {"texture": texture_BF}
 
 
 class InceptionFeatures(FeatureExtractor):
@@ -95,7 +109,7 @@ class InceptionFeatures(FeatureExtractor):
             raise ValueError(
                 f"no Inception weights at {self.weights}; get pt_inception-2015-12-05-6726825d.pth from the releases "
                 "of pytorch-fid (in those of torch-fidelity, the same file is called weights-inception-...) and put it "
-                "there, or set the extractor's `weights` to its path; other extractors are fashion and timm:MODEL"
+                "there, or set the extractor's `weights` to its path; other extractors are data and timm:MODEL"
             )
         try:
             return _Inception().filled(torch.load(self.weights, map_location="cpu", weights_only=True))
@@ -196,12 +210,13 @@ class TimmFeatures(FeatureExtractor):
         return {"pooled": pooled_BF} | ({"logits": network.get_classifier()(pooled_BF)} if network.num_classes else {})
 
 
-def extractor_named(name: str, weights: str | None = None) -> FeatureExtractor:
-    """The extractor that a command calls `inception`, `fashion`, `timm:MODEL` or `timm:MODEL@SIZE`.
+def extractor_named(name: str, weights: str | None = None, dataset: str | None = None) -> FeatureExtractor:
+    """The extractor that a command calls `inception`, `data`, `fashion`, `timm:MODEL` or `timm:MODEL@SIZE`.
 
     Args:
         name: Of the network.
         weights: Path of its file. Default: where docs/evaluation.md puts it.
+        dataset: Folder of the real images, beside which the network `data` lies.
 
     Raises:
         ValueError: There is none of this name.
@@ -214,7 +229,16 @@ def extractor_named(name: str, weights: str | None = None) -> FeatureExtractor:
         return TimmFeatures(model, weights or f"weights/{model}.safetensors", int(size) if size else None)
     if name == "inception":
         return InceptionFeatures(weights or INCEPTION_WEIGHTS)
-    if name == "fashion":
+    if name == "fashion" or (name == "data" and weights):
         weights = weights or FASHION_WEIGHTS
         return ClassifierFeatures(weights, load_classifier(weights).num_features)
-    raise ValueError(f"there is no extractor {name!r}: take inception, fashion or timm:MODEL")
+    if name == "data":
+        if not Path(dataset or "", INDEX_NAME).is_file():
+            raise ValueError(
+                f"the extractor data is the network beside a dataset, and {dataset} is none: name its file by --weights"
+            )
+        beside = Path(dataset, CLASSIFIER_NAME)
+        num_features = load_classifier(beside).num_features
+        check_beside(beside, DatasetIndex.load(dataset))
+        return ClassifierFeatures(str(beside), num_features)
+    raise ValueError(f"there is no extractor {name!r}: take inception, data, fashion or timm:MODEL")

@@ -58,6 +58,16 @@ class FeatureExtractor(ABC):
         return f"{self.kind} ({self.published.get(checksum, checksum)})"
 
     @property
+    def title(self) -> str:
+        """`name`, and how good the network is, where that is known; stands in the lines of numbers."""
+        return self.name
+
+    @property
+    def caution(self) -> str | None:
+        """What is to be known of all numbers by this network."""
+        return None
+
+    @property
     def seed(self) -> int | None:
         """Of random weights; None where they come from a file.
 

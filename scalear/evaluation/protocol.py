@@ -52,6 +52,8 @@ class Protocol:
         images = self.samples.images
         if images is not None and images.labelled and images.labels is not None:
             found += balance_cautions(images.labels)
+        if self.extractor.caution is not None:
+            found.append(self.extractor.caution)
         if self.floor is None:
             found.append("there is no floor: no other real images, as many as samples, were at hand")
         return found
@@ -108,7 +110,7 @@ class Protocol:
             if scores.keys() >= set(pair):
                 parts.append(f"{title} {scores[pair[0]]:.2f}/{scores[pair[1]]:.2f}")
         how = [
-            self.extractor.name,
+            self.extractor.title,
             f"ref {self.reference.name}",
             *(sampling_words(self.samples.images.origin) if self.samples.images else ()),
             f"measured in float32 on {describe_machine(torch.device(self.device))}",

@@ -106,7 +106,7 @@ class GridPositions(Positions):
     """
 
     def __init__(
-        self, dim: int, schedule: ScaleSchedule, side: int = 32, resize: Literal["area", "bilinear"] = "area"
+        self, dim: int, schedule: ScaleSchedule, side: int, resize: Literal["area", "bilinear"] = "area"
     ) -> None:
         super().__init__()
         self.resize = resize

@@ -31,7 +31,7 @@ class ConvTokenizer(TrainableTokenizer):
     weight_arguments = frozenset({"weights"})
 
     def __init__(
-        self, shape: ConvShape, bottleneck: Bottleneck, image_channels: int = 3, weights: str | None = None
+        self, shape: ConvShape, bottleneck: Bottleneck, image_channels: int, weights: str | None = None
     ) -> None:
         super().__init__(image_channels, bottleneck.latent_channels, shape.stride, bottleneck.moments_dtype)
         self.shape = shape

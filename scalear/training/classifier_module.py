@@ -1,55 +1,67 @@
-"""Trains the small classifier whose features measure FID offline."""
+"""Trains the small network whose features measure FID offline."""
 
 from dataclasses import asdict
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric
 
 import scalear
 from scalear.data.batch import Batch
+from scalear.draws import TRAINING, VALIDATION, SeededDraws
 from scalear.evaluation.classifier import ImageClassifier, load_classifier, save_classifier
+from scalear.training.classifier_targets import Labels, SameImage, Target
 from scalear.training.guarded_module import GuardedModule
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_length import run_length
 
 
 class ClassifierModule(GuardedModule):
-    """Cross-entropy training, accuracy in validation and test, and a safetensors file at the end of `fit`.
+    """Trains a classifier, says in validation and test how often it is right, and writes it when `fit` ends.
 
-    `test` measures that file unless it is given a checkpoint.
+    Where the classifier has classes it learns the labels, and elsewhere to find images again. `test` measures the
+    file unless it is given a checkpoint.
 
     Args:
         classifier: Network to train.
         optimizer: AdamW and its schedule.
         export_path: The file to write after training.
+        seed: Of the views of images, where there are no classes.
     """
 
-    def __init__(self, classifier: ImageClassifier, optimizer: OptimizerSettings, export_path: str) -> None:
+    def __init__(
+        self, classifier: ImageClassifier, optimizer: OptimizerSettings, export_path: str, seed: int = 0
+    ) -> None:
         super().__init__()
         self.classifier = classifier
+        self.target: Target = Labels() if classifier.num_classes else SameImage(classifier.num_features)
         self.optimizer_settings = optimizer
         self.export_path = export_path
-        self.accuracy = MulticlassAccuracy(classifier.num_classes, average="micro")
+        self.seed = seed
+        self.share_right = MeanMetric()
 
     def setup(self, stage: str) -> None:
-        index = self.trainer.datamodule.index
-        wanted = (self.classifier.num_classes, self.classifier.image_channels)
-        if (index.num_classes, index.image_channels) != wanted:
+        data, network = self.trainer.datamodule, self.classifier
+        if data.index.kind != "images":
+            raise ValueError(f"a classifier needs images, but {data.folder} holds {data.index.kind}: set data.data_dir")
+        if network.image_channels != data.index.image_channels or network.num_classes not in (
+            0,
+            data.index.num_classes,
+        ):
             raise ValueError(
-                f"dataset {index.name!r} has {index.num_classes} classes and {index.image_channels} channel(s), the "
-                f"classifier is built for {wanted[0]} and {wanted[1]}: set model.init_args.classifier accordingly"
+                f"{data.folder} has {data.index.num_classes} classes and {data.index.image_channels} channel(s), the "
+                f"classifier is built for {network.num_classes} and {network.image_channels}: leave these out of "
+                "model.init_args.classifier"
             )
         if stage == "test" and self.trainer.ckpt_path is None:
             self.classifier.load_state_dict(load_classifier(self.export_path).state_dict())
 
     def configure_optimizers(self) -> dict:
-        return self.build_optimizer(self.optimizer_settings, self.classifier)
+        return self.build_optimizer(self.optimizer_settings, [self.classifier, self.target])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.classifier(batch.inputs).float(), batch.label)
+        loss = self.target.loss(self.classifier, batch, self._draws(batch, TRAINING))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -59,25 +71,20 @@ class ClassifierModule(GuardedModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
-        logits = self.classifier(batch.inputs).float()
-        self.accuracy(logits, batch.label)
-        options = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(batch)}
-        self.log(f"{stage}/accuracy", self.accuracy, **options)
-        self.log(f"{stage}/loss", F.cross_entropy(logits, batch.label), sync_dist=True, **options)
-
     def export(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        accuracy = self.trainer.callback_metrics.get("val/accuracy")
-        measured = None if accuracy is None else round(accuracy.item(), 4)
+        share = self.trainer.callback_metrics.get(f"val/{self.target.measure}")
+        measured = None if share is None else round(share.item(), 4)
         data = self.trainer.datamodule
         record = {
             "dataset": data.index.name,
             "class_names": data.index.class_names,
-            "train_images": data.index.num_samples("train"),
-            "val_accuracy": measured,
-            "val_images": data.index.num_samples("val"),
+            "train_split": data.train_split,
+            "checksum": data.index.checksum(data.train_split),
+            "train_images": data.index.num_samples(data.train_split),
+            f"val_{self.target.measure}": measured,
+            "val_images": data.index.num_samples(data.val_split),
             "batch_size": data.samples_per_step,
             "steps": self.trainer.global_step,
             "precision": self.trainer.precision,
@@ -86,4 +93,15 @@ class ClassifierModule(GuardedModule):
         }
         save_classifier(self.export_path, self.classifier, record)
         how_good = "unmeasured" if measured is None else f"{measured:.1%}"
-        rank_zero_info(f"classifier with {how_good} validation accuracy -> {self.export_path}")
+        rank_zero_info(f"classifier, {self.target.measure} in validation {how_good} -> {self.export_path}")
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        right_B = self.target.right(self.classifier, batch, self._draws(batch, VALIDATION))
+        self.share_right(right_B.float())
+        options = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(batch)}
+        self.log(f"{stage}/{self.target.measure}", self.share_right, **options)
+        loss = self.target.loss(self.classifier, batch, self._draws(batch, VALIDATION))
+        self.log(f"{stage}/loss", loss, sync_dist=True, **options)
+
+    def _draws(self, batch: Batch, stream: int) -> SeededDraws:
+        return SeededDraws([(self.seed, stream, position) for position in batch.position.tolist()], self.device)

@@ -183,7 +183,7 @@ def test_shards_of_a_killed_run_are_not_left_among_the_latents(experiment):
 def test_a_damaged_shard_is_named(experiment, capsys, tmp_path):
     shutil.copytree(experiment.latents, tmp_path / "latents")
     shard = truncated(next((tmp_path / "latents").glob("train-*.tar")))
-    assert run("fit", *experiment.generator("refused"), f"--data.data_dir={tmp_path / 'latents'}") == 2
+    assert run("fit", *experiment.generator("refused"), f"--data.latents_dir={tmp_path / 'latents'}") == 2
     _check_message(capsys, [shard.name])
 
 

@@ -19,13 +19,13 @@ def test_a_flat_folder_without_classes_trains_and_samples(experiment: Experiment
     assert run("data", "pack", *source, f"--output_dir={shards}", "--image_size=32", "--image_channels=1") == 0
     assert json.loads((shards / "index.json").read_text())["class_names"] == []
 
-    args = [*experiment.generator(folder), "--model.transformer.num_classes=0", f"--data.data_dir={shards}"]
+    args = [*experiment.generator(folder), f"--data.data_dir={shards}", "--data.latents_dir=null"]
     assert run("fit", *args, "--trainer.max_steps=2") == 0
     checkpoint = f"--ckpt_path={experiment.checkpoint(folder)}"
     assert run("predict", *args, checkpoint) == 0
     images, labels = load_samples(folder / "samples.npz")
     assert images.shape == (4, 32, 32, 1) and labels.tolist() == [0] * 4  # the null class, the only one
-    assert run("test", *args, checkpoint, f"--model.report.data_dir={shards}") == 0
+    assert run("test", *args, checkpoint) == 0
     metrics = json.loads((folder / "metrics.json").read_text())
     assert "fid" in metrics and not {"accuracy", "variety_min"} & metrics.keys()  # there is no class to compare
 

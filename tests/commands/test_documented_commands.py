@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import pytest
-from cli_fixtures import ROOT
+from cli_fixtures import ROOT, every_dataset_is_there
 from test_pages import PAGES
 
 from scalear.__main__ import _COMMANDS
@@ -86,7 +86,7 @@ def test_its_options_exist(line, monkeypatch):
     monkeypatch.setattr(PartsOnly, "instantiate_classes", stop)
     if name in ("data", "convert", "demo", "evaluate", "stats"):
         monkeypatch.setattr(AsTyped, "parse_args", parse_and_stop)
-    with pytest.raises(_ParsedError):
+    with pytest.raises(_ParsedError), every_dataset_is_there():
         if name == "benchmark" and line[1] != "solver":
             PartsOnly(parse_setting(line[1:]).config_args)
         else:

@@ -71,7 +71,8 @@ def test_the_record_is_whole(images, sides, tmp_path, capsys):
     printed = capsys.readouterr()
     assert {"fid", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage"} <= found.keys()
     assert found["fid_floor"] > 0 and found["fid"] == pytest.approx(0, abs=1e-6) and found["precision"] == 1
-    line = r"FID-12 0.00, IS [\d.]+, KID [\d.-]+, P/R 1.00/1.00, D/C [\d.]+/1.00 \(ImageClassifier \(\w{8}\), ref all "
+    line = r"FID-12 0.00, IS [\d.]+, KID [\d.-]+, P/R 1.00/1.00, D/C [\d.]+/1.00 \(ImageClassifier \(\w{8}\), 92.3% of "
+    line += r"labels right, trained on fashion-mnist-rest, ref all "
     assert re.fullmatch(line + r"of .* val, measured in float32 on .+, scalear \S+\)", found["line"])
     assert found["line"] in printed.out and "12 samples (labelled.npz) against 12 real images" in printed.out
     assert "real images: 12 others (first 12, class by class, of" in printed.out
@@ -142,7 +143,7 @@ def bad_sides(root: Path, images: Path, val: ArraySet) -> dict[str, tuple[list, 
 
     (folder("broken", [32, 32]) / "1.png").write_bytes(b"no picture")
     (root / "damaged.npz").write_bytes(file("whole.npz", arr_0=good).read_bytes()[:-200])
-    save_classifier(root / "other.safetensors", ImageClassifier(), {})
+    save_classifier(root / "other.safetensors", ImageClassifier(1, 10, 32), {})
     assert run("stats", images, root / "others.npz", "--split=val", "--extractor=fashion",
                f"--weights={root / 'other.safetensors'}") == 0  # fmt: skip
     against = [f"--reference={images}"]
@@ -211,7 +212,7 @@ def test_bad_sides_are_named_before_any_image_is_looked_at(images, val, tmp_path
 
 def test_features_that_say_nothing_are_refused(images, tmp_path, capsys):
     for value, message in ((torch.nan, "are not finite: its weights are damaged"), (0.0, "gives the same features")):
-        damaged = ImageClassifier()
+        damaged = ImageClassifier(1, 10, 32)
         for parameter in damaged.parameters():
             parameter.data.fill_(value)
         save_classifier(tmp_path / "damaged.safetensors", damaged, {})

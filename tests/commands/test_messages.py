@@ -77,7 +77,7 @@ def test_settings_of_the_trainer_that_may_be_of_several_kinds(monkeypatch, capsy
         ("TokenHead", "scalear.models.token_head.Hed", "no class scalear.models.token_head.Hed: did you mean Head?"),
         ("TokenHead", "nosuch.Head", "model.head: there is no class nosuch.Head: is its module where Python looks"),
         ("TokenHead", "CodePyramid", "model.head cannot be a CodePyramid: name a class of the kind that belongs there"),
-        ("positions: {", "positions: null  # {", "these arguments are missing: model.transformer.positions"),
+        ("positions: GridPositions", "positions: null", "these arguments are missing: model.transformer.positions"),
         ("guidance: {", "guidance: null  # {", "model.guidance cannot be null: write {} for its defaults"),
         ("label_drop_prob: 0.1", "label_drop_prob: null", "model.label_drop_prob cannot be null: leave it out"),
     ],

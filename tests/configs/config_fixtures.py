@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from cli_fixtures import every_dataset_is_there
 
 from scalear.commands.run import ScalearCLI
 
@@ -30,6 +31,10 @@ EXPERIMENTS = {name_of(path): files_of(path) for path in [*FAMILIES, *VARIANTS]}
 
 class Parsed(ScalearCLI):
     """The command line, read and checked but not carried out."""
+
+    def parse_arguments(self, parser, args: list[str]) -> None:
+        with every_dataset_is_there():
+            super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None: ...
 

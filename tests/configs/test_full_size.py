@@ -30,5 +30,5 @@ def test_runs(name):
 
 def test_llamagens_own_release_has_as_many_parameters_as_ours():
     with torch.device("meta"):
-        tokenizer = ConvTokenizer(VQ16, VectorQuantizer(8, 16_384))
+        tokenizer = ConvTokenizer(VQ16, VectorQuantizer(8, 16_384), 3)
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 71_883_403

@@ -46,7 +46,7 @@ def test_real_images_are_near_and_damaged_ones_far(extractor):
 
 
 def test_weights_and_architecture_survive_the_file(tmp_path):
-    classifier = ImageClassifier(image_channels=3, num_classes=4, widths=(4, 6)).eval()
+    classifier = ImageClassifier(image_channels=3, num_classes=4, image_size=8, widths=(4, 6)).eval()
     save_classifier(tmp_path / "deep" / "classifier.safetensors", classifier, {"steps": 3})
     loaded = load_classifier(tmp_path / "deep" / "classifier.safetensors")
     image = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -59,7 +59,7 @@ def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "classifier.safetensors"
     with pytest.raises(ValueError, match="no classifier at .*train one"):
         load_classifier(path)
-    save_classifier(path, ImageClassifier(widths=(4, 6)), {})
+    save_classifier(path, ImageClassifier(1, 10, 32, widths=(4, 6)), {})
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="damaged"):
         load_classifier(path)

@@ -31,7 +31,7 @@ def image_set(count, seed, name, labelled=True):
 def extractor(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "classifier.safetensors"
-    save_classifier(path, ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
+    save_classifier(path, ImageClassifier(1, 3, 32, widths=(4, 6, 8)), {})
     return ClassifierFeatures(str(path), num_features=8)
 
 

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from scalear.data.index import DatasetIndex, Shard
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
 from scalear.evaluation.extractors import ClassifierFeatures, InceptionFeatures, TimmFeatures, extractor_named
 
@@ -26,7 +28,7 @@ def inception():
 @pytest.fixture
 def classifier(tmp_path):
     torch.manual_seed(0)
-    save_classifier(tmp_path / "classifier.safetensors", ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
+    save_classifier(tmp_path / "classifier.safetensors", ImageClassifier(1, 3, 32, widths=(4, 6, 8)), {})
     return ClassifierFeatures(str(tmp_path / "classifier.safetensors"), num_features=8)
 
 
@@ -41,6 +43,27 @@ def seen_by_inception(extractor, image):
     with extractor.network.Conv2d_1a_3x3.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         extractor(image)
     return seen[0][0, 0] * 128 + 128
+
+
+def test_the_network_beside_a_dataset_is_called_data(tmp_path):
+    index = DatasetIndex("tiny", "images", 8, 1, ["a", "b"], {"train": [Shard("train.tar", 9, "5a")]})
+    with pytest.raises(ValueError, match="the network beside a dataset, and .* is none"):
+        extractor_named("data", None, str(tmp_path))
+    index.save(tmp_path)
+    path = tmp_path / "classifier.safetensors"
+    with pytest.raises(ValueError, match=f"no classifier at {path}; .*classifier.yaml --data.data_dir {tmp_path}`"):
+        extractor_named("data", None, str(tmp_path))
+    record = {"class_names": ["a", "b"], "train_split": "train", "checksum": index.checksum("train"), "dataset": "tiny"}
+    save_classifier(path, ImageClassifier(1, 2, 8, widths=(4, 6)), record | {"val_accuracy": 0.815})
+    extractor = extractor_named("data", None, str(tmp_path))
+    assert extractor.widths == {"pooled": 6, "logits": 2, "texture": 10}
+    assert extractor.title == f"{extractor.name}, 81.5% of labels right, trained on tiny"
+    replace(index, splits={"train": [Shard("train.tar", 9, "5b")]}).save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"was trained on other images \(tiny\) than lie beside it: remove it, and train"
+    ):
+        extractor_named("data", None, str(tmp_path))
+    assert extractor_named("data", str(path)).name == extractor.name
 
 
 def test_inception_gives_what_torch_fidelity_gives(inception, tmp_path):
@@ -203,7 +226,7 @@ def test_extractors_refuse_what_they_cannot_measure(classifier):
 
 
 def test_names_tell_weights_apart_and_not_places(classifier, tmp_path):
-    save_classifier(tmp_path / "other.safetensors", ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
+    save_classifier(tmp_path / "other.safetensors", ImageClassifier(1, 3, 32, widths=(4, 6, 8)), {})
     shutil.copy(classifier.weights, tmp_path / "copy.safetensors")
     other, copy = (ClassifierFeatures(str(tmp_path / f"{name}.safetensors"), 8) for name in ("other", "copy"))
     assert classifier.name == copy.name != other.name

@@ -13,7 +13,7 @@ from scalear.evaluation.fid import FeatureFID
 def extractor(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "classifier.safetensors"
-    save_classifier(path, ImageClassifier(image_channels=1, num_classes=3, widths=(4, 6, 8)), {})
+    save_classifier(path, ImageClassifier(image_channels=1, num_classes=3, image_size=8, widths=(4, 6, 8)), {})
     return ClassifierFeatures(str(path), num_features=8)
 
 

@@ -24,7 +24,7 @@ def images(count, seed, size=16):
 def make_classifier(folder, seed):
     torch.manual_seed(seed)
     path = folder / f"classifier-{seed}.safetensors"
-    save_classifier(path, ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
+    save_classifier(path, ImageClassifier(1, 3, 32, widths=(4, 6, 8)), {})
     return ClassifierFeatures(str(path), num_features=8)
 
 

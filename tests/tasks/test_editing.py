@@ -30,7 +30,10 @@ def make_tokenizer(make=make_vq, **changes):
     return tokenizer
 
 
-def make_editor(pyramid=CodePyramid, positions=GridPositions, tokenizer=None, threshold=0.5, **changes) -> Editor:
+GRID = partial(GridPositions, side=8)
+
+
+def make_editor(pyramid=CodePyramid, positions=GRID, tokenizer=None, threshold=0.5, **changes) -> Editor:
     tokenizer = tokenizer or make_tokenizer()
     torch.manual_seed(0)
     transformer = var_transformer_class("1,2,4,8", positions=positions, **changes)

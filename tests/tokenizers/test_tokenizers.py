@@ -21,7 +21,7 @@ def tokenizer() -> ConvTokenizer:
 
 def test_kl16_has_the_official_parameters():
     with torch.device("meta"):
-        tokenizer = ConvTokenizer(KL16, Gaussian(16))
+        tokenizer = ConvTokenizer(KL16, Gaussian(16), 3)
     assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 66_456_019
     assert tokenizer.stride == 16
     encoder, decoder = tokenizer.encoder.state_dict(), tokenizer.decoder.state_dict()

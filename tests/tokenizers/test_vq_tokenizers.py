@@ -14,9 +14,9 @@ from scalear.tokenizers.weights import load_tokenizer, save_tokenizer
 @pytest.mark.parametrize(
     "build, parameters",
     [
-        (lambda: ConvTokenizer(VQ16, VectorQuantizer(32, 8912)), 72_049_827),  # FlexVAR
-        (lambda: ConvTokenizer(VQ16, VectorQuantizer(8, 16384)), 71_883_403),  # LlamaGen
-        (lambda: ConvTokenizer(VAR_VQVAE, ResidualQuantizer(32, 4096, VAR_SCALES)), 108_948_355),  # VAR
+        (lambda: ConvTokenizer(VQ16, VectorQuantizer(32, 8912), 3), 72_049_827),  # FlexVAR
+        (lambda: ConvTokenizer(VQ16, VectorQuantizer(8, 16384), 3), 71_883_403),  # LlamaGen
+        (lambda: ConvTokenizer(VAR_VQVAE, ResidualQuantizer(32, 4096, VAR_SCALES), 3), 108_948_355),  # VAR
     ],
 )
 def test_full_sizes_have_the_official_parameters(build, parameters: int):

@@ -4,14 +4,18 @@ import json
 import lightning
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.data.index import DatasetIndex
 from scalear.data.shards import ShardFile
-from scalear.evaluation.classifier import ImageClassifier
+from scalear.draws import SeededDraws
+from scalear.evaluation.classifier import ImageClassifier, classifier_record
+from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.tensor_files import read_tensors
 from scalear.training.classifier_module import ClassifierModule
+from scalear.training.classifier_targets import random_view
 from scalear.training.optim import OptimizerSettings
 
 
@@ -46,7 +50,7 @@ def trainer(directory):
 
 
 def module(directory, num_classes=2):
-    classifier = ImageClassifier(image_channels=1, num_classes=num_classes, widths=(4, 8))
+    classifier = ImageClassifier(image_channels=1, num_classes=num_classes, image_size=8, widths=(4, 8))
     return ClassifierModule(classifier, OptimizerSettings(lr=1e-2), str(directory / "classifier.safetensors"))
 
 
@@ -65,3 +69,31 @@ def test_fit_exports_what_test_measures(shades, tmp_path):
 def test_another_dataset_is_refused(shades, tmp_path):
     with pytest.raises(ValueError, match="2 classes .* built for 10"):
         trainer(tmp_path).fit(module(tmp_path, num_classes=10), datamodule=ShardDataModule(str(shades), batch_size=16))
+
+
+def test_without_classes_images_are_found_again(shades, tmp_path):
+    lightning.seed_everything(0)
+    data = ShardDataModule(str(shades), batch_size=16)
+    trainer(tmp_path).fit(module(tmp_path, num_classes=0), datamodule=data)
+    path = tmp_path / "classifier.safetensors"
+    record = classifier_record(path)
+    assert 0.1 < record["val_found_again"] <= 1 and "val_accuracy" not in record  # one in sixteen by chance
+    extractor = ClassifierFeatures(str(path), num_features=8)
+    assert set(extractor.widths) == {"pooled", "texture"}
+    seen = extractor(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert {name: x.shape[1] for name, x in seen.items()} == extractor.widths
+    assert "images found again, without labels, trained on shades" in extractor.title
+    (result,) = trainer(tmp_path).test(module(tmp_path, num_classes=0), datamodule=data)
+    assert result["test/found_again"] == pytest.approx(record["val_found_again"], abs=1e-4)
+
+
+def test_views_are_parts_of_their_image_and_depend_on_the_sample_alone():
+    image = torch.linspace(-1, 1, 16).expand(3, 2, 16, 16)
+    streams = [(0, 5), (0, 6), (0, 7)]
+    view = random_view(image, SeededDraws(streams), "first")
+    alone = random_view(image[1:2], SeededDraws(streams[1:2]), "first")
+    torch.testing.assert_close(view[1:2], alone)
+    slope = (view[..., -4] - view[..., 3]) / (image[..., -4] - image[..., 3])  # of a crop that is enlarged, and toned
+    assert view.shape == image.shape and 0.25 < slope.min() and slope.max() < 1.45
+    torch.testing.assert_close(view[:, :, 3], view[:, :, 12])  # rows were all alike
+    assert not torch.equal(view[0], view[1]) and not torch.equal(view[0, 0], view[0, 1])

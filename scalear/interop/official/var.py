@@ -58,7 +58,7 @@ class VARLike(Family):
             depths=[depth],
             num_classes=num_classes,
             scales=self.scales(state, arguments),
-            positions=node(self.positions),
+            positions=self.positions,
             block=block,
             norm=node(ModulatedNorm),
             var_init=True,
@@ -95,7 +95,7 @@ class VARLike(Family):
     def scales(self, state: State, arguments: Arguments) -> list[int]:
         """Sides of the scales."""
 
-    positions: type
+    positions: dict
 
 
 class VAR(VARLike):
@@ -111,7 +111,7 @@ class VAR(VARLike):
         2_353_893_904: "VAR-d36",  # at its 512 px
         2_350_299_664: "VAR-d36 at 256 px",
     }
-    positions = LevelPositions
+    positions = node(LevelPositions)
 
     def recognises(self, state: State) -> bool:
         return "word_embed.weight" in state and "lvl_embed.weight" in state
@@ -145,7 +145,7 @@ class FlexVAR(VARLike):
         1_041_314_576: "FlexVAR-d24",
         2_019_913_172: "FlexVAR-d30",
     }
-    positions = GridPositions
+    positions = node(GridPositions, side=32)
 
     def recognises(self, state: State) -> bool:
         return "word_embed.weight" in state and "pos_1LC" in state and "lvl_embed.weight" not in state

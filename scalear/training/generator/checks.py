@@ -30,13 +30,13 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
         )
     if index.num_classes != model.num_classes:
         raise ValueError(
-            f"{data.data_dir} has {index.num_classes} classes, the generator {model.num_classes}: "
+            f"{data.folder} has {index.num_classes} classes, the generator {model.num_classes}: "
             f"set transformer.num_classes to {index.num_classes}"
         )
     if index.image_channels != tokenizer.image_channels:
         raise ValueError(
-            f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
-            f"{tokenizer.image_channels}"
+            f"{data.folder} holds images of {index.image_channels} channel(s), the tokenizer is built for "
+            f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}, or leave it out"
         )
     latent_size = tokenizer.latent_size((data.image_size, data.image_size))
     model.pyramid.check(model.schedule, latent_size)

@@ -37,11 +37,11 @@ def check_data(
     """
     index = data.index
     if index.kind != "images":
-        raise ValueError(f"a tokenizer needs images, but {data.data_dir} holds {index.kind}: set data.data_dir")
+        raise ValueError(f"a tokenizer needs images, but {data.folder} holds {index.kind}: set data.data_dir")
     if index.image_channels != tokenizer.image_channels:
         raise ValueError(
             f"{data.data_dir} holds images of {index.image_channels} channel(s), the tokenizer is built for "
-            f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}"
+            f"{tokenizer.image_channels}: set tokenizer.image_channels to {index.image_channels}, or leave it out"
         )
     size = data.image_size, data.image_size
     _check_scales(tokenizer, schedule, tokenizer.latent_size(size))

@@ -121,8 +121,10 @@ class TokenizerMetrics(nn.Module):
         return self.whole["rfid"] if "rfid" in self.whole else None
 
     def table(self, values: dict[str, float]) -> str:
-        """Values by name for the console: those of the whole on one line, then a line for each scale."""
+        """Values by name for the console: the whole on one line, what is to be known of it, a line for each scale."""
         lines = ["  ".join(f"{name} {values[name]:.4f}" for name in self.whole if name in values)]
+        if isinstance(self.rfid, FeatureFID) and self.rfid.extractor.caution is not None:
+            lines.append(self.rfid.extractor.caution)
         if self.schedule:
             names = ("psnr", "ssim", "usage", "perplexity")
             lines.append("scale" + "".join(f"{name:>12}" for name in names))
@@ -144,7 +146,7 @@ class TokenizerMetrics(nn.Module):
         numbers = [f"{title} {values[name]:.{digits[name]}f}" for name, title in titles.items() if name in values]
         data = trainer.datamodule
         how = [
-            *([self.rfid.extractor.name] if isinstance(self.rfid, FeatureFID) else []),
+            *([self.rfid.extractor.title] if isinstance(self.rfid, FeatureFID) else []),
             *([f"{count:,} images of {data.index.name} {data.val_split}"] if data is not None else []),
             f"{trainer.precision} on {describe_machine(trainer.strategy.root_device)}",
             f"scalear {version('scalear')}",

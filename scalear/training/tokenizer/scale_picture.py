@@ -26,7 +26,7 @@ class ScalePicture(Callback):
     latent is averaged to the scale, every cell becomes its nearest code, and that is decoded.
 
     Args:
-        scales: Latent sizes, coarse to fine.
+        scales: Latent sizes, coarse to fine. Default: those that the tokenizer is measured at.
         others: Files of tokenizers to compare with, as training leaves them, by name.
         num_images: Validation images shown.
         enlarge: Whole number that every pixel of the picture is enlarged by.
@@ -34,12 +34,12 @@ class ScalePicture(Callback):
 
     def __init__(
         self,
-        scales: str | list[int | list[int]],
+        scales: str | list[int | list[int]] | None = None,
         others: dict[str, str] | None = None,
         num_images: int = 3,
         enlarge: int = 2,
     ) -> None:
-        self.schedule = ScaleSchedule.parse(scales)
+        self.schedule = None if scales is None else ScaleSchedule.parse(scales)
         self.others = others or {}
         self._tokenizers: list[Tokenizer] = []
         self.num_images = num_images
@@ -51,6 +51,9 @@ class ScalePicture(Callback):
         tested = tokenizer_of(pl_module, self)
         if tested.quantizer is None:
             raise ValueError(f"ScalePicture needs a tokenizer with a codebook, model.tokenizer is {tested.title}")
+        self.schedule = self.schedule or pl_module.metrics.schedule
+        if self.schedule is None:
+            raise ValueError("ScalePicture needs scales: set its own, or model.scales")
         self._tokenizers = [tested]
         for path in self.others.values():
             other = open_tokenizer(path)

@@ -100,11 +100,11 @@ def test_converted_tokenizers_are_weights(kl16, tmp_path, capsys):
     output = tmp_path / "tokenizer.safetensors"
     assert convert(capsys, saved({"model": kl16}, tmp_path / "kl16.ckpt"), output, "--family", "kl16")[0] == 0
     shape = ConvShape(32, (1, 2), num_res_blocks=1, decoder_attention=False)
-    tokenizer = ConvTokenizer(shape, Gaussian(16))
+    tokenizer = ConvTokenizer(shape, Gaussian(16), image_channels=3)
     load_tokenizer(tokenizer, output)
     torch.testing.assert_close(1 / tokenizer.latent_std, torch.full((16,), 0.2325))
     with pytest.raises(ValueError, match="num_res_blocks"):
-        load_tokenizer(ConvTokenizer(replace(shape, num_res_blocks=2), Gaussian(16)), output)
+        load_tokenizer(ConvTokenizer(replace(shape, num_res_blocks=2), Gaussian(16), image_channels=3), output)
 
 
 def test_statistics_that_cannot_be_derived_are_carried(tmp_path, capsys):

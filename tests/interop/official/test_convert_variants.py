@@ -40,7 +40,7 @@ def var(family: str, **block) -> dict:
         depths=[2],
         num_classes=5,
         scales=[1, 2, 3],
-        positions=node(LevelPositions if family == "var" else GridPositions),
+        positions=node(LevelPositions) if family == "var" else node(GridPositions, side=32),
         block=node(VARBlock, num_heads=2, **block),
         norm=node(ModulatedNorm),
         var_init=True,

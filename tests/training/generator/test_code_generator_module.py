@@ -132,11 +132,11 @@ def test_what_cannot_be_measured_is_not_sampled(dataset, tmp_path, weights, imag
 
 def test_a_model_with_one_list_refuses_random_ones(dataset, tmp_path):
     with pytest.raises(ValueError, match="learned positions for scales 1,2,4 and cannot do"):
-        fit(dataset, tmp_path, 4, module=make_module("var", PaperSchedules(side=4)))
+        fit(dataset, tmp_path, 4, module=make_module("var", PaperSchedules(4, max_between=8)))
     with pytest.raises(ValueError, match="scales 8 end at 8 tokens, but the latent has only 4x4"):
-        fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(side=8)))
+        fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(8, max_between=8)))
     with pytest.raises(ValueError, match=r"model.schedules \(PaperSchedules\) does not fit: scales 3 end at 3 tokens"):
-        fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(side=3)))
+        fit(dataset, tmp_path, 4, module=make_module("flexvar", PaperSchedules(3, max_between=8)))
 
 
 def test_scales_to_sample_are_checked_before_the_first_step(dataset, tmp_path):

@@ -41,10 +41,8 @@ def test_mambas_laptop_config_learns_and_samples(images, tmp_path):
     shrunk = {
         "transformer.dim": 32,
         "transformer.depths": "[2]",
-        "transformer.num_classes": NUM_CLASSES,
         "tokenizer.shape.channels": 32,
         "report.extractor.weights": CLASSIFIER,
-        "report.data_dir": images,
     }
     settings = [f"--model.{name}={value}" for name, value in shrunk.items()]
     settings += [f"--data.data_dir={images}", f"--trainer.default_root_dir={tmp_path}"]
