@@ -77,13 +77,13 @@ def tokenizer_config(folder: Path, images: Path) -> dict:
     return _config("scalear.training.tokenizer.module.TokenizerModule", model, folder, images, callbacks)
 
 
-def _generator_config(folder: Path, images: Path, parts: dict[str, str], settings: dict, tokenizer: Part) -> dict:
+def _generator_config(folder: Path, images: Path, parts: dict, settings: dict, tokenizer: Part) -> dict:
     transformer = {
         "dim": DIM,
         "depths": [2],
         "num_classes": NUM_CLASSES,
         "scales": [1, 2, 4, 8],
-        "positions": {"class_path": parts["positions"]},
+        "positions": parts["positions"],
         "block": {"class_path": "scalear.models.var_block.VARBlock", "init_args": {"num_heads": 2}},
         "norm": {"class_path": "scalear.models.norms.ModulatedNorm"},
     }

@@ -121,7 +121,7 @@ class TokenizerMetrics(nn.Module):
         return self.whole["rfid"] if "rfid" in self.whole else None
 
     def table(self, values: dict[str, float]) -> str:
-        """Values by name for the console: the whole on one line, what is to be known of it, a line for each scale."""
+        """Values by name for the console: those of the whole, what is to be known of them, a line for each scale."""
         lines = ["  ".join(f"{name} {values[name]:.4f}" for name in self.whole if name in values)]
         if isinstance(self.rfid, FeatureFID) and self.rfid.extractor.caution is not None:
             lines.append(self.rfid.extractor.caution)

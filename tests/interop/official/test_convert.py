@@ -137,7 +137,7 @@ def test_a_config_of_ours_says_what_the_file_must_fit(kl16, tmp_path, capsys):
     source, path = saved(kl16, tmp_path / "kl16.pth"), tmp_path / "config.yaml"
     for num_res_blocks, expected in ((1, 0), (2, 2)):
         parts = {"shape": shape | {"num_res_blocks": num_res_blocks}, "bottleneck": bottleneck}
-        tokenizer = node(ConvTokenizer, **parts, weights="x.safetensors")
+        tokenizer = node(ConvTokenizer, image_channels=3, **parts, weights="x.safetensors")
         content = yaml.safe_load(KL16_CONFIG.read_text())
         content["model"]["init_args"]["tokenizer"] = tokenizer
         path.write_text(yaml.safe_dump(content))

@@ -24,7 +24,7 @@ SHAPE = {"channels": 32, "channel_multipliers": [1, 2], "num_res_blocks": 1}
 
 def residual(conv_size: int = 3, **changes) -> dict:
     bottleneck = node(ResidualQuantizer, **{"latent_channels": 4, "num_codes": 8, "scales": "1,2,4"} | changes)
-    return node(ConvTokenizer, shape=SHAPE | {"conv_size": conv_size}, bottleneck=bottleneck)
+    return node(ConvTokenizer, image_channels=3, shape=SHAPE | {"conv_size": conv_size}, bottleneck=bottleneck)
 
 
 def official(family: str, config: dict) -> dict[str, torch.Tensor]:
@@ -122,7 +122,7 @@ def test_codes_searched_by_direction_are_used_as_they_are():
 )
 def test_three_levels_and_two_blocks(family, differing, bottleneck):
     shape = SHAPE | {"channel_multipliers": [1, 2, 2], "num_res_blocks": 2} | differing
-    state = official(family, node(ConvTokenizer, shape=shape, bottleneck=bottleneck))
+    state = official(family, node(ConvTokenizer, image_channels=3, shape=shape, bottleneck=bottleneck))
     conversion = convert_state(state)
     assert conversion.family == family
     assert_same(revert_state(conversion), state)
