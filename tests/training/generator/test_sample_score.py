@@ -73,6 +73,9 @@ def test_the_score_is_that_of_test_and_training_does_not_notice(dataset, report,
 
     best = load(tmp_path / "best.ckpt")
     assert best["global_step"] == min(scores, key=scores.get)
+    resumed = tmp_path / "resumed"
+    fit(dataset, resumed, 5, tmp_path / "best.ckpt", callbacks=[EMA(DECAY)], accumulate_grad_batches=2)
+    assert_equal_states(load(resumed / "end.ckpt")["current_model_state"], alone["current_model_state"])
     module = make_module(report=report, samples=SampleRequest(num_per_class=4))
     make_trainer(tmp_path, callbacks=[EMA(DECAY)]).test(module, ckpt_path=tmp_path / "best.ckpt", verbose=False)
     tested = json.loads((tmp_path / "metrics.json").read_text())
