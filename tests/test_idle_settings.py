@@ -27,7 +27,7 @@ from scalear.training.tokenizer.codebook import CodebookCare
         (TokenSampling, {"greedy": 4}, {"flexvar_side": 8}),
         (AdversarialLoss, {"adaptive": False}, {"max_ratio": 10.0}),
         (TokenizerLoss, {"perceptual": None}, {"perceptual_weight": 0.5}),
-        (PaperSchedules, {"drop_prob": 0.0}, {"max_drops": 2}),
+        (PaperSchedules, {"side": 8, "max_between": 2, "drop_prob": 0.0}, {"max_drops": 2}),
         (CodebookCare, {"min_usage": 0.0}, {"revive_every": 7}),
         (RefineRequest, {"image": "a.png", "label": 1, "out": "absent/b.png"}, {"threshold": 0.25}),
         (JobOptions, {"job": "train"}, {"decoder": "out"}),

@@ -48,5 +48,5 @@ def test_a_tokenizer_keeps_its_best_rfid_and_exports_it(experiment: Experiment, 
     assert not torch.equal(*(c["state_dict"]["tokenizer.latent_std"] for c in (best, last)))
     assert run("predict", *experiment.tokenizer(tmp_path), "--ckpt_path=best") == 0  # latents of the exported one
     weights = f"--model.tokenizer.weights={tmp_path / 'tokenizer-best.safetensors'}"
-    latents = f"--data.data_dir={tmp_path / 'latents'}"
+    latents = f"--data.latents_dir={tmp_path / 'latents'}"
     assert run("fit", *experiment.generator(tmp_path / "of-best"), weights, latents, "--trainer.max_steps=1") == 0

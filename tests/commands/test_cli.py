@@ -54,7 +54,8 @@ def test_test_measures_the_samples_that_predict_would_write(experiment):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {"fid", "precision", "recall", "accuracy", "cautions"} <= metrics.keys()
     assert metrics["protocol"]["samples"]["images"] == 12
-    assert re.match(r"FID-12 [\d.]+, IS .*\(ImageClassifier \(\w{8}\), ref all of .* val, cfg 4.5, ", metrics["line"])
+    line = r"FID-12 [\d.]+, IS .*\(ImageClassifier \(\w{8}\), 92.3% of .*, ref all of .* val, cfg 4.5, "
+    assert re.match(line, metrics["line"])
     assert "seed 0, sampled in 32-true, measured in float32 on " in metrics["line"] and "EMA" in metrics["line"]
     tested, predicted = load_samples(folder / "samples.npz"), predict(experiment, "predicted")
     assert all(np.array_equal(one, other) for one, other in zip(tested, predicted, strict=True))

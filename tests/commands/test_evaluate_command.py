@@ -185,7 +185,7 @@ def bad_sides(root: Path, images: Path, val: ArraySet) -> dict[str, tuple[list, 
         "no such number": ([images, *against, "--metrics", "fdi"], "there is no metric 'fdi'; there are fid, sfid"),
         "no spatial features": ([images, *against, "--metrics=sfid"], "gives no spatial features"),
         "no weights": ([images, *against, "--extractor=inception", "--weights=null"], "get pt_inception-2015-12-05"),
-        "no network": ([images, *against, "--extractor=clip"], "take inception, fashion or timm:MODEL"),
+        "no network": ([images, *against, "--extractor=clip"], "take inception, data, fashion or timm:MODEL"),
         "a file that is there": ([images, *against, f"--json={root / 'a.npz'}"], "is there already: choose another"),
         "intervals of statistics": (
             [statistics(root / "k.npz"), *against, "--bootstrap=5"],

@@ -24,7 +24,6 @@ def test_what_is_missing_is_named_as_it_is_typed(capsys):
         ("flexvar", "optimizer.schedule=abc", "model.optimizer.schedule must be constant or cosine or linear, got abc"),
         ("flexvar", "sampling.num_steps=4", "Option 'num_steps' is not accepted"),
         ("flexvar", "sampling=FlowSolver", "TokenHead cannot sample with FlowSolver"),
-        ("flowar", "sampling.num_steps=[2,4]", "num_steps has 2 entries for 3 scales: [2, 4]"),
         ("flexvar", "sampling.nosuch=4", "Option 'nosuch' is not accepted"),
         ("flexvar", "report=7", "error: model.report: there is no class 7: name one of scalear's, or another one with"),
         ("flexvar", "samples.scales=1,4,2", "scale 2 follows 4 in 1,4,2"),

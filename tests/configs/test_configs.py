@@ -145,7 +145,7 @@ def test_commands_in_comments_can_be_typed(path):
 @pytest.mark.parametrize("path", PAGES, ids=str)
 def test_commands_of_pages_can_be_typed(path):
     for args in commands(path):
-        args = ["last.ckpt" if arg == "last" else arg for arg in args]  # there is no run here to look in
+        args = ["last.ckpt" if arg in ("last", "best") else arg for arg in args]  # there is no run here to look in
         files = [Path(file) for flag, file in pairwise(args) if flag == "-c"]
         if args[0] != "data" and all(file.parts[0] == "configs" for file in files):  # else the page says what is in it
             parsed(*args)

@@ -177,7 +177,7 @@ def test_extractors_by_name(tmp_path):
     assert (dino.num_features, dino.kind) == (1024, "timm:vit_large_patch14_dinov2.lvd142m, 224 px")
     assert "518 px" in extractor_named("timm:vit_large_patch14_dinov2.lvd142m").kind
     for name, message in (
-        ("resnet", "take inception, fashion or timm:MODEL"),
+        ("resnet", "take inception, data, fashion or timm:MODEL"),
         ("timm:no_such_net", "timm has no model 'no_such_net'"),
         (f"timm:{TIMM}@big", "a number of pixels"),
     ):

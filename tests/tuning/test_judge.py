@@ -24,7 +24,7 @@ SETTINGS = Settings(Guidance(2.0), FlowSolver("euler", 2))
 def judge(tmp_path_factory) -> SettingsJudge:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "classifier.safetensors"
-    save_classifier(path, ImageClassifier(num_classes=NUM_CLASSES, widths=(4, 6, 8)), {})
+    save_classifier(path, ImageClassifier(1, NUM_CLASSES, 8, widths=(4, 6, 8)), {})
     model = randomise(make_model(scales="1,2,4,8", channels=1)).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
     real = ArraySet(pixels, np.arange(60) % NUM_CLASSES, "val")

@@ -33,7 +33,7 @@ def dataset(tmp_path_factory) -> Path:
 def report(dataset, tmp_path_factory) -> SampleReport:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "classifier.safetensors"
-    save_classifier(path, ImageClassifier(num_classes=3, widths=(4, 6, 8)), {})
+    save_classifier(path, ImageClassifier(1, 3, 8, widths=(4, 6, 8)), {})
     return SampleReport(ClassifierFeatures(str(path), num_features=8), str(dataset))
 
 
