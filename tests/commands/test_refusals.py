@@ -24,7 +24,11 @@ CSV = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger
 REFUSALS = {
     "weights of the tokenizer": ("fit", ["--model.tokenizer.weights=absent"], "no tokenizer weights at absent"),
     "scales": ("fit", ["--model.transformer.scales=[1,2]"], "1,2 end at 2 tokens"),
-    "classes": ("fit", ["--data.data_dir={unlabelled}", "--data.latents_dir=null"], "has no labels, and a generator of 3 classes"),
+    "classes": (
+        "fit",
+        ["--data.data_dir={unlabelled}", "--data.latents_dir=null", "--model.transformer.num_classes=3"],
+        "has no labels, and a generator of 3 classes",
+    ),
     "global batch": ("fit", ["--data.global_batch=7"], "data.global_batch is 7, but"),
     "a batch too large": ("fit", ["--data.batch_size=999"], "is larger than the 36 samples of split 'train'"),
     "a split": ("fit", ["--data.val_split=nosuch"], "has no split 'nosuch'"),

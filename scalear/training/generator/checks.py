@@ -24,8 +24,8 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
     index, tokenizer = data.index, model.tokenizer
     if not index.num_classes and model.num_classes:
         raise ValueError(
-            f"{data.data_dir} has no labels, and a generator of {model.num_classes} classes would learn none of them: "
-            "set transformer.num_classes to 0, or make a dataset with labels (data pack of a folder per class, data "
+            f"{data.folder} has no labels, and a generator of {model.num_classes} classes would learn none of them: "
+            "set transformer.num_classes to 0 or leave it out, or make a dataset with labels (data pack of a folder per class, data "
             "index --label)"
         )
     if index.num_classes != model.num_classes:
