@@ -25,8 +25,8 @@ def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, sched
     if not index.num_classes and model.num_classes:
         raise ValueError(
             f"{data.folder} has no labels, and a generator of {model.num_classes} classes would learn none of them: "
-            "set transformer.num_classes to 0 or leave it out, or make a dataset with labels (data pack of a folder per class, data "
-            "index --label)"
+            "set transformer.num_classes to 0 or leave it out, or make a dataset with labels (data pack of a folder "
+            "per class, data index --label)"
         )
     if index.num_classes != model.num_classes:
         raise ValueError(
