@@ -103,7 +103,8 @@ def run(args: list[str]) -> None:
             if number not in record.judged:
                 record.judged[number] = final(start.changed(record.trials[number].values))
                 record.write()
-        _report(record, goal, judge, final)
+        overlay = start.changed(record.trials[record.winner(goal)].values), trained.module.samples.scales
+        _report(record, goal, judge, final, overlay)
 
 
 def _judge(trained: Trained) -> SettingsJudge:
@@ -157,7 +158,13 @@ def _announce(judge: SettingsJudge, record: SearchRecord) -> None:
         print(f"{record.path} holds {len(record.trials)} trials already", file=sys.stderr)
 
 
-def _report(record: SearchRecord, goal: Goal, judge: SettingsJudge, final: SettingsJudge) -> None:
+def _report(
+    record: SearchRecord,
+    goal: Goal,
+    judge: SettingsJudge,
+    final: SettingsJudge,
+    overlay: tuple[Settings, str | None],
+) -> None:
     """Tables, picture and overlay, and what they are of."""
     folder, before, after = record.path.parent, record.judged[START], record.judged[record.winner(goal)]
     how = f"{judge.num_samples:,} samples in batches of {judge.batch_size}, {record.origin['precision']}"
@@ -169,5 +176,5 @@ def _report(record: SearchRecord, goal: Goal, judge: SettingsJudge, final: Setti
         print("Nothing better than the config was found.")
     draw_fronts(folder / "pareto.png", record, goal)
     numbers = f"{goal.number} {after[goal.number]:.4g}, of the config alone {before[goal.number]:.4g}"
-    write_overlay(folder / "winner.yaml", record, goal, f"Overlay, by `scalear tune`. {numbers}: {how}, {where[1]}")
+    write_overlay(folder / "winner.yaml", *overlay, f"Overlay, by `scalear tune`. {numbers}: {how}, {where[1]}")
     print(f"\nWrote {folder / 'winner.yaml'}, {folder / 'pareto.png'} and {record.path}")

@@ -6,6 +6,7 @@ import math
 import pytest
 from PIL import Image
 
+from scalear.class_paths import build_settings
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.scales import ScaleSchedule
@@ -132,10 +133,10 @@ def test_the_picture_and_the_overlay_are_written(record, tmp_path):
     draw_fronts(tmp_path / "pareto.png", record, FID)
     with Image.open(tmp_path / "pareto.png") as picture:
         assert picture.size == (1500, 675) and len(set(picture.convert("RGB").getdata())) > 100
-    write_overlay(tmp_path / "winner.yaml", record, FID, "said")
-    assert read_yaml(tmp_path / "winner.yaml") == {
-        "model": {"init_args": {"guidance": {"weight": 3.0}, "sampling": {"top_k": None}}}
-    }
+    write_overlay(tmp_path / "winner.yaml", START, "1,2", "said")
+    arguments = read_yaml(tmp_path / "winner.yaml")["model"]["init_args"]
+    assert Settings(Guidance(**arguments["guidance"]), build_settings(arguments["sampling"])) == START
+    assert arguments["samples"] == {"scales": "1,2"}
     assert (tmp_path / "winner.yaml").read_text().startswith("# said\n")
 
 
