@@ -12,12 +12,10 @@ from scalear.class_paths import settings_part
 from scalear.evaluation.compared import markdown, on_front
 from scalear.files import atomic_file, write_bytes
 from scalear.tuning.judge import SECONDS
-from scalear.tuning.search import Goal, SearchRecord
+from scalear.tuning.search import START, Goal, SearchRecord
 from scalear.tuning.space import Settings
 from scalear.yaml_files import to_yaml
 
-START = 0
-"""Number of the trial that has the settings of the config."""
 # What the number that a search is for is weighed against, and the sign that makes less of it better.
 _AGAINST = {SECONDS: 1, "recall": -1, "fid": 1}
 _TITLES = {SECONDS: "s/image"}
@@ -46,7 +44,8 @@ def front_table(record: SearchRecord, goal: Goal) -> str:
     rows = [["trial", *(name.rpartition(".")[2] for name in settings), *map(_title, numbers), "on the front of"]]
     for number in sorted(shown, key=lambda number: goal.cost(measured[number].numbers)):
         trial = measured[number]
-        told = {START: f"{number} (config)", winner: f"{number} (winner)"}.get(number, str(number))
+        words = ", ".join(word for word, its in {"config": START, "winner": winner}.items() if its == number)
+        told = f"{number} ({words})" if words else str(number)
         fronted = ", ".join(_title(name) for name, members in fronts.items() if number in members)
         rows.append(
             [told, *(_value(trial.values[name]) for name in settings), *_cells(trial.numbers, numbers), fronted]

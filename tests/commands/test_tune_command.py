@@ -10,7 +10,12 @@ from scalear.tuning.search import Goal, SearchRecord
 from scalear.yaml_files import read_yaml
 
 SPACE = "{model.sampling.num_steps: [1, 4], model.guidance.ramp: null}"
-TYPED = ["--model.sampling.method=ab3", "--model.guidance.ramp=flexvar", "--model.guidance.flexvar_side=2"]
+TYPED = [
+    "--model.sampling.method=ab3",
+    "--model.guidance.ramp=flexvar",
+    "--model.guidance.flexvar_side=2",
+    "--model.samples.scales=1,2,4",
+]
 
 
 def tune(experiment, folder, *args) -> int:
@@ -19,7 +24,7 @@ def tune(experiment, folder, *args) -> int:
     return run("tune", *experiment.generator("tune"), *how, *args)
 
 
-def test_a_search_goes_on_and_its_winner_is_an_overlay(experiment, tmp_path, capsys):
+def test_a_search_goes_on_and_its_winner_is_an_overlay(experiment, tmp_path, capsys, monkeypatch):
     folder, path = tmp_path / "tune", tmp_path / "tune" / "trials.json"
     assert tune(experiment, folder, "--trials=2") == 0
     before = SearchRecord.read(path)
@@ -43,6 +48,7 @@ def test_a_search_goes_on_and_its_winner_is_an_overlay(experiment, tmp_path, cap
     assert run("predict", *args, "-c", folder / "winner.yaml", f"--ckpt_path={experiment.checkpoint('flowar')}") == 0
     config = read_yaml(tmp_path / "winner" / "predict.yaml")["model"]["init_args"]
     assert config["sampling"]["init_args"]["method"] == "ab3"
+    assert config["samples"]["scales"] == "1,2,4"
     assert config["guidance"]["ramp"] == "flexvar" and config["guidance"]["flexvar_side"] == 2
     assert config["guidance"]["weight"] == after.trials[winner].values["model.guidance.weight"]
     assert config["sampling"]["init_args"]["num_steps"] == after.trials[winner].values["model.sampling.num_steps"]
@@ -62,6 +68,14 @@ def test_a_search_goes_on_and_its_winner_is_an_overlay(experiment, tmp_path, cap
     assert "pareto.png is there already" in capsys.readouterr().err
     assert tune(experiment, folder, "--trials=2", "--seed=3", "--force") == 0
     assert len(SearchRecord.read(path).trials) == 2
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scalear.commands.tune.search", killed)
+    assert tune(experiment, folder, "--trials=2", "--seed=4", "--force") == 130
+    begun = SearchRecord.read(path)
+    assert begun.origin["seed"] == 4 and not begun.trials and not (folder / "winner.yaml").exists()
 
 
 @pytest.mark.parametrize(
