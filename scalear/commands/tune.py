@@ -76,7 +76,7 @@ def run(args: list[str]) -> None:
     trained = Trained(args[1:], "tune", TuneRequest, _HELP)
     request, model = trained.request, trained.module.model
     start, judge = Settings(model.guidance, model.sampling), _judge(trained)
-    space = search_space(start, judge.schedule, request.search or {})
+    space = search_space(start, judge.schedule, request.search or {}, model.num_classes)
     goal = Goal(request.metric, judge.metrics[0].better, request.pareto)
     trained.load(best_device())
 

@@ -129,6 +129,22 @@ def test_the_unconditional_branch_is_computed_only_where_it_counts(method, evalu
     assert generate(Guidance(2.0, ramp="constant", start_time=0.0)) == [4] * 12 * evaluations
 
 
+@pytest.mark.parametrize("make", [partial(make_model, sampling=SOLVER), partial(make_code_model, "var")])
+def test_without_classes_there_is_nothing_to_guide_to(make):
+    model = randomise(make(num_classes=0)).eval()
+    rows = []
+    for part in (model.generator.transformer.norms[-1], model.generator.head):
+        for module in part.modules():
+            module.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+
+    def generate(guidance: Guidance) -> tuple[torch.Tensor, list[int]]:
+        rows.clear()
+        return model.sample_latent(torch.tensor([0, 0]), seeded(2), guidance=guidance), list(rows)
+
+    (unguided, rows_unguided), (guided, rows_guided) = map(generate, (Guidance(), Guidance(3.0, ramp="constant")))
+    assert torch.equal(guided, unguided) and rows_guided == rows_unguided and len(rows_guided) > 3
+
+
 def test_steps_begin_where_guidance_does():
     model, times = random_model(), []
     embedding = model.generator.head.network.time_embedding

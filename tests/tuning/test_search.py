@@ -19,7 +19,7 @@ from scalear.tuning.space import Settings, search_space
 from scalear.yaml_files import read_yaml
 
 START = Settings(Guidance(8.0), FlowSolver("ab2", 8, "late"))
-SPACE = search_space(START, ScaleSchedule.parse("1,2,4"), {"model.guidance.weight": [1, 9]})
+SPACE = search_space(START, ScaleSchedule.parse("1,2,4"), {"model.guidance.weight": [1, 9]}, num_classes=3)
 FID = Goal("fid", "lower")
 
 
