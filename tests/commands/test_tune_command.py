@@ -33,7 +33,7 @@ def test_a_search_goes_on_and_its_winner_is_an_overlay(experiment, tmp_path, cap
     assert after.trials[:2] == before.trials and len(after.trials) == 5
     assert f"{path} holds 2 trials already" in captured.err and "fid: 12 samples leave the covariance" in captured.err
     first = after.trials[0]
-    assert list(first.values.values()) == [4.5, None, 3] and {"is", "fid", "recall"} <= first.numbers.keys()
+    assert list(first.values.values()) == [4.5, None, None, 3] and {"is", "fid", "recall"} <= first.numbers.keys()
 
     winner = after.winner(Goal("is", "higher"))
     assert after.trials[winner].numbers["is"] == max(trial.numbers["is"] for trial in after.trials)
@@ -83,7 +83,10 @@ def test_a_search_goes_on_and_its_winner_is_an_overlay(experiment, tmp_path, cap
     [
         (["--metric=fad"], "there is no metric 'fad'; there are fid, "),
         (["--minutes=0"], "be at least 2 and --minutes positive, got 30, 12 and 0.0"),
-        (["--search={model.guidance.wight: [1, 2]}"], "--search model.guidance.wight: there is no such setting"),
+        (
+            ["--search={model.guidance.ramp: null, model.guidance.wight: [1, 2]}"],
+            "--search model.guidance.wight: there is no such setting",
+        ),
         (["--model.report=null"], "measures by model.report, and this config has none"),
         (["--model.report.extractor.weights=nowhere"], "nowhere"),
         (["--ckpt_path=nowhere.ckpt"], "--ckpt_path nowhere.ckpt does not exist"),

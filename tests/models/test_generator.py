@@ -154,6 +154,22 @@ def test_steps_begin_where_guidance_does():
     assert times == pytest.approx([0, 1 / 2, 4 / 5, *[0, 0.25, 0.75] * 2])  # scale 0 is not guided
 
 
+@pytest.mark.parametrize("method, rows", [("ab3", [2, 4, 2]), ("heun", [2, 2, 4, 4, 2, 2])])
+def test_steps_after_the_interval_are_not_guided(method, rows):
+    model, found, label = random_model(), [], torch.tensor([0, 1])
+    model.generator.head.network.register_forward_hook(lambda module, args, output: found.append(len(output)))
+
+    def generate(end_time: float | None) -> torch.Tensor:
+        found.clear()
+        guidance = Guidance(2.0, start_time=0.25, end_time=end_time)
+        return model.sample_latent(label, seeded(2), sampling=FlowSolver(method, 3, "late"), guidance=guidance)
+
+    latent = generate(0.75)
+    assert found == [2] * len(rows) + rows * 2  # scale 0 is not guided
+    whole = generate(None)
+    assert torch.equal(generate(1.0), whole) and not torch.allclose(latent, whole, atol=1e-3)
+
+
 def test_the_transformer_sees_one_row_per_image_where_guidance_is_off():
     model = random_model()
     rows = []

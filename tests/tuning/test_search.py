@@ -46,7 +46,7 @@ def test_it_begins_with_the_config_and_finds_something_better(tmp_path, capsys):
     told = capsys.readouterr().err
     assert (
         "trial 0, 24 left: fid 4.212, recall 0.52, " in told
-        and "(weight 8.0, ramp linear, start_time null, num_steps 8)\ntrial 1, 23 left: " in told
+        and "(weight 8.0, ramp linear, start_time null, end_time null, num_steps 8)\ntrial 1, 23 left: " in told
     )
 
 

@@ -20,7 +20,7 @@ GUIDANCE = ["model.guidance.weight", "model.guidance.ramp"]
 @pytest.mark.parametrize(
     "model, more",
     [
-        (make_model(), ["model.guidance.start_time", "model.sampling.num_steps"]),
+        (make_model(), ["model.guidance.start_time", "model.guidance.end_time", "model.sampling.num_steps"]),
         (make_code_model("flexvar"), ["model.sampling.temperature", "model.sampling.top_p"]),
         (make_code_model("var"), ["model.sampling.temperature", "model.sampling.top_p"]),
     ],
