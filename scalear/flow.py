@@ -5,6 +5,7 @@ x_1 - x_0. Times of solvers are Python numbers: the noise level 1 - t, which off
 exact until it is rounded for the network.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -68,15 +69,19 @@ def flowar_times(num_steps: int) -> list[float]:
     return [1.0 - float(noise_level) for noise_level in torch.cat([noisy, clean])]
 
 
-def late_times(num_steps: int, jump: float = 0.0) -> list[float]:
+def late_times(num_steps: int, jump: float = 0.0, end: float = math.inf) -> list[float]:
     """Steps that shrink fourfold on the way to data, t = 2u / (1 + u) for uniform u.
 
     Few steps should be short where the velocity turns most, which is close to data. Where guidance sets in at a time
-    `jump`, the first step ends there and the others share what is left.
+    `jump`, the first step ends there and the others share what is left. Where it ends before data, the time nearest to
+    `end` becomes that one.
     """
+    times, inner = [2 * u / (1 + u) for u in uniform_times(num_steps)], range(1, num_steps)
     if num_steps > 1 and 0 < jump < 1:
-        return [0.0, *(jump + (1 - jump) * t for t in late_times(num_steps - 1))]
-    return [2 * u / (1 + u) for u in uniform_times(num_steps)]
+        times, inner = [0.0, *(jump + (1 - jump) * t for t in late_times(num_steps - 1))], range(2, num_steps)
+    if end < 1 and inner:
+        times[min(inner, key=lambda index: abs(times[index] - end))] = end
+    return times
 
 
 def euler(velocity: Velocity, x: Tensor, times: list[float]) -> Tensor:
@@ -142,7 +147,11 @@ class FlowSolver(Sampling):
     `FAST8` (configs/fast8.yaml) takes a third of the official evaluations for the same FID: docs/performance.md.
     """
 
-    searched = Sampling.searched | {"model.guidance.start_time": [0.0, 0.5], "model.sampling.num_steps": [4, 25]}
+    searched = Sampling.searched | {
+        "model.guidance.start_time": [0.0, 0.5],
+        "model.guidance.end_time": [0.6, 1.0],
+        "model.sampling.num_steps": [4, 25],
+    }
 
     method: Literal["euler", "midpoint", "heun", "ab2", "ab3"] = "euler"
     """ODE solver; midpoint and heun evaluate the network twice a step, Adams-Bashforth of order 2 and 3 once."""
@@ -150,7 +159,7 @@ class FlowSolver(Sampling):
     """Steps, one number for all scales or one per scale."""
     grid: Literal["uniform", "flowar", "late"] = "uniform"
     """Time grid; `flowar` is the official two-piece one, whose 25 means 24 steps; `late` has steps that shrink
-    fourfold towards data, the first of which ends where guidance sets in."""
+    fourfold towards data, of which one ends where guidance sets in, and one where it ends."""
 
     def __post_init__(self) -> None:
         steps = [self.num_steps] if isinstance(self.num_steps, int) else self.num_steps
@@ -161,13 +170,14 @@ class FlowSolver(Sampling):
     def check(self, schedule: ScaleSchedule, guidance: Guidance) -> None:
         self.times(0, schedule.num_scales)
 
-    def times(self, k: int, num_scales: int, jump: float = 0.0) -> list[float]:
+    def times(self, k: int, num_scales: int, jump: float = 0.0, end: float = math.inf) -> list[float]:
         """Increasing times from 0 to 1 for scale k of K.
 
         Args:
             k: Scale.
             num_scales: K.
             jump: Time at which guidance sets in; 0 if it always or never acts.
+            end: Time at which it ends; infinite if it does not.
 
         Raises:
             ValueError: A list of step counts has not one entry per scale.
@@ -177,19 +187,23 @@ class FlowSolver(Sampling):
             if len(num_steps) != num_scales:
                 raise ValueError(f"num_steps has {len(num_steps)} entries for {num_scales} scales: {num_steps}")
             num_steps = num_steps[k]
-        return late_times(num_steps, jump) if self.grid == "late" else _GRIDS[self.grid](num_steps)
+        return late_times(num_steps, jump, end) if self.grid == "late" else _GRIDS[self.grid](num_steps)
 
-    def solve(self, velocity: Velocity, x_0: Tensor, times: list[float], jump: float = 0.0) -> Tensor:
+    def solve(
+        self, velocity: Velocity, x_0: Tensor, times: list[float], jump: float = 0.0, end: float = math.inf
+    ) -> Tensor:
         """x_0 at times[0] to x at times[-1]; the state is float64, as in the official code, where the device has it.
 
-        The velocity may be discontinuous at `jump`. No step looks across: from the first time there or after it,
-        Adams-Bashforth starts anew and forgets what it saw before, and Heun's step that ends there takes the velocity
-        of just before.
+        The velocity may be discontinuous at `jump` and at `end`. No step looks across: from the first time there or
+        after it, Adams-Bashforth starts anew and forgets what it saw before, and Heun's step that ends there takes the
+        velocity of just before.
         """
-        first = next(index for index, t in enumerate(times) if t >= min(jump, times[-1]) - 1e-9)  # as Guidance
-        x = x_0.to(widest_float(x_0.device))
-        before = times[first] - _JUST_BEFORE if jump <= times[-1] else times[-1]
-        x = _METHODS[self.method](lambda x, t: velocity(x, min(t, before)), x, times[: first + 1])
+        x, first = x_0.to(widest_float(x_0.device)), 0
+        for edge in (jump, end):
+            last = next(index for index, t in enumerate(times) if t >= min(edge, times[-1]) - 1e-9)  # as Guidance
+            before = times[last] - _JUST_BEFORE if edge <= times[-1] else times[-1]
+            x = _METHODS[self.method](lambda x, t, to=before: velocity(x, min(t, to)), x, times[first : last + 1])
+            first = last
         return _METHODS[self.method](velocity, x, times[first:]).to(x_0.dtype)
 
 

@@ -54,11 +54,12 @@ class TokenSampling(Sampling):
             refuse_idle(TokenSampling, f"sampling.greedy is {self.greedy}, not flexvar", flexvar_side=self.flexvar_side)
 
     def check(self, schedule: ScaleSchedule, guidance: Guidance) -> None:
-        if guidance.start_time is not None:
-            raise ValueError(
-                f"guidance.start_time {guidance.start_time} is a time of the flow, and codes are sampled without one: "
-                "leave it out, or set it to null"
-            )
+        for name in ("start_time", "end_time"):
+            if (time := getattr(guidance, name)) is not None:
+                raise ValueError(
+                    f"guidance.{name} {time} is a time of the flow, and codes are sampled without one: leave it out, "
+                    "or set it to null"
+                )
 
     def idle(self, schedule: ScaleSchedule) -> list[str]:
         if not all(self.greedy_at(size) for size in schedule.sizes):

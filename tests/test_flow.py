@@ -77,7 +77,8 @@ def test_a_jump_of_the_velocity_is_where_a_solver_starts_anew(method):
 
     assert solve(jump=0.3) == pytest.approx(0.7 * 5 - 0.3 * 2)  # 2.9; across the jump Heun would give 3.6
     assert (solve() == pytest.approx(solve(jump=0.3))) == (method in ("euler", "midpoint"))
-    assert solve(jump=2.0) == solve()
+    assert solve(jump=2.0) == solve() == solve(end=2.0)
+    assert solve(end=0.3) == pytest.approx(solve(jump=0.3))
 
 
 @pytest.mark.parametrize("method, per_step", [("euler", 1), ("midpoint", 2), ("heun", 2), ("ab2", 1), ("ab3", 1)])
@@ -128,9 +129,9 @@ def test_official_grid_gives_the_official_whole_thousandths():
 
 @pytest.mark.parametrize("grid", ["uniform", "flowar", "late"])
 @pytest.mark.parametrize("num_steps", [2, 7, 50])
-@pytest.mark.parametrize("jump", [0.0, 0.1, 1.0])
-def test_every_grid_rises_from_zero_to_one(grid, num_steps, jump):
-    times = FlowSolver(num_steps=num_steps, grid=grid).times(0, 1, jump)
+@pytest.mark.parametrize("interval", [(0.0,), (0.1,), (1.0,), (0.0, 0.05), (0.1, 0.11), (0.3, 0.999), (0.0, 0.6)])
+def test_every_grid_rises_from_zero_to_one(grid, num_steps, interval):
+    times = FlowSolver(num_steps=num_steps, grid=grid).times(0, 1, *interval)
     assert times[0] == 0.0 and times[-1] == 1.0
     assert all(a < b for a, b in zip(times, times[1:], strict=False))
 
@@ -139,7 +140,8 @@ def test_late_steps_shrink_fourfold_from_where_guidance_sets_in():
     steps = torch.tensor(late_times(1000), dtype=torch.float64).diff()
     assert steps[0] / steps[-1] == pytest.approx(4, rel=0.01) and (steps.diff() < 0).all()
     assert late_times(4, jump=0.1) == pytest.approx([0, 0.1, 0.1 + 0.9 / 2, 0.1 + 0.9 * 0.8, 1])
-    assert late_times(1, jump=0.1) == [0, 1]
+    assert late_times(1, jump=0.1) == [0, 1] == late_times(1, jump=0.1, end=0.7)
+    assert late_times(4, jump=0.1, end=0.7) == pytest.approx([0, 0.1, 0.55, 0.7, 1])
     assert len(FAST8.times(0, 3, jump=0.1)) == 9
 
 

@@ -52,9 +52,18 @@ def test_the_time_interval_guides_the_official_steps(num_steps, start_time, guid
     assert Guidance(2.0).jump == 0.1
 
 
+def test_an_interval_ends_before_data_where_it_is_told_to():
+    times = (0.0, 0.2, 0.2 - 1e-12, 0.5, 0.7 - 1e-12, 0.7, 1.0)
+    assert [Guidance(2.0, start_time=0.2, end_time=0.7).at_time(t) for t in times] == [0, 1, 1, 1, 0, 0, 0]
+    assert Guidance(2.0, end_time=1.0).at_time(1.0) and Guidance(2.0).at_time(1.0)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"end_time": 0.1}, "end_time must be above the start time 0.1 and at most 1, got 0.1; null guides to the end"),
+        ({"end_time": 1.5}, "end_time must be above the start time 0.1 and at most 1, got 1.5"),
+        ({"start_time": 0.5, "end_time": 0.4}, "end_time must be above the start time 0.5 and at most 1, got 0.4"),
         ({"weight": -0.5}, "guidance weight must be a number >= 0, got -0.5; 1.0 is off"),
         ({"start_time": 1.5}, r"start_time must be in \[0, 1\], got 1.5; 0 guides every step"),
         ({"weight": float("nan")}, "guidance weight must be a number >= 0, got nan"),

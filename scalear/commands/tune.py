@@ -13,8 +13,8 @@ from scalear.training.run_folder import refuse_others, result_origin, sample_ori
 
 try:
     from scalear.tuning.judge import SettingsJudge
-    from scalear.tuning.report import START, draw_fronts, front_table, judged_table, write_overlay
-    from scalear.tuning.search import Goal, SearchRecord, search
+    from scalear.tuning.report import draw_fronts, front_table, judged_table, write_overlay
+    from scalear.tuning.search import START, Goal, SearchRecord, judge_winner, search
     from scalear.tuning.space import Settings, search_space
 except ModuleNotFoundError as error:
     package = str(error.name).partition(".")[0]
@@ -23,9 +23,9 @@ except ModuleNotFoundError as error:
     raise ValueError(f"scalear tune needs {package}, which is not installed: pip install 'scalear[tune]'") from error
 
 _HELP = """\
-The config's own settings are tried first. One half of the real images of model.report decides; at the end, the config's
-settings and the winner are measured on noise and on a half that the search did not use. A search that was killed goes
-on with the same command, and one that has ended with a larger budget.
+The config's own settings are tried first. One half of the real images of model.report decides. The config's and the
+winner are also measured on noise and on a half that the search does not use. A search that was killed goes on with the
+same command, and one that has ended with a larger budget.
 """
 
 
@@ -76,7 +76,7 @@ def run(args: list[str]) -> None:
     trained = Trained(args[1:], "tune", TuneRequest, _HELP)
     request, model = trained.request, trained.module.model
     start, judge = Settings(model.guidance, model.sampling), _judge(trained)
-    space = search_space(start, judge.schedule, request.search or {})
+    space = search_space(start, judge.schedule, request.search or {}, model.num_classes)
     goal = Goal(request.metric, judge.metrics[0].better, request.pareto)
     trained.load(best_device())
 
@@ -89,21 +89,24 @@ def run(args: list[str]) -> None:
             refuse_others(record.path, found.origin, record.origin, folder="output_dir")
             record = found
         else:
-            for result in (folder / "pareto.png", folder / "winner.yaml"):  # of another search
+            others = folder / "pareto.png", folder / "winner.yaml"  # of another search
+            for result in others:
                 check_new_file(result, request.force)
+            record.write()  # a command that is killed before its first trial does not leave the other search's
+            for result in others:
                 result.unlink(missing_ok=True)
         machine = describe(judge.model.device)
         if machine not in record.machines:
             record.machines.append(machine)
         _announce(judge, record)
-        search(record, space, goal, start, judge, request.seed, request.trials, request.minutes)
         final = replace(judge, seed=request.seed + 1, half=1)
-        winner = record.winner(goal)
-        for number in (START, winner):
-            if number not in record.judged:
-                record.judged[number] = final(start.changed(record.trials[number].values))
-                record.write()
-        _report(record, goal, judge, final)
+        if START not in record.judged:  # first, for nothing can be said if this fails
+            record.judged[START] = final(start)
+            record.write()
+        search(record, space, goal, start, judge, request.seed, request.trials, request.minutes)
+        judge_winner(record, goal, start, final)
+        overlay = start.changed(record.trials[record.winner(goal)].values), trained.module.samples.scales
+        _report(record, goal, judge, final, overlay)
 
 
 def _judge(trained: Trained) -> SettingsJudge:
@@ -157,7 +160,13 @@ def _announce(judge: SettingsJudge, record: SearchRecord) -> None:
         print(f"{record.path} holds {len(record.trials)} trials already", file=sys.stderr)
 
 
-def _report(record: SearchRecord, goal: Goal, judge: SettingsJudge, final: SettingsJudge) -> None:
+def _report(
+    record: SearchRecord,
+    goal: Goal,
+    judge: SettingsJudge,
+    final: SettingsJudge,
+    overlay: tuple[Settings, str | None],
+) -> None:
     """Tables, picture and overlay, and what they are of."""
     folder, before, after = record.path.parent, record.judged[START], record.judged[record.winner(goal)]
     how = f"{judge.num_samples:,} samples in batches of {judge.batch_size}, {record.origin['precision']}"
@@ -169,5 +178,5 @@ def _report(record: SearchRecord, goal: Goal, judge: SettingsJudge, final: Setti
         print("Nothing better than the config was found.")
     draw_fronts(folder / "pareto.png", record, goal)
     numbers = f"{goal.number} {after[goal.number]:.4g}, of the config alone {before[goal.number]:.4g}"
-    write_overlay(folder / "winner.yaml", record, goal, f"Overlay, by `scalear tune`. {numbers}: {how}, {where[1]}")
+    write_overlay(folder / "winner.yaml", *overlay, f"Overlay, by `scalear tune`. {numbers}: {how}, {where[1]}")
     print(f"\nWrote {folder / 'winner.yaml'}, {folder / 'pareto.png'} and {record.path}")

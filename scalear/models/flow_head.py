@@ -104,9 +104,9 @@ class FlowHead(Head):
             cond, uncond = velocity_both.to(state_dtype).chunk(2)
             return uncond + weight * (cond - uncond)
 
-        jump = guidance.jump if guided else 0.0
-        times = sampling.times(k, schedule.num_scales, jump)
-        tokens_BlC = sampling.solve(velocity, noise_BlC, times, jump)
+        interval = (guidance.jump, guidance.end) if guided else ()
+        times = sampling.times(k, schedule.num_scales, *interval)
+        tokens_BlC = sampling.solve(velocity, noise_BlC, times, *interval)
         if not tokens_BlC.isfinite().all():  # only then look at every step, each of which waits for the device
 
             def finite_velocity(x_BlC: Tensor, t: float) -> Tensor:
@@ -117,7 +117,7 @@ class FlowHead(Head):
                 )
                 return velocity_BlC
 
-            sampling.solve(finite_velocity, noise_BlC, times, jump)
+            sampling.solve(finite_velocity, noise_BlC, times, *interval)
             schedule.require_finite(k, tokens_BlC, "tokens")
         return tokens_BlC
 

@@ -110,7 +110,7 @@ class Generator(nn.Module):
             label_B: Class indices in [0, num_classes]; `num_classes` samples without a class.
             draws: Random numbers of each image; see `scalear.draws`.
             sampling: Settings of the head: how one scale is sampled.
-            guidance: Classifier-free guidance.
+            guidance: Classifier-free guidance; without effect where there are no classes.
             schedule: Scales, which pyramid and transformer serve; those of the transformer by default.
             forced: Per scale None, or known content and where it is known, (B, l) bool. It replaces what was sampled
                 before anything reads it.
@@ -125,7 +125,8 @@ class Generator(nn.Module):
         sampling.check(schedule, guidance)
         if forced is not None and len(forced) != schedule.num_scales:
             raise ValueError(f"forced has {len(forced)} entries for the {schedule.num_scales} scales {schedule}")
-        if guidance.active:  # both branches in one batch
+        guided = guidance.active and self.num_classes > 0  # without classes both branches would be the same
+        if guided:  # both branches in one batch
             label_B = torch.cat([label_B, torch.full_like(label_B, self.num_classes)])
         cond_BD = self.transformer.embed(label_B)
         cache = self.transformer.make_cache(schedule)
@@ -134,9 +135,9 @@ class Generator(nn.Module):
         for k in range(schedule.num_scales):
             if k:
                 context_BlC = pyramid.next_context(scales, k, schedule)
-                context_BlC = torch.cat([context_BlC, context_BlC]) if guidance.active else context_BlC
+                context_BlC = torch.cat([context_BlC, context_BlC]) if guided else context_BlC
             hidden_BlD = self.transformer.step(context_BlC, cond_BD, cache)
-            uncond_BlD = hidden_BlD[batch:] if guidance.active else None
+            uncond_BlD = hidden_BlD[batch:] if guided else None
             content = self.head.sample(hidden_BlD[:batch], uncond_BlD, k, schedule, draws, sampling, guidance)
             if forced is not None and forced[k] is not None:
                 content = _put(content, *forced[k], k, schedule)

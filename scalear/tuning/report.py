@@ -1,20 +1,21 @@
 """What a search found: tables, a picture, and the winner as an overlay of its config."""
 
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scalear.class_paths import settings_part
 from scalear.evaluation.compared import markdown, on_front
 from scalear.files import atomic_file, write_bytes
 from scalear.tuning.judge import SECONDS
-from scalear.tuning.search import Goal, SearchRecord
+from scalear.tuning.search import START, Goal, SearchRecord
+from scalear.tuning.space import Settings
 from scalear.yaml_files import to_yaml
 
-START = 0
-"""Number of the trial that has the settings of the config."""
 # What the number that a search is for is weighed against, and the sign that makes less of it better.
 _AGAINST = {SECONDS: 1, "recall": -1, "fid": 1}
 _TITLES = {SECONDS: "s/image"}
@@ -43,7 +44,8 @@ def front_table(record: SearchRecord, goal: Goal) -> str:
     rows = [["trial", *(name.rpartition(".")[2] for name in settings), *map(_title, numbers), "on the front of"]]
     for number in sorted(shown, key=lambda number: goal.cost(measured[number].numbers)):
         trial = measured[number]
-        told = {START: f"{number} (config)", winner: f"{number} (winner)"}.get(number, str(number))
+        words = ", ".join(word for word, its in {"config": START, "winner": winner}.items() if its == number)
+        told = f"{number} ({words})" if words else str(number)
         fronted = ", ".join(_title(name) for name, members in fronts.items() if number in members)
         rows.append(
             [told, *(_value(trial.values[name]) for name in settings), *_cells(trial.numbers, numbers), fronted]
@@ -60,19 +62,18 @@ def judged_table(record: SearchRecord, goal: Goal) -> str:
     return markdown(rows)
 
 
-def write_overlay(path: Path, record: SearchRecord, goal: Goal, remark: str) -> None:
-    """The winner as a YAML that comes after the config.
+def write_overlay(path: Path, settings: Settings, scales: str | None, remark: str) -> None:
+    """Settings as a YAML that comes after the config: all of them, for the search may have been told some.
 
     Args:
         path: The file.
-        record: What was tried.
-        goal: What for.
+        settings: Of the winner.
+        scales: Those of `model.samples`, where it has any.
         remark: What it says of itself.
     """
-    arguments: dict[str, Any] = {}
-    for name, value in record.trials[record.winner(goal)].values.items():
-        _, part, setting = name.split(".")
-        arguments.setdefault(part, {})[setting] = value
+    arguments: dict[str, Any] = {"guidance": asdict(settings.guidance), "sampling": settings_part(settings.sampling)}
+    if scales is not None:
+        arguments["samples"] = {"scales": scales}
     write_bytes(path, f"# {remark}\n{to_yaml({'model': {'init_args': arguments}})}".encode())
 
 

@@ -23,6 +23,10 @@ _AT_RANDOM = 5  # trials before the sampler learns from them
 _DRAWS = 100  # of which none is new: then a small space counts as tried
 
 
+START = 0
+"""Number of the trial that has the settings of the config."""
+
+
 @dataclass(frozen=True)
 class Goal:
     """What a search is for.
@@ -52,9 +56,9 @@ class Trial:
 
     values: Values
     numbers: dict[str, float]
-    """What was measured of them; none where they failed."""
+    """What the search measured of them; none where they failed in it."""
     failure: str | None = None
-    """What was wrong with them."""
+    """What was wrong with them, in the search or after it."""
     minutes: float = 0.0
     """That they took."""
 
@@ -178,7 +182,29 @@ def search(
         trials.append(trial)
         record.write()
         told = trial.failure or ", ".join(f"{name} {value:.4g}" for name, value in trial.numbers.items())
-        print(f"{len(trials)}/{max_trials}  {told}  ({_in_words(values)})", file=sys.stderr)
+        left = max_trials - len(trials)
+        print(f"trial {len(trials) - 1}, {left} left: {told}  ({_in_words(values)})", file=sys.stderr)
+
+
+def judge_winner(
+    record: SearchRecord, goal: Goal, start: Settings, measure: Callable[[Settings], dict[str, float]]
+) -> None:
+    """Measure the winner where the search did not look; one that fails there is none.
+
+    Args:
+        record: What was tried, with the numbers that the settings of the config reach there.
+        goal: What for.
+        start: Settings of the config.
+        measure: Gives the numbers there.
+    """
+    while (winner := record.winner(goal)) not in record.judged:
+        trial = record.trials[winner]
+        try:
+            record.judged[winner] = measure(start.changed(trial.values))
+        except ValueError as error:
+            trial.failure = str(error)
+            print(f"trial {winner}, the winner so far, fails on other noise: {error}", file=sys.stderr)
+        record.write()
 
 
 def _in_words(values: Values) -> str:

@@ -13,6 +13,7 @@ Space = dict[str, list[Any]]
 """Settings by name: two numbers are the ends of a range, all else are choices."""
 Values = dict[str, Any]
 """A value for each name of a space."""
+_GUIDANCE = "model.guidance."
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,28 @@ class Settings:
         return getattr(self, name)
 
 
-def search_space(settings: Settings, schedule: ScaleSchedule, changes: Mapping[str, Any]) -> Space:
+def search_space(settings: Settings, schedule: ScaleSchedule, changes: Mapping[str, Any], num_classes: int) -> Space:
     """What is searched around settings: what their classes say, and what a user wants otherwise.
 
     Args:
         settings: Those of a config.
         schedule: The scales to sample.
         changes: Ranges and choices by name; None takes a setting out of the search.
+        num_classes: Of the model; without any there is nothing to guide to.
 
     Raises:
         ValueError: There is no such setting, it takes no such value, or nothing is left.
     """
-    known, space = settings.names(), {}
-    for name, entry in (type(settings.sampling).searched | dict(changes)).items():
+    known, space, usual = settings.names(), {}, type(settings.sampling).searched
+    if not num_classes:
+        usual = {name: entry for name, entry in usual.items() if not name.startswith(_GUIDANCE)}
+    for name, entry in (usual | dict(changes)).items():
         if name not in known:
             raise ValueError(f"--search {name}: there is no such setting; there are {', '.join(known)}")
         if entry is None:
             continue
+        if not num_classes and name.startswith(_GUIDANCE):
+            raise ValueError(f"--search {name}: there are no classes to guide to: leave it out")
         if not isinstance(entry, list) or len(entry) < 2:
             raise ValueError(
                 f"--search {name}: {entry} is neither a range, as in [1, 8], nor a list of choices; null leaves the "

@@ -129,6 +129,22 @@ def test_the_unconditional_branch_is_computed_only_where_it_counts(method, evalu
     assert generate(Guidance(2.0, ramp="constant", start_time=0.0)) == [4] * 12 * evaluations
 
 
+@pytest.mark.parametrize("make", [partial(make_model, sampling=SOLVER), partial(make_code_model, "var")])
+def test_without_classes_there_is_nothing_to_guide_to(make):
+    model = randomise(make(num_classes=0)).eval()
+    rows = []
+    for part in (model.generator.transformer.norms[-1], model.generator.head):
+        for module in part.modules():
+            module.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+
+    def generate(guidance: Guidance) -> tuple[torch.Tensor, list[int]]:
+        rows.clear()
+        return model.sample_latent(torch.tensor([0, 0]), seeded(2), guidance=guidance), list(rows)
+
+    (unguided, rows_unguided), (guided, rows_guided) = map(generate, (Guidance(), Guidance(3.0, ramp="constant")))
+    assert torch.equal(guided, unguided) and rows_guided == rows_unguided and len(rows_guided) > 3
+
+
 def test_steps_begin_where_guidance_does():
     model, times = random_model(), []
     embedding = model.generator.head.network.time_embedding
@@ -136,6 +152,22 @@ def test_steps_begin_where_guidance_does():
     solver, guidance = FlowSolver("ab3", num_steps=3, grid="late"), Guidance(2.0, start_time=0.25)
     model.sample_latent(torch.tensor([0]), seeded(1), sampling=solver, guidance=guidance)
     assert times == pytest.approx([0, 1 / 2, 4 / 5, *[0, 0.25, 0.75] * 2])  # scale 0 is not guided
+
+
+@pytest.mark.parametrize("method, rows", [("ab3", [2, 4, 2]), ("heun", [2, 2, 4, 4, 2, 2])])
+def test_steps_after_the_interval_are_not_guided(method, rows):
+    model, found, label = random_model(), [], torch.tensor([0, 1])
+    model.generator.head.network.register_forward_hook(lambda module, args, output: found.append(len(output)))
+
+    def generate(end_time: float | None) -> torch.Tensor:
+        found.clear()
+        guidance = Guidance(2.0, start_time=0.25, end_time=end_time)
+        return model.sample_latent(label, seeded(2), sampling=FlowSolver(method, 3, "late"), guidance=guidance)
+
+    latent = generate(0.75)
+    assert found == [2] * len(rows) + rows * 2  # scale 0 is not guided
+    whole = generate(None)
+    assert torch.equal(generate(1.0), whole) and not torch.allclose(latent, whole, atol=1e-3)
 
 
 def test_the_transformer_sees_one_row_per_image_where_guidance_is_off():

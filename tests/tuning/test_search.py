@@ -2,21 +2,24 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from scalear.class_paths import build_settings
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.scales import ScaleSchedule
 from scalear.tuning.judge import SECONDS
 from scalear.tuning.report import draw_fronts, front, front_table, judged_table, write_overlay
-from scalear.tuning.search import Goal, SearchRecord, Trial, search, suggest
+from scalear.tuning.search import START as START_NUMBER
+from scalear.tuning.search import Goal, SearchRecord, Trial, judge_winner, search, suggest
 from scalear.tuning.space import Settings, search_space
 from scalear.yaml_files import read_yaml
 
 START = Settings(Guidance(8.0), FlowSolver("ab2", 8, "late"))
-SPACE = search_space(START, ScaleSchedule.parse("1,2,4"), {"model.guidance.weight": [1, 9]})
+SPACE = search_space(START, ScaleSchedule.parse("1,2,4"), {"model.guidance.weight": [1, 9]}, num_classes=3)
 FID = Goal("fid", "lower")
 
 
@@ -42,7 +45,8 @@ def test_it_begins_with_the_config_and_finds_something_better(tmp_path, capsys):
     assert best.numbers["fid"] == min(trial.numbers["fid"] for trial in record.trials) < first.numbers["fid"] - 0.7
     told = capsys.readouterr().err
     assert (
-        "1/25  fid 4.212, recall 0.52, " in told and "(weight 8.0, ramp linear, start_time null, num_steps 8)" in told
+        "trial 0, 24 left: fid 4.212, recall 0.52, " in told
+        and "(weight 8.0, ramp linear, start_time null, end_time null, num_steps 8)\ntrial 1, 23 left: " in told
     )
 
 
@@ -95,6 +99,30 @@ def test_settings_that_fail_are_noted_but_not_those_of_the_config(tmp_path):
         searched(tmp_path / "another.json", 8, measure=fragile)
 
 
+def test_a_winner_that_fails_on_other_noise_makes_room_for_the_next(tmp_path, capsys):
+    record = searched(tmp_path / "trials.json", 8)
+    first, best = record.winner(FID), record.trials[record.winner(FID)].values
+    record.judged[START_NUMBER] = measure(START)
+
+    def fragile(settings):
+        if settings == START.changed(best):
+            raise ValueError("scale 1: velocities are not finite")
+        return measure(settings) | {"fid": 1.5}
+
+    judge_winner(record, FID, START, fragile)
+    second = record.winner(FID)
+    assert second != first and record.trials[first].failure.endswith("not finite")
+    assert record.judged.keys() == {START_NUMBER, second} and record.judged[second]["fid"] == 1.5
+    assert f"{second} (winner)" in front_table(record, FID) and f"{first} (" not in front_table(record, FID)
+    assert f"trial {first}, the winner so far, fails on other noise: scale 1" in capsys.readouterr().err
+    assert SearchRecord.read(record.path) == record
+
+    def never(settings):
+        raise AssertionError
+
+    judge_winner(record, FID, START, never)  # nothing is redone
+
+
 def test_a_small_space_ends_the_search(tmp_path, capsys):
     space = {"model.guidance.ramp": ["linear", "constant"], "model.sampling.num_steps": [4, 8, 16]}
     record = SearchRecord(tmp_path / "trials.json", {})
@@ -124,6 +152,7 @@ def test_the_fronts_are_what_nothing_beats(record):
     assert [line.split("|")[1].strip() for line in table[2:]] == ["3 (winner)", "4", "1", "0 (config)", "5"]
     assert table[0].split() == "| trial | weight | top_k | fid | s/image | recall | on the front of |".split()
     assert table[2].split() == "| 3 (winner) | 3.0 | null | 3 | 8 | 0.1 | s/image, recall |".split()
+    assert "| 0 (config, winner) |" in front_table(replace(record, trials=record.trials[:1]), FID)
     judged = [line.split() for line in judged_table(record, FID).splitlines()[2:]]
     assert judged == ["| config | 5.5 | 4 | 0.3 |".split(), "| winner | 3.25 | 8 | 0.1 |".split()]
 
@@ -132,10 +161,10 @@ def test_the_picture_and_the_overlay_are_written(record, tmp_path):
     draw_fronts(tmp_path / "pareto.png", record, FID)
     with Image.open(tmp_path / "pareto.png") as picture:
         assert picture.size == (1500, 675) and len(set(picture.convert("RGB").getdata())) > 100
-    write_overlay(tmp_path / "winner.yaml", record, FID, "said")
-    assert read_yaml(tmp_path / "winner.yaml") == {
-        "model": {"init_args": {"guidance": {"weight": 3.0}, "sampling": {"top_k": None}}}
-    }
+    write_overlay(tmp_path / "winner.yaml", START, "1,2", "said")
+    arguments = read_yaml(tmp_path / "winner.yaml")["model"]["init_args"]
+    assert Settings(Guidance(**arguments["guidance"]), build_settings(arguments["sampling"])) == START
+    assert arguments["samples"] == {"scales": "1,2"}
     assert (tmp_path / "winner.yaml").read_text().startswith("# said\n")
 
 

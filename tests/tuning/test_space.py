@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from model_fixtures import make_code_model, make_model
+from model_fixtures import NUM_CLASSES, make_code_model, make_model
 
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
@@ -20,7 +20,7 @@ GUIDANCE = ["model.guidance.weight", "model.guidance.ramp"]
 @pytest.mark.parametrize(
     "model, more",
     [
-        (make_model(), ["model.guidance.start_time", "model.sampling.num_steps"]),
+        (make_model(), ["model.guidance.start_time", "model.guidance.end_time", "model.sampling.num_steps"]),
         (make_code_model("flexvar"), ["model.sampling.temperature", "model.sampling.top_p"]),
         (make_code_model("var"), ["model.sampling.temperature", "model.sampling.top_p"]),
     ],
@@ -28,7 +28,7 @@ GUIDANCE = ["model.guidance.weight", "model.guidance.ramp"]
 )
 def test_the_space_is_that_of_the_family(model, more):
     settings = Settings(model.guidance, model.sampling)
-    space = search_space(settings, model.schedule, {})
+    space = search_space(settings, model.schedule, {}, NUM_CLASSES)
     assert list(space) == GUIDANCE + more
     for name, entry in space.items():
         for value in entry:
@@ -47,13 +47,13 @@ class Cooled(Sampling):
 
 
 def test_settings_of_your_own_bring_their_space():
-    space = search_space(Settings(Guidance(), Cooled()), SCHEDULE, {})
+    space = search_space(Settings(Guidance(), Cooled()), SCHEDULE, {}, NUM_CLASSES)
     assert space == {"model.sampling.heat": [0.0, 2.0]} and isinstance(space["model.sampling.heat"][0], float)
 
 
 def test_what_is_typed_changes_the_space():
     changes = {"model.guidance.weight": [1, 3], "model.sampling.method": ["ab2", "ab3"], "model.guidance.ramp": None}
-    space = search_space(FLOW, SCHEDULE, changes)
+    space = search_space(FLOW, SCHEDULE, changes, NUM_CLASSES)
     assert space["model.guidance.weight"] == [1.0, 3.0] and space["model.sampling.method"] == ["ab2", "ab3"]
     assert "model.guidance.ramp" not in space and "model.sampling.num_steps" in space
 
@@ -83,9 +83,19 @@ def test_an_entry_holds_what_lies_in_it():
 )
 def test_what_cannot_be_searched_is_refused(changes, message):
     with pytest.raises(ValueError, match=rf"(?s)--search .*{message}"):
-        search_space(FLOW, SCHEDULE, changes)
+        search_space(FLOW, SCHEDULE, changes, NUM_CLASSES)
 
 
 def test_codes_have_no_flow_time():
     with pytest.raises(ValueError, match="0.1 cannot be taken: guidance.start_time 0.1 is a time of the flow"):
-        search_space(Settings(Guidance(), TokenSampling()), SCHEDULE, {"model.guidance.start_time": [0.1, 0.3]})
+        search_space(
+            Settings(Guidance(), TokenSampling()), SCHEDULE, {"model.guidance.start_time": [0.1, 0.3]}, NUM_CLASSES
+        )
+
+
+def test_without_classes_guidance_is_not_searched():
+    assert list(search_space(FLOW, SCHEDULE, {}, 0)) == ["model.sampling.num_steps"]
+    codes = search_space(Settings(Guidance(), TokenSampling()), SCHEDULE, {"model.guidance.weight": None}, 0)
+    assert list(codes) == ["model.sampling.temperature", "model.sampling.top_p"]
+    with pytest.raises(ValueError, match="--search model.guidance.weight: there are no classes to guide to"):
+        search_space(FLOW, SCHEDULE, {"model.guidance.weight": [1, 2]}, 0)

@@ -68,6 +68,8 @@ def test_settings_that_codes_have_no_use_for_are_refused_or_said(dataset, tmp_pa
     for time in (0.1, 0.3):  # 0.1 is what a flow has where nothing is typed
         with pytest.raises(ValueError, match=f"start_time {time} is a time of the flow, and codes are sampled without"):
             fit(dataset, tmp_path, 1, module=make_module("var", guidance=Guidance(2.0, start_time=time)))
+    with pytest.raises(ValueError, match="end_time 0.7 is a time of the flow, and codes are sampled without"):
+        fit(dataset, tmp_path, 1, module=make_module("var", guidance=Guidance(2.0, end_time=0.7)))
     fit(dataset, tmp_path, 1, module=make_module("var", sample_posterior=True))
     assert "sample_posterior is not used: the latents of" in caplog.text
 
