@@ -36,16 +36,14 @@ class LatentWriter(Callback):
         tokenizer_of(pl_module, self)
         if stage != TrainerFn.PREDICTING or trainer.fast_dev_run:
             return
-        if (self._folder(trainer) / INDEX_NAME).exists():
-            raise ValueError(
-                f"{self._folder(trainer)} holds a finished dataset; delete it, or choose another folder for the latents"
-            )
+        self._refuse_finished(trainer)
         stray_shards(self._folder(trainer))  # may refuse
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shards = {}
         if trainer.fast_dev_run:
             return  # nothing is written
+        self._refuse_finished(trainer)  # another process may have been at it until this one claimed the folder
         if trainer.is_global_zero and (stray := stray_shards(self._folder(trainer))):
             for path in stray:
                 path.unlink()
@@ -105,6 +103,12 @@ class LatentWriter(Callback):
         if self._writer is not None:
             self._writer.abort()
             self._writer = None
+
+    def _refuse_finished(self, trainer: Trainer) -> None:
+        if (self._folder(trainer) / INDEX_NAME).exists():
+            raise ValueError(
+                f"{self._folder(trainer)} holds a finished dataset; delete it, or choose another folder for the latents"
+            )
 
     def _close(self) -> None:
         if self._writer is not None:
