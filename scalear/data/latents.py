@@ -157,6 +157,7 @@ def write_latent_index(
     """
     names = shards_of_ranks[0].keys()
     splits = {split: [shard for shards in shards_of_ranks for shard in shards[split]] for split in names}
+    latents = replace(latents, images={split: source.checksum(split) for split in names})
     index = replace(source, kind="latents", latents=latents, raw=None, splits=splits)
     for split in names:
         if (written := index.num_samples(split)) != (expected := source.num_samples(split)):
