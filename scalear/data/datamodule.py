@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -271,6 +272,8 @@ class ShardDataModule(LightningDataModule):
         latents = DatasetIndex.load(self.latents_dir)
         if latents.kind != "latents":
             raise ValueError(f"data.latents_dir must hold latents, but {self.latents_dir} holds images: set it")
+        if latents.image_size < images.image_size:  # of central crops
+            images = replace(images, image_size=latents.image_size)
         made_of = latents.latents.images
         here = _facts(images, latents.splits) | {f"checksum of {split}": images.checksum(split) for split in made_of}
         there = _facts(latents, latents.splits) | {f"checksum of {split}": made_of[split] for split in made_of}

@@ -145,7 +145,7 @@ def write_latent_index(
 
     Args:
         directory: Of the latent dataset.
-        source: Index of the images.
+        source: Index of the images; its `image_size` is that of what was encoded.
         latents: Who made the latents, and how they are stored.
         shards_of_ranks: For each rank the shards of each split, from `LatentShardWriter.close`.
 

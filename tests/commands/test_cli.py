@@ -11,6 +11,8 @@ import torch
 from cli_fixtures import Experiment, run
 from PIL import Image
 
+from scalear.data.datamodule import ShardDataModule
+from scalear.data.index import DatasetIndex
 from scalear.evaluation.images import load_samples
 
 
@@ -168,6 +170,16 @@ def test_latents_of_another_tokenizer_are_refused(experiment, capsys):
 def test_latents_are_not_overwritten(experiment, capsys):
     assert run("predict", *experiment.tokenizer(), f"--ckpt_path={experiment.checkpoint('kl')}") == 2
     _check_message(capsys, [f"{experiment.latents} holds a finished dataset; delete it"])
+
+
+def test_latents_of_crops_say_the_size_of_these(experiment):
+    args = [*experiment.tokenizer("crops"), "--data.random_crop=16"]
+    assert run("predict", *args, f"--ckpt_path={experiment.checkpoint('kl')}") == 0
+    latents = experiment.root / "crops" / "latents"
+    data = ShardDataModule(str(experiment.images), 8, latents_dir=str(latents))
+    assert data.image_size == 16 and data.index.latents.moments_shape[1:] == (2, 2)
+    images = DatasetIndex.load(experiment.images)
+    assert images.image_size == 32 and data.index.num_samples("train") == images.num_samples("train")
 
 
 QUICKER = """

@@ -1,5 +1,6 @@
 """`scalear predict` with a tokenizer: cached latents, one set of shards per rank."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -94,8 +95,9 @@ class LatentWriter(Callback):
             dtype=str(tokenizer.moments_dtype).removeprefix("torch."),
             block_size=self.block_size,
         )
-        folder = self._folder(trainer)
-        index = write_latent_index(folder, trainer.datamodule.index, latents, shards_of_ranks)
+        folder, data = self._folder(trainer), trainer.datamodule
+        images = replace(data.index, image_size=data.image_size)  # that of a crop, if that was encoded
+        index = write_latent_index(folder, images, latents, shards_of_ranks)
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         rank_zero_info(f"latents of {counts} images written to {folder}")
 
