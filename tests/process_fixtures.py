@@ -57,7 +57,7 @@ def start(*args: str | Path) -> Command:
     return Command(args, {})
 
 
-def run_on_two_ranks(*args: str | Path) -> None:
+def start_two_ranks(*args: str | Path) -> list[Command]:
     """`scalear ARGS` on two ranks of one machine, with what torchrun tells them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,8 +65,12 @@ def run_on_two_ranks(*args: str | Path) -> None:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}
     shared |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     args = (*args, "--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu")
-    ranks = [Command(args, shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
-    for rank in ranks:
+    return [Command(args, shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+
+
+def run_on_two_ranks(*args: str | Path) -> None:
+    """The same, to its end, which must be a good one."""
+    for rank in start_two_ranks(*args):
         output = rank.finish()
         assert rank.returncode == 0, output
 

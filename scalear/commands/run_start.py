@@ -64,13 +64,23 @@ class StartOfRun(SaveConfigCallback):
         check_writable(folder)
         # Samples may be made by several jobs together; checkpoints, and shards of latents, would be of two runs.
         alone = stage == TrainerFn.FITTING or (stage == TrainerFn.PREDICTING and isinstance(pl_module, TokenizerModule))
-        if alone and trainer.is_global_zero:
-            lock = folder / f".{stage.value}.lock"
-            self._claims.enter_context(claimed(lock, f"has begun to {stage.value} in {folder}"))
+        if alone:
+            self._claim(trainer, folder / f".{stage.value}.lock", f"has begun to {stage.value} in {folder}")
         for logger in sorted(trainer.loggers, key=lambda logger: not isinstance(logger, WandbLogger)):
             getattr(logger, "experiment", None)  # opens it: W&B before TensorBoard, of which it copies what is logged
         if trainer.is_global_zero:
             self.save_config(trainer, pl_module, stage.value)
+
+    def _claim(self, trainer: Trainer, lock: Path, what: str) -> None:
+        """On rank 0; if that is refused, all ranks end with the same message, and none waits for another."""
+        refusal = None
+        if trainer.is_global_zero:
+            try:
+                self._claims.enter_context(claimed(lock, what))
+            except (ValueError, OSError) as error:
+                refusal = error
+        if refusal := trainer.strategy.broadcast(refusal):
+            raise refusal
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called on rank 0."""

@@ -1,6 +1,8 @@
 """Tar shards as Lightning's data: an exactly resumable training stream, complete evaluation."""
 
 import warnings
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -111,8 +113,7 @@ class ShardDataModule(LightningDataModule):
     @cached_property
     def index(self) -> DatasetIndex:
         """What `folder` holds. Read at first use, so that a config can be built where its data is not."""
-        index = DatasetIndex.load(self.folder)
-        self._check_latents(index)
+        index = DatasetIndex.load(self.data_dir) if self.latents_dir is None else self._load_latents()
         self._check_crop(index)
         return index
 
@@ -260,23 +261,30 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is not None:  # an accumulation window begins here, also with batches of another size
             self.num_done -= self.num_done % (self.accumulated or 1)
 
-    def _check_latents(self, index: DatasetIndex) -> None:
-        """Compare `latents_dir` with the images that it is said to be of."""
-        if self.latents_dir is None:
-            return
+    def _load_latents(self) -> DatasetIndex:
+        """What `latents_dir` holds, compared with the images that it is said to be of."""
         images = DatasetIndex.load(self.data_dir)
-        for folder, kind, found in (("data_dir", "images", images), ("latents_dir", "latents", index)):
-            if found.kind != kind:
-                where = getattr(self, folder)
-                raise ValueError(f"data.{folder} must hold {kind}, but {where} holds {found.kind}: set data.{folder}")
-        for name in ("name", "image_size", "image_channels", "class_names"):
-            ours, theirs = getattr(images, name), getattr(index, name)
-            if ours != theirs:
+        if images.kind != "images":
+            raise ValueError(
+                f"{self.data_dir} holds latents: give it as data.latents_dir, and the images that they were made of as "
+                "data.data_dir"
+            )
+        latents = DatasetIndex.load(self.latents_dir)
+        if latents.kind != "latents":
+            raise ValueError(f"data.latents_dir must hold latents, but {self.latents_dir} holds images: set it")
+        if latents.image_size < images.image_size:  # of central crops
+            images = replace(images, image_size=latents.image_size)
+        made_of = latents.latents.images
+        here = _facts(images, latents.splits) | {f"checksum of {split}": images.checksum(split) for split in made_of}
+        there = _facts(latents, latents.splits) | {f"checksum of {split}": made_of[split] for split in made_of}
+        for name, theirs in there.items():
+            if (ours := here[name]) != theirs:
                 raise ValueError(
                     f"{self.latents_dir} holds latents of other images than {self.data_dir}: {name} is {theirs!r} "
                     f"there and {ours!r} here. Set data.latents_dir to latents of these, which `scalear predict` with "
                     "a tokenizer makes, or to null to encode the images in every step"
                 )
+        return latents
 
     def _check_crop(self, index: DatasetIndex) -> None:
         crop, fraction = self.augmentation.crop, self.augmentation.min_crop_fraction
@@ -369,3 +377,9 @@ class ShardDataModule(LightningDataModule):
         reader = ShardReader(self.folder, self.index, split, self.shuffle_shards, self.cache_dir)
         max_bad = int(self.max_bad_fraction * len(reader)) // self._world_size
         return ShardLoader.build(ShardDataset(reader, batches, self.augmentation, plan, max_bad), self.num_workers)
+
+
+def _facts(index: DatasetIndex, splits: Iterable[str]) -> dict[str, Any]:
+    """What latents have in common with their images."""
+    facts = {name: getattr(index, name) for name in ("name", "image_size", "image_channels", "class_names")}
+    return facts | {f"number of {split} samples": index.num_samples(split) for split in splits}

@@ -43,6 +43,7 @@ class LatentInfo:
         moments_shape: (C, h, w) of one sample's moments.
         dtype: NumPy name of the stored moments' type, such as "float16".
         block_size: Samples in each member of a shard; its last block may be smaller.
+        images: `DatasetIndex.checksum` of the images of each split; empty if an older version wrote the latents.
     """
 
     tokenizer: str
@@ -50,6 +51,7 @@ class LatentInfo:
     moments_shape: tuple[int, int, int]
     dtype: str
     block_size: int
+    images: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

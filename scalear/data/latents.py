@@ -145,7 +145,7 @@ def write_latent_index(
 
     Args:
         directory: Of the latent dataset.
-        source: Index of the images.
+        source: Index of the images; its `image_size` is that of what was encoded.
         latents: Who made the latents, and how they are stored.
         shards_of_ranks: For each rank the shards of each split, from `LatentShardWriter.close`.
 
@@ -157,6 +157,7 @@ def write_latent_index(
     """
     names = shards_of_ranks[0].keys()
     splits = {split: [shard for shards in shards_of_ranks for shard in shards[split]] for split in names}
+    latents = replace(latents, images={split: source.checksum(split) for split in names})
     index = replace(source, kind="latents", latents=latents, raw=None, splits=splits)
     for split in names:
         if (written := index.num_samples(split)) != (expected := source.num_samples(split)):

@@ -21,7 +21,7 @@ _MEASURED = ("metrics.json", "scales.png")
 _WITHOUT_INFLUENCE = ("model.optimizer", "model.fast", "model.compile", "model.samples.batch_size")
 _WITHOUT_INFLUENCE += ("model.samples.part", "data.batch_size", "data.eval_batch_size", "data.global_batch")
 _WITHOUT_INFLUENCE += ("data.num_workers", "data.cache_dir", "data.seed")
-_ON_NUMBERS_ALONE = ("model.report", "data")
+_ON_NUMBERS_ALONE = ("model.report",)
 
 
 def check_new_run(trainer: Trainer, ckpt_path: str | Path | None, exports: list[str | Path]) -> None:
@@ -128,9 +128,10 @@ def _recorded(record: Path) -> Origin:
 
 def _origin(config: dict[str, Any], weights: str) -> Origin:
     """What results follow from, by dotted names."""
-    parts = {name: config.get(name) for name in ("model", "data")}
-    precision = str(config.get("trainer", {}).get("precision"))
-    settings = dict(_flat(parts)) | {"trainer.precision": precision, "weights": weights}
+    settings = dict(_flat({name: config.get(name) for name in ("model", "data")}))
+    if any(name.startswith("model.samples.") for name in settings):  # a generator, which is not fed from the dataset
+        settings = _without(settings, ("data",))
+    settings |= {"trainer.precision": str(config.get("trainer", {}).get("precision")), "weights": weights}
     return {name: value for name, value in settings.items() if value is not None}
 
 

@@ -11,6 +11,8 @@ import torch
 from cli_fixtures import Experiment, run
 from PIL import Image
 
+from scalear.data.datamodule import ShardDataModule
+from scalear.data.index import DatasetIndex
 from scalear.evaluation.images import load_samples
 
 
@@ -168,6 +170,41 @@ def test_latents_of_another_tokenizer_are_refused(experiment, capsys):
 def test_latents_are_not_overwritten(experiment, capsys):
     assert run("predict", *experiment.tokenizer(), f"--ckpt_path={experiment.checkpoint('kl')}") == 2
     _check_message(capsys, [f"{experiment.latents} holds a finished dataset; delete it"])
+
+
+def test_latents_of_crops_say_the_size_of_these(experiment):
+    args = [*experiment.tokenizer("crops"), "--data.random_crop=16"]
+    assert run("predict", *args, f"--ckpt_path={experiment.checkpoint('kl')}") == 0
+    latents = experiment.root / "crops" / "latents"
+    data = ShardDataModule(str(experiment.images), 8, latents_dir=str(latents))
+    assert data.image_size == 16 and data.index.latents.moments_shape[1:] == (2, 2)
+    images = DatasetIndex.load(experiment.images)
+    assert images.image_size == 32 and data.index.num_samples("train") == images.num_samples("train")
+
+
+QUICKER = """
+import shutil
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Quicker(Callback):
+    def __init__(self, finished: str):
+        self.finished = finished
+
+    def on_predict_start(self, trainer, *args):
+        shutil.copytree(self.finished, Path(trainer.default_root_dir, "latents"))
+"""
+
+
+def test_latents_that_another_process_has_finished_meanwhile_are_kept(experiment, capsys, tmp_path, monkeypatch):
+    """It began before, and ended when this one had been set up, but had not begun."""
+    (tmp_path / "quicker.py").write_text(QUICKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    callback = {"class_path": "quicker.Quicker", "init_args": {"finished": str(experiment.latents)}}
+    args = [*experiment.tokenizer(tmp_path), f"--trainer.callbacks={json.dumps([callback])}"]
+    assert run("predict", *args, f"--ckpt_path={experiment.checkpoint('kl')}") == 2
+    _check_message(capsys, [f"{tmp_path / 'latents'} holds a finished dataset; delete it"])
+    assert run("data", "verify", tmp_path / "latents", "--num_workers=0") == 0
 
 
 def test_shards_of_a_killed_run_are_not_left_among_the_latents(experiment):

@@ -172,6 +172,13 @@ def test_latents_of_other_images_are_refused(experiment, coloured, tmp_path, cap
     assert run("fit", *args) == 2
     error = capsys.readouterr().err
     assert f"{experiment.latents} holds latents of other images than {coloured}: " in error
-    assert run("fit", *experiment.generator(tmp_path), f"--data.data_dir={experiment.latents}") == 2
-    assert f"data.data_dir must hold images, but {experiment.latents} holds latents" in capsys.readouterr().err
     assert json.loads((experiment.latents / "index.json").read_text())["kind"] == "latents"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_latents_that_are_given_as_the_dataset_are_refused_first(experiment, tmp_path, capsys, there):
+    """Whether or not there are latents where the config looks for them."""
+    typed = [f"--data.data_dir={experiment.latents}", *([] if there else ["--data.latents_dir=absent"])]
+    assert run("fit", *experiment.generator(tmp_path), *typed) == 2
+    error = capsys.readouterr().err
+    assert f"{experiment.latents} holds latents: give it as data.latents_dir, and the images" in error

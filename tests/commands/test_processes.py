@@ -11,9 +11,11 @@ import pytest
 import torch
 from cli_fixtures import Experiment, run
 from code_fixtures import prepare_flexvar
-from process_fixtures import run_on_two_ranks, start
+from process_fixtures import run_on_two_ranks, start, start_two_ranks
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scalear.files import claimed
 
 
 def losses(folder: Path) -> list[float]:
@@ -116,6 +118,16 @@ def test_two_ranks_train_as_one(experiment: Experiment):
     one, two = losses(experiment.root / "flowar"), losses(experiment.root / "two")
     assert len(one) == 4 and one[0] != one[-1]
     assert two == pytest.approx(one, rel=0, abs=1e-5)
+
+
+def test_two_ranks_are_refused_alike(experiment: Experiment, tmp_path):
+    """Rank 0 alone claims the folder."""
+    with claimed(tmp_path / ".fit.lock", ""):
+        ranks = start_two_ranks("fit", *experiment.generator(tmp_path))
+        for output in [rank.finish() for rank in ranks]:
+            assert f"another process has begun to fit in {tmp_path}: wait for it" in output
+            assert "Traceback" not in output
+    assert [rank.returncode for rank in ranks] == [2, 2] and not (tmp_path / "checkpoints").exists()
 
 
 def test_ranks_with_scales_of_their_own_train_as_one_that_accumulates(images: Path, tmp_path: Path):

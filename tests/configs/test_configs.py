@@ -182,7 +182,7 @@ def test_configs_say_only_what_is_needed():
 
 # Paths, hardware, intervals and what every file begins with: ours, as the first lines of the files say.
 UNNAMED = {
-    *("seed_everything", "weights", "source", "data_dir", "default_root_dir", "extractor", "callbacks"),
+    *("seed_everything", "weights", "source", "data_dir", "latents_dir", "default_root_dir", "extractor", "callbacks"),
     *("accelerator", "devices", "num_nodes", "strategy", "batch_size", "num_workers"),
     *("val_check_interval", "check_val_every_n_epoch"),
 }

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from scalear.data.batch import Batch
 from scalear.data.datamodule import ShardDataModule
 from scalear.data.dataset import Augmentation, ShardDataset, ShardLoader
+from scalear.data.index import DatasetIndex, Shard
 from scalear.data.plan import TrainBatches, TrainPlan
 from scalear.data.reader import ShardReader
 from scalear.training.optim import OptimizerSettings, RunLength
@@ -250,6 +252,29 @@ def test_latents_of_another_tokenizer_are_refused(images: Path, latents: Path):
     ShardDataModule(str(images), 4).check_tokenizer("beef")
     with pytest.raises(ValueError, match="f00d.*beef"):
         ShardDataModule(str(latents), 4).check_tokenizer("beef")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_latents_of_images_that_were_packed_again_are_refused(images: Path, latents: Path, tmp_path: Path, known):
+    """Of as many images as before only where the latents know what they were made of."""
+    index = DatasetIndex.load(latents)
+    assert index.latents.images.keys() == {"train", "val"}
+    if not known:
+        index = dataclasses.replace(index, latents=dataclasses.replace(index.latents, images={}))
+    index.save(tmp_path / "latents")
+
+    def check(packed: DatasetIndex) -> None:
+        packed.save(tmp_path)
+        _ = ShardDataModule(str(tmp_path), 4, latents_dir=str(tmp_path / "latents")).index
+
+    packed = DatasetIndex.load(images)
+    check(packed)
+    train = packed.splits["train"]
+    with pytest.raises(ValueError, match="number of train samples is 22 there and 27 here. Set data.latents_dir"):
+        check(dataclasses.replace(packed, splits=packed.splits | {"train": [*train, Shard("more.tar", 5, "0")]}))
+    others = dataclasses.replace(packed, splits=packed.splits | {"train": [Shard("others.tar", 22, "0")]})
+    with pytest.raises(ValueError, match="checksum of train is") if known else contextlib.nullcontext():
+        check(others)
 
 
 def test_another_dataset_or_order_cannot_be_resumed(images: Path, tmp_path: Path):

@@ -23,12 +23,15 @@ class SampleRequest:
     has all classes alike, as ADM's Inception Score needs, which is taken over splits of 5,000 images.
     """
 
-    num_per_class: int | dict[int, int] = 10
-    """Images of each class: one number for all, or the number of each class, as in {3: 10, 7: 5}, and no others."""
+    num_per_class: int | dict[int, int] | None = None
+    """Images of each class: one number for all, or the number of each class, as in {3: 10, 7: 5}, and no others. By
+    default `num_images` decides, or else it is 10."""
+    num_images: int | None = None
+    """Images in all, shared out over the classes, where there is no `num_per_class`."""
     classes: list[int] | None = None
     """Classes to sample, in this order; all by default."""
     label_file: str | None = None
-    """Text file with one label per line, instead of the two above."""
+    """Text file with one label per line, instead of the three above."""
     scales: str | None = None
     """Scales of the images, as in 1,2,4,8; by default those that the generator is built for."""
     batch_size: int = 100
@@ -44,9 +47,11 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         counts = self.num_per_class.values() if isinstance(self.num_per_class, dict) else [self.num_per_class]
-        if min(counts, default=0) < 1 or self.batch_size < 1:
+        given = [count for count in (*counts, self.num_images, self.batch_size) if count is not None]
+        if not counts or min(given) < 1:
             raise ValueError(
-                f"num_per_class and batch_size must be at least 1, got {self.num_per_class}, {self.batch_size}"
+                "num_per_class, num_images and batch_size must be at least 1, got "
+                f"{self.num_per_class}, {self.num_images}, {self.batch_size}"
             )
         if isinstance(self.num_per_class, dict) and self.classes is not None:
             raise ValueError(
@@ -65,7 +70,8 @@ class SampleRequest:
         """A line for each setting that the others leave without effect."""
         if self.label_file is None:
             return []
-        return idle_settings(SampleRequest, "label_file says every label", num_per_class=self.num_per_class)
+        given = {"num_per_class": self.num_per_class, "num_images": self.num_images}
+        return idle_settings(SampleRequest, "label_file says every label", **given)
 
     def schedule(self, default: ScaleSchedule) -> ScaleSchedule:
         """The scales to sample."""
@@ -89,12 +95,16 @@ class SampleRequest:
             except ValueError as error:
                 raise ValueError(f"label file {path} must hold one integer per line: {error}") from None
         else:
-            counts = self.num_per_class
+            counts, total = self.num_per_class, None
             if not isinstance(counts, dict):
                 every_class = range(num_classes) if num_classes else [0]  # without classes, the null class
-                counts = dict.fromkeys(every_class if self.classes is None else self.classes, counts)
+                classes = every_class if self.classes is None else self.classes
+                if counts is None:
+                    total = self.num_images or 10 * len(classes)
+                    counts = -(-total // max(1, len(classes)))  # of which the last round may use a part
+                counts = dict.fromkeys(classes, counts)
             rounds = range(max(counts.values(), default=0))
-            labels = [label for number in rounds for label, count in counts.items() if number < count]
+            labels = [label for number in rounds for label, count in counts.items() if number < count][:total]
         bad = [label for label in labels if not 0 <= label <= num_classes]
         if bad or not labels:
             named = f"label {bad[0]} is out of range" if bad else "no labels to sample"

@@ -1,5 +1,6 @@
 """`scalear predict` with a tokenizer: cached latents, one set of shards per rank."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,16 +37,14 @@ class LatentWriter(Callback):
         tokenizer_of(pl_module, self)
         if stage != TrainerFn.PREDICTING or trainer.fast_dev_run:
             return
-        if (self._folder(trainer) / INDEX_NAME).exists():
-            raise ValueError(
-                f"{self._folder(trainer)} holds a finished dataset; delete it, or choose another folder for the latents"
-            )
+        self._refuse_finished(trainer)
         stray_shards(self._folder(trainer))  # may refuse
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shards = {}
         if trainer.fast_dev_run:
             return  # nothing is written
+        self._refuse_finished(trainer)  # another process may have been at it until this one claimed the folder
         if trainer.is_global_zero and (stray := stray_shards(self._folder(trainer))):
             for path in stray:
                 path.unlink()
@@ -96,8 +95,9 @@ class LatentWriter(Callback):
             dtype=str(tokenizer.moments_dtype).removeprefix("torch."),
             block_size=self.block_size,
         )
-        folder = self._folder(trainer)
-        index = write_latent_index(folder, trainer.datamodule.index, latents, shards_of_ranks)
+        folder, data = self._folder(trainer), trainer.datamodule
+        images = replace(data.index, image_size=data.image_size)  # that of a crop, if that was encoded
+        index = write_latent_index(folder, images, latents, shards_of_ranks)
         counts = ", ".join(f"{index.num_samples(split):,} {split}" for split in index.splits)
         rank_zero_info(f"latents of {counts} images written to {folder}")
 
@@ -105,6 +105,12 @@ class LatentWriter(Callback):
         if self._writer is not None:
             self._writer.abort()
             self._writer = None
+
+    def _refuse_finished(self, trainer: Trainer) -> None:
+        if (self._folder(trainer) / INDEX_NAME).exists():
+            raise ValueError(
+                f"{self._folder(trainer)} holds a finished dataset; delete it, or choose another folder for the latents"
+            )
 
     def _close(self) -> None:
         if self._writer is not None:
