@@ -153,7 +153,9 @@ def _convolution(before: int, after: int, stride: int = 1, reach: int = 1) -> nn
 
 
 def _command(path: str | Path) -> str:
-    """What trains a classifier; where it is to lie beside a dataset, on that."""
-    dataset = Path(path).parent
-    data = f" --data.data_dir {dataset}" if (dataset / INDEX_NAME).is_file() else ""
-    return f"scalear fit -c configs/fashion/classifier.yaml{data}"
+    """What trains a classifier; where it is to lie beside a dataset, on that and in a folder of its own."""
+    command, dataset = "scalear fit -c configs/fashion/classifier.yaml", Path(path).parent
+    if not (dataset / INDEX_NAME).is_file():
+        return command
+    run = Path("runs", dataset.absolute().name, "classifier")
+    return f"{command} --data.data_dir {dataset} --trainer.default_root_dir {run}"

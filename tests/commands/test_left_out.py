@@ -1,6 +1,7 @@
 """What the laptop configs leave to the dataset and the tokenizer, and what becomes of a value that contradicts them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from scalear.commands.run import PartsOnly
 from scalear.data.index import DatasetIndex, Shard
+from scalear.evaluation.classifier import no_classifier
 from scalear.image_model import ImageModel
 from scalear.schedules import doubling_schedule, with_scales_between
 
@@ -131,7 +133,7 @@ def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, m
     one = "--trainer.max_steps=1"
     assert scalear("fit", "kl", one) == 0
     assert "rFID is not measured: no classifier at" in caplog.text
-    assert f"`scalear fit -c configs/fashion/classifier.yaml --data.data_dir {coloured}`" in caplog.text
+    assert f"`scalear fit -c configs/fashion/classifier.yaml --data.data_dir {coloured} " in caplog.text
     assert scalear("predict", "kl", "--ckpt_path=last") == 0
     assert scalear("fit", "flowar", one) == 0
     resolved = (tmp_path / "runs/fashion/flowar/fit.yaml").read_text()
@@ -146,6 +148,17 @@ def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, m
     again = ["fit", "-c", tmp_path / "runs/fashion/flowar/fit.yaml", "--data.latents_dir=null"]
     assert run(*again, "--data.data_dir=absent", one, "--trainer.default_root_dir=again") == 2
     assert "cannot read absent/index.json" in capsys.readouterr().err
+
+
+def test_what_is_said_to_train_classifiers_does_so_for_two_datasets(coloured, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs/fashion", "configs/fashion")
+    for name in ("one", "two"):
+        path = shutil.copytree(coloured, tmp_path / name) / "classifier.safetensors"
+        path.unlink(missing_ok=True)  # of another test
+        command = no_classifier(path).split("`")[1].split()[1:]
+        assert run(*command, "--trainer.max_steps=1", "--data.batch_size=16", "--trainer.val_check_interval=1") == 0
+        assert path.is_file() and (tmp_path / f"runs/{name}/classifier/fit.yaml").is_file()
 
 
 @pytest.mark.parametrize(

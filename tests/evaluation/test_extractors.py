@@ -51,7 +51,7 @@ def test_the_network_beside_a_dataset_is_called_data(tmp_path):
         extractor_named("data", None, str(tmp_path))
     index.save(tmp_path)
     path = tmp_path / "classifier.safetensors"
-    with pytest.raises(ValueError, match=f"no classifier at {path}; .*classifier.yaml --data.data_dir {tmp_path}`"):
+    with pytest.raises(ValueError, match=f"no classifier at {path}; .*classifier.yaml --data.data_dir {tmp_path} "):
         extractor_named("data", None, str(tmp_path))
     record = {"class_names": ["a", "b"], "train_split": "train", "checksum": index.checksum("train"), "dataset": "tiny"}
     save_classifier(path, ImageClassifier(1, 2, 8, widths=(4, 6)), record | {"val_accuracy": 0.815})
