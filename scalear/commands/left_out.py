@@ -48,7 +48,16 @@ def fill_in(config: Namespace) -> None:
     for kind, arguments in _parts(config.model):
         for (base, name), find in KNOWN.items():
             if issubclass(kind, base) and _is_left_out(kind, name, arguments):
-                arguments[name] = find(known)
+                try:
+                    arguments[name] = find(known)
+                except ValueError as error:
+                    if Path(known.data_dir).exists():
+                        raise
+                    raise ValueError(
+                        f"{name} of {kind.__name__} is left out of the config, and the dataset {known.data_dir}, which "
+                        "knows it, is not here: name one by data.data_dir (scalear data pack makes it), or, if the run "
+                        f"was made elsewhere, take fit.yaml of its folder as -c, or type {name}"
+                    ) from error
 
 
 class Known:

@@ -116,10 +116,14 @@ def test_a_config_is_printed_as_it_runs(tmp_path, capsys):
     assert "num_classes: 5\n" in printed and "image_channels: 3\n" in printed
 
 
-def test_a_dataset_that_is_not_there_is_named(capsys):
-    assert run("fit", "-c", ROOT / "configs/fashion/flowar.yaml", "--data.data_dir=absent") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "absent/index.json" in line and "scalear data pack" in line
+@pytest.mark.parametrize("command", ["fit", "predict", "edit refine"])
+def test_a_dataset_that_is_not_there_is_named(command, tmp_path, capsys):
+    name = "flexvar" if "edit" in command else "flowar"
+    typed = ("-c", ROOT / f"configs/fashion/{name}.yaml", f"--ckpt_path={tmp_path / 'last.ckpt'}")
+    assert run(*command.split(), *typed, f"--data.data_dir={tmp_path / 'absent'}") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"image_channels of ConvTokenizer is left out of the config, and the dataset {tmp_path}/absent" in line
+    assert "scalear data pack" in line and "take fit.yaml of its folder as -c" in line
 
 
 def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, monkeypatch, caplog, capsys):
