@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.index import DatasetIndex
-from scalear.evaluation.classifier import CLASSIFIER_NAME, ImageClassifier, check_beside, no_classifier
+from scalear.evaluation.classifier import CLASSIFIER_NAME, ImageClassifier, no_classifier
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.hardware.precision import AUTO
 from scalear.models.positions import GridPositions
@@ -37,8 +37,7 @@ def fill_in(config: Namespace) -> None:
         config: With `model` and `data`; changed in place.
 
     Raises:
-        ValueError: The dataset cannot be read, has changed since the network beside it was trained, or does not say
-            what is left out.
+        ValueError: The dataset cannot be read, or does not say what is left out.
     """
     model, data = (config.get(f"{name}.init_args") for name in ("model", "data"))
     if model is None or data is None or data.get("data_dir") is None:
@@ -81,12 +80,6 @@ class Known:
     def classifier(self) -> str:
         """Where the network lies that measures images of this dataset, or is to lie."""
         return str(Path(self.data_dir, CLASSIFIER_NAME))
-
-    @property
-    def extractor(self) -> str:
-        """The same, of a network to measure with now."""
-        check_beside(self.classifier, self.index)
-        return self.classifier
 
     @property
     def num_classes_to_learn(self) -> int:
@@ -132,7 +125,7 @@ KNOWN: dict[tuple[type, str], Callable[[Known], Any]] = {
     (PaperSchedules, "side"): lambda known: known.side,
     (PaperSchedules, "max_between"): lambda known: max(0, known.schedule.num_scales - 2),
     (SampleReport, "data_dir"): lambda known: known.data_dir,
-    (ClassifierFeatures, "weights"): lambda known: known.extractor,
+    (ClassifierFeatures, "weights"): lambda known: known.classifier,
     (ImageClassifier, "image_channels"): lambda known: known.index.image_channels,
     (ImageClassifier, "num_classes"): lambda known: known.num_classes_to_learn,
     (ImageClassifier, "image_size"): lambda known: known.image_size,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from scalear.commands.run import PartsOnly
 from scalear.data.index import DatasetIndex, Shard
-from scalear.evaluation.classifier import no_classifier
+from scalear.evaluation.classifier import classifier_record, no_classifier
 from scalear.image_model import ImageModel
 from scalear.schedules import doubling_schedule, with_scales_between
 
@@ -162,7 +162,7 @@ def test_what_is_said_to_train_classifiers_does_so_for_two_datasets(coloured, tm
         path.unlink(missing_ok=True)  # of another test
         command = no_classifier(path).split("`")[1].split()[1:]
         assert run(*command, "--trainer.max_steps=1", "--data.batch_size=16", "--trainer.val_check_interval=1") == 0
-        assert path.is_file() and (tmp_path / f"runs/{name}/classifier/fit.yaml").is_file()
+        assert classifier_record(path)["checksum"] and (tmp_path / f"runs/{name}/classifier/fit.yaml").is_file()
 
 
 @pytest.mark.parametrize(
