@@ -148,11 +148,22 @@ def _parts(value: Any) -> Iterator[tuple[type, Namespace]]:
 
 
 def _is_left_out(kind: type, name: str, arguments: Namespace) -> bool:
-    parameter = inspect.signature(kind).parameters.get(name)
+    parameter, value = _parameter(kind, name), arguments.get(name)
     if parameter is None:
         return False
-    value = arguments.get(name)
     return value == AUTO or (value is None and parameter.default is inspect.Parameter.empty)
+
+
+def _parameter(kind: type, name: str) -> inspect.Parameter | None:
+    """The one of the constructor, or of that of a class above to which it hands on all that it does not know."""
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters
+            if name in parameters:
+                return parameters[name]
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+                return None
+    return None
 
 
 def _leave_rfid(model: Namespace, known: Known) -> None:
