@@ -14,8 +14,8 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.data.index import DatasetIndex
-from scalear.evaluation.classifier import CLASSIFIER_NAME, ImageClassifier, check_beside, no_classifier
+from scalear.data.index import INDEX_NAME, DatasetIndex
+from scalear.evaluation.classifier import CLASSIFIER_NAME, ImageClassifier, no_classifier
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.hardware.precision import AUTO
 from scalear.models.positions import GridPositions
@@ -37,8 +37,7 @@ def fill_in(config: Namespace) -> None:
         config: With `model` and `data`; changed in place.
 
     Raises:
-        ValueError: The dataset cannot be read, has changed since the network beside it was trained, or does not say
-            what is left out.
+        ValueError: The dataset cannot be read, or does not say what is left out.
     """
     model, data = (config.get(f"{name}.init_args") for name in ("model", "data"))
     if model is None or data is None or data.get("data_dir") is None:
@@ -48,7 +47,16 @@ def fill_in(config: Namespace) -> None:
     for kind, arguments in _parts(config.model):
         for (base, name), find in KNOWN.items():
             if issubclass(kind, base) and _is_left_out(kind, name, arguments):
-                arguments[name] = find(known)
+                try:
+                    arguments[name] = find(known)
+                except ValueError as error:
+                    if Path(known.data_dir).exists():
+                        raise
+                    raise ValueError(
+                        f"{name} of {kind.__name__} is left out of the config, and the dataset {known.data_dir}, which "
+                        "knows it, is not here: name one by data.data_dir (scalear data pack makes it), or, if the run "
+                        f"was made elsewhere, take fit.yaml of its folder as -c, or type {name}"
+                    ) from error
 
 
 class Known:
@@ -74,12 +82,6 @@ class Known:
         return str(Path(self.data_dir, CLASSIFIER_NAME))
 
     @property
-    def extractor(self) -> str:
-        """The same, of a network to measure with now."""
-        check_beside(self.classifier, self.index)
-        return self.classifier
-
-    @property
     def num_classes_to_learn(self) -> int:
         """Classes that a classifier can learn to tell apart: none where there is but one."""
         return self.index.num_classes if self.index.num_classes > 1 else 0
@@ -87,7 +89,11 @@ class Known:
     @property
     def image_size(self) -> int:
         """Side of the images that the model sees."""
-        return self._data.get("random_crop") or self.index.image_size
+        if crop := self._data.get("random_crop"):
+            return crop
+        latents = self._data.get("latents_dir")  # of crops, perhaps
+        cached = latents is not None and Path(latents, INDEX_NAME).is_file()
+        return (DatasetIndex.load(latents) if cached else self.index).image_size
 
     @property
     def latent_side(self) -> int:
@@ -123,7 +129,7 @@ KNOWN: dict[tuple[type, str], Callable[[Known], Any]] = {
     (PaperSchedules, "side"): lambda known: known.side,
     (PaperSchedules, "max_between"): lambda known: max(0, known.schedule.num_scales - 2),
     (SampleReport, "data_dir"): lambda known: known.data_dir,
-    (ClassifierFeatures, "weights"): lambda known: known.extractor,
+    (ClassifierFeatures, "weights"): lambda known: known.classifier,
     (ImageClassifier, "image_channels"): lambda known: known.index.image_channels,
     (ImageClassifier, "num_classes"): lambda known: known.num_classes_to_learn,
     (ImageClassifier, "image_size"): lambda known: known.image_size,
@@ -146,11 +152,22 @@ def _parts(value: Any) -> Iterator[tuple[type, Namespace]]:
 
 
 def _is_left_out(kind: type, name: str, arguments: Namespace) -> bool:
-    parameter = inspect.signature(kind).parameters.get(name)
+    parameter, value = _parameter(kind, name), arguments.get(name)
     if parameter is None:
         return False
-    value = arguments.get(name)
     return value == AUTO or (value is None and parameter.default is inspect.Parameter.empty)
+
+
+def _parameter(kind: type, name: str) -> inspect.Parameter | None:
+    """The one of the constructor, or of that of a class above to which it hands on all that it does not know."""
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters
+            if name in parameters:
+                return parameters[name]
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+                return None
+    return None
 
 
 def _leave_rfid(model: Namespace, known: Known) -> None:

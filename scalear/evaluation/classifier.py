@@ -4,6 +4,7 @@ Shape suffixes: `B` batch, `C` channels, `H W` pixels, `F` features, `K` classes
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from scalear.tensor_files import write_tensors
 
 CLASSIFIER_NAME = "classifier.safetensors"
 """Of the classifier that measures images of a dataset, in the dataset's folder."""
+WIDTHS = (32, 48, 96, 192)
+"""Of the classifiers that measure here."""
 
 
 class ImageClassifier(nn.Module):
@@ -33,7 +36,7 @@ class ImageClassifier(nn.Module):
     """
 
     def __init__(
-        self, image_channels: int, num_classes: int, image_size: int, widths: tuple[int, ...] = (32, 48, 96, 192)
+        self, image_channels: int, num_classes: int, image_size: int, widths: tuple[int, ...] = WIDTHS
     ) -> None:
         super().__init__()
         self.image_channels, self.num_classes, self.image_size = image_channels, num_classes, image_size
@@ -105,30 +108,36 @@ def load_classifier(path: str | Path) -> ImageClassifier:
 
 def classifier_record(path: str | Path) -> dict[str, Any]:
     """What a classifier's file says of its training; empty where there is no such file, or it says nothing."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})["record"])
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return {}
+    return _said(path, "record")
 
 
-def check_beside(path: str | Path, index: DatasetIndex) -> None:
-    """Refuse a classifier beside a dataset that has changed since it was trained.
+def classifier_widths(path: str | Path) -> Sequence[int]:
+    """Those that a classifier's file says; the default ones where there is no such file yet."""
+    return _said(path, "architecture").get("widths", WIDTHS)
+
+
+def check_beside(path: str | Path) -> None:
+    """Refuse a classifier beside the dataset that it was trained on, if that has changed since.
+
+    One of another dataset was put there on purpose: of images held out, for example.
 
     Args:
         path: Of its file.
-        index: Of the dataset.
 
     Raises:
-        ValueError: It was trained on other images, or for other classes.
+        ValueError: The dataset has other training images or classes now.
     """
-    record = classifier_record(path)
-    classes = record.get("class_names", index.class_names)
-    checksum = index.checksum(record["train_split"]) if "checksum" in record else None
-    if classes != index.class_names or checksum != record.get("checksum"):
+    record, folder = classifier_record(path), Path(path).parent
+    if record.get("checksum") is None or not (folder / INDEX_NAME).is_file():
+        return
+    index, split = DatasetIndex.load(folder), record["train_split"]
+    if index.name != record["dataset"]:
+        return
+    checksum = index.checksum(split) if split in index.splits else None
+    if checksum != record["checksum"] or index.class_names != record["class_names"]:
         raise ValueError(
-            f"{path} was trained on other images ({record.get('dataset')}) than lie beside it: remove it, and "
-            f"train one with `{_command(path)}`"
+            f"{path} was trained on other images than lie beside it, for {index.name} has changed since: remove it, "
+            f"and train one with `{_command(path)}`"
         )
 
 
@@ -152,8 +161,19 @@ def _convolution(before: int, after: int, stride: int = 1, reach: int = 1) -> nn
     )
 
 
+def _said(path: str | Path, name: str) -> dict[str, Any]:
+    """What a classifier's file says beside its weights; empty where there is no such file, or it says nothing."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})[name])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return {}
+
+
 def _command(path: str | Path) -> str:
-    """What trains a classifier; where it is to lie beside a dataset, on that."""
-    dataset = Path(path).parent
-    data = f" --data.data_dir {dataset}" if (dataset / INDEX_NAME).is_file() else ""
-    return f"scalear fit -c configs/fashion/classifier.yaml{data}"
+    """What trains a classifier; where it is to lie beside a dataset, on that and in a folder of its own."""
+    command, dataset = "scalear fit -c configs/fashion/classifier.yaml", Path(path).parent
+    if not (dataset / INDEX_NAME).is_file():
+        return command
+    run = Path("runs", dataset.absolute().name, "classifier")
+    return f"{command} --data.data_dir {dataset} --trainer.default_root_dir {run}"

@@ -16,8 +16,14 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from scalear.data.index import INDEX_NAME, DatasetIndex
-from scalear.evaluation.classifier import CLASSIFIER_NAME, check_beside, classifier_record, load_classifier
+from scalear.data.index import INDEX_NAME
+from scalear.evaluation.classifier import (
+    CLASSIFIER_NAME,
+    check_beside,
+    classifier_record,
+    classifier_widths,
+    load_classifier,
+)
 from scalear.evaluation.features import FeatureExtractor
 
 INCEPTION_WEIGHTS = "weights/pt_inception-2015-12-05-6726825d.pth"
@@ -31,14 +37,14 @@ class ClassifierFeatures(FeatureExtractor):
 
     Args:
         weights: Path of the classifier's safetensors file.
-        num_features: Last width of the classifier.
+        num_features: Last width of the classifier. Default: as its file says.
     """
 
     kind = "ImageClassifier"
     knows_labels = True
 
-    def __init__(self, weights: str, num_features: int = 192) -> None:
-        super().__init__(weights, num_features)
+    def __init__(self, weights: str, num_features: int | None = None) -> None:
+        super().__init__(weights, num_features or classifier_widths(weights)[-1])
 
     @property
     def widths(self) -> dict[str, int]:
@@ -68,9 +74,11 @@ class ClassifierFeatures(FeatureExtractor):
         if self.seed is not None:
             raise ValueError(f"a classifier has the shape that its file says: {self.weights!r} is no file")
         classifier = load_classifier(self.weights)
+        check_beside(self.weights)
         if classifier.num_features != self.num_features:
             raise ValueError(
-                f"{self.weights} gives {classifier.num_features} features, not {self.num_features}: set num_features"
+                f"{self.weights} gives {classifier.num_features} features, not {self.num_features}: "
+                "leave out num_features"
             )
         return classifier
 
@@ -230,15 +238,11 @@ def extractor_named(name: str, weights: str | None = None, dataset: str | None =
     if name == "inception":
         return InceptionFeatures(weights or INCEPTION_WEIGHTS)
     if name == "fashion" or (name == "data" and weights):
-        weights = weights or FASHION_WEIGHTS
-        return ClassifierFeatures(weights, load_classifier(weights).num_features)
+        return ClassifierFeatures(weights or FASHION_WEIGHTS)
     if name == "data":
         if not Path(dataset or "", INDEX_NAME).is_file():
             raise ValueError(
                 f"the extractor data is the network beside a dataset, and {dataset} is none: name its file by --weights"
             )
-        beside = Path(dataset, CLASSIFIER_NAME)
-        num_features = load_classifier(beside).num_features
-        check_beside(beside, DatasetIndex.load(dataset))
-        return ClassifierFeatures(str(beside), num_features)
+        return ClassifierFeatures(str(Path(dataset, CLASSIFIER_NAME)))
     raise ValueError(f"there is no extractor {name!r}: take inception, data, fashion or timm:MODEL")

@@ -1,6 +1,7 @@
 """Trains the small network whose features measure FID offline."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -77,11 +78,12 @@ class ClassifierModule(GuardedModule):
         share = self.trainer.callback_metrics.get(f"val/{self.target.measure}")
         measured = None if share is None else round(share.item(), 4)
         data = self.trainer.datamodule
+        is_beside = Path(self.export_path).resolve().parent == Path(data.folder).resolve()
         record = {
             "dataset": data.index.name,
             "class_names": data.index.class_names,
             "train_split": data.train_split,
-            "checksum": data.index.checksum(data.train_split),
+            "checksum": data.index.checksum(data.train_split) if is_beside else None,  # see `check_beside`
             "train_images": data.index.num_samples(data.train_split),
             f"val_{self.target.measure}": measured,
             "val_images": data.index.num_samples(data.val_split),

@@ -116,7 +116,7 @@ def truncated(path: Path) -> Path:
         ("fit", ["--model.pyramid=CodePyramid"], ["CodePyramid needs", "this one has no codebook"]),
         ("fit", ["--model.head=TokenHead"], ["TokenHead predicts codes: take CodePyramid"]),
         ("fit", ["--model.transformer.num_classes=7"], ["has 3 classes, the generator 7: set transformer"]),
-        ("fit", ["--data.data_dir=absent"], ["absent", "index.json"]),
+        ("fit", ["--data.data_dir=absent"], ["the dataset absent", "scalear data pack"]),
         ("fit", ["--ckpt_path=absent.ckpt"], ["--ckpt_path absent.ckpt does not exist"]),
         ("predict", [], ["scalear predict needs trained weights: give --ckpt_path"]),
         ("test", [], ["scalear test needs trained weights: give --ckpt_path"]),

@@ -1,6 +1,7 @@
 """What the laptop configs leave to the dataset and the tokenizer, and what becomes of a value that contradicts them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 
 from scalear.commands.run import PartsOnly
 from scalear.data.index import DatasetIndex, Shard
+from scalear.evaluation.classifier import classifier_record, no_classifier
 from scalear.image_model import ImageModel
+from scalear.models.transformer import ScaleTransformer
 from scalear.schedules import doubling_schedule, with_scales_between
 
 GENERATORS = ["flowar", "flexvar", "var"]
@@ -107,6 +110,20 @@ def test_what_is_written_of_scales_holds_for_all_that_is_left_out(tmp_path):
     assert str(made.schedule) == "1,2,4" and made.image_size() == (32, 32)
 
 
+class OneOfMine(ScaleTransformer):
+    """Hands on what it does not know."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+
+
+def test_classes_of_ones_own_inherit_what_may_be_left_out(tmp_path):
+    own = f"--model.transformer={__name__}.OneOfMine"
+    model = parts("flowar", described(tmp_path, 64), own).config_init.model.model
+    assert isinstance(model.generator.transformer, OneOfMine)
+    assert (model.num_classes, model.schedule) == (5, doubling_schedule(8))
+
+
 def test_a_config_is_printed_as_it_runs(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("fit", "-c", ROOT / "configs/fashion/var.yaml", described(tmp_path, 32), "--print_config")
@@ -114,10 +131,14 @@ def test_a_config_is_printed_as_it_runs(tmp_path, capsys):
     assert "num_classes: 5\n" in printed and "image_channels: 3\n" in printed
 
 
-def test_a_dataset_that_is_not_there_is_named(capsys):
-    assert run("fit", "-c", ROOT / "configs/fashion/flowar.yaml", "--data.data_dir=absent") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "absent/index.json" in line and "scalear data pack" in line
+@pytest.mark.parametrize("command", ["fit", "predict", "edit refine"])
+def test_a_dataset_that_is_not_there_is_named(command, tmp_path, capsys):
+    name = "flexvar" if "edit" in command else "flowar"
+    typed = ("-c", ROOT / f"configs/fashion/{name}.yaml", f"--ckpt_path={tmp_path / 'last.ckpt'}")
+    assert run(*command.split(), *typed, f"--data.data_dir={tmp_path / 'absent'}") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"image_channels of ConvTokenizer is left out of the config, and the dataset {tmp_path}/absent" in line
+    assert "scalear data pack" in line and "take fit.yaml of its folder as -c" in line
 
 
 def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, monkeypatch, caplog, capsys):
@@ -131,7 +152,7 @@ def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, m
     one = "--trainer.max_steps=1"
     assert scalear("fit", "kl", one) == 0
     assert "rFID is not measured: no classifier at" in caplog.text
-    assert f"`scalear fit -c configs/fashion/classifier.yaml --data.data_dir {coloured}`" in caplog.text
+    assert f"`scalear fit -c configs/fashion/classifier.yaml --data.data_dir {coloured} " in caplog.text
     assert scalear("predict", "kl", "--ckpt_path=last") == 0
     assert scalear("fit", "flowar", one) == 0
     resolved = (tmp_path / "runs/fashion/flowar/fit.yaml").read_text()
@@ -143,9 +164,19 @@ def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, m
     metrics = json.loads((tmp_path / "runs/fashion/flowar/metrics.json").read_text())
     assert "of labels right, trained on data, ref" in metrics["line"] and {"fid", "accuracy"} <= metrics.keys()
     # of a file that says all, without the data: nothing is left to be found
-    again = ["fit", "-c", tmp_path / "runs/fashion/flowar/fit.yaml", "--data.latents_dir=null"]
-    assert run(*again, "--data.data_dir=absent", one, "--trainer.default_root_dir=again") == 2
-    assert "cannot read absent/index.json" in capsys.readouterr().err
+    elsewhere = PartsOnly(["-c", str(tmp_path / "runs/fashion/flowar/fit.yaml"), "--data.data_dir=absent"])
+    assert elsewhere.config_init.model.model.num_classes == 5
+
+
+def test_what_is_said_to_train_classifiers_does_so_for_two_datasets(coloured, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs/fashion", "configs/fashion")
+    for name in ("one", "two"):
+        path = shutil.copytree(coloured, tmp_path / name) / "classifier.safetensors"
+        path.unlink(missing_ok=True)  # of another test
+        command = no_classifier(path).split("`")[1].split()[1:]
+        assert run(*command, "--trainer.max_steps=1", "--data.batch_size=16", "--trainer.val_check_interval=1") == 0
+        assert classifier_record(path)["checksum"] and (tmp_path / f"runs/{name}/classifier/fit.yaml").is_file()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from scalear.data.index import DatasetIndex, Shard
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
 from scalear.evaluation.extractors import ClassifierFeatures, InceptionFeatures, TimmFeatures, extractor_named
+from scalear.evaluation.fid import FeatureFID
 
 TIMM = "vit_tiny_patch16_224"
 
@@ -51,19 +52,38 @@ def test_the_network_beside_a_dataset_is_called_data(tmp_path):
         extractor_named("data", None, str(tmp_path))
     index.save(tmp_path)
     path = tmp_path / "classifier.safetensors"
-    with pytest.raises(ValueError, match=f"no classifier at {path}; .*classifier.yaml --data.data_dir {tmp_path}`"):
-        extractor_named("data", None, str(tmp_path))
+    with pytest.raises(ValueError, match=f"no classifier at {path}; .*classifier.yaml --data.data_dir {tmp_path} "):
+        _ = extractor_named("data", None, str(tmp_path)).network
     record = {"class_names": ["a", "b"], "train_split": "train", "checksum": index.checksum("train"), "dataset": "tiny"}
     save_classifier(path, ImageClassifier(1, 2, 8, widths=(4, 6)), record | {"val_accuracy": 0.815})
     extractor = extractor_named("data", None, str(tmp_path))
     assert extractor.widths == {"pooled": 6, "logits": 2, "texture": 10}
+    FeatureFID(extractor).update(images(2, 0, size=8), real=True)  # as wide as the file says
     assert extractor.title == f"{extractor.name}, 81.5% of labels right, trained on tiny"
-    replace(index, splits={"train": [Shard("train.tar", 9, "5b")]}).save(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"was trained on other images \(tiny\) than lie beside it: remove it, and train"
-    ):
-        extractor_named("data", None, str(tmp_path))
     assert extractor_named("data", str(path)).name == extractor.name
+
+
+def test_a_classifier_is_refused_beside_its_dataset_that_has_changed(tmp_path):
+    index = DatasetIndex("tiny", "images", 8, 1, ["a", "b"], {"train": [Shard("train.tar", 9, "5a")]})
+    path = tmp_path / "classifier.safetensors"
+    record = {"class_names": ["a", "b"], "train_split": "train", "checksum": index.checksum("train"), "dataset": "tiny"}
+    others = [
+        replace(index, splits={"train": [Shard("train.tar", 9, "5b")]}),
+        replace(index, splits={"val": [Shard("train.tar", 9, "5a")]}),
+        replace(index, class_names=["a", "c"]),
+    ]
+    save_classifier(path, ImageClassifier(1, 2, 8, widths=(4, 6)), record)
+    for other in others:
+        other.save(tmp_path)
+        refusal = "was trained on other images than lie beside it, for tiny has changed since: remove it, and train one"
+        with pytest.raises(ValueError, match=refusal):
+            _ = ClassifierFeatures(str(path)).network
+    # of other images than those beside, on purpose
+    for elsewhere in ({"dataset": "tiny-rest"}, {"checksum": None}):
+        save_classifier(path, ImageClassifier(1, 2, 8, widths=(4, 6)), record | elsewhere)
+        for other in others:
+            other.save(tmp_path)
+            assert ClassifierFeatures(str(path)).widths["pooled"] == 6
 
 
 def test_inception_gives_what_torch_fidelity_gives(inception, tmp_path):
@@ -209,8 +229,8 @@ def test_damaged_files_and_other_networks_are_refused(classifier, tmp_path):
             InceptionFeatures(str(tmp_path / name))(images(1, 0))
     with pytest.raises(ValueError, match=f"holds no {TIMM}"):
         TimmFeatures(TIMM, str(tmp_path / "other.pth"))(images(1, 0))
-    with pytest.raises(ValueError, match="gives 8 features, not 192"):
-        ClassifierFeatures(classifier.weights)(images(1, 0))
+    with pytest.raises(ValueError, match="gives 8 features, not 192: leave out num_features"):
+        ClassifierFeatures(classifier.weights, 192)(images(1, 0))
     with pytest.raises(ValueError, match="is no file"):
         ClassifierFeatures("random:0")(images(1, 0))
 

@@ -60,7 +60,7 @@ def test_fit_exports_what_test_measures(shades, tmp_path):
     trainer(tmp_path).fit(module(tmp_path), datamodule=data)
     record = json.loads(read_tensors(tmp_path / "classifier.safetensors")[1]["record"])
     assert record["class_names"] == ["dark", "bright"] and record["steps"] == 16 and record["train_images"] == 64
-    assert record["val_accuracy"] > 0.9
+    assert record["val_accuracy"] > 0.9 and record["checksum"] is None  # for the file is not beside its dataset
     # A fresh module measures the file, not its own random weights.
     (result,) = trainer(tmp_path).test(module(tmp_path), datamodule=ShardDataModule(str(shades), batch_size=16))
     assert result["test/accuracy"] == pytest.approx(record["val_accuracy"], abs=1e-4)
