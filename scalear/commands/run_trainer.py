@@ -2,12 +2,11 @@
 
 import os
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
@@ -93,11 +92,6 @@ class RunTrainer(Trainer):
         check_precision(self.precision)
         for callback in self.callbacks:
             _check_recipe(callback, self.accumulate_grad_batches)
-
-    def _run(self, model: LightningModule, ckpt_path: str | Path | None = None, **kwargs: Any) -> Any:
-        """`ckpt_path` is known to `setup` already: Lightning would tell it when that is over."""
-        self._checkpoint_connector._ckpt_path = ckpt_path
-        return super()._run(model, ckpt_path=ckpt_path, **kwargs)
 
 
 def _check_recipe(callback: Callback, accumulated: int) -> None:

@@ -106,14 +106,3 @@ def test_a_refusal_of_a_tokenizer_leaves_nothing(experiment: Experiment, tmp_pat
     assert run(command, *experiment.tokenizer(folder), *(option.format(**places) for option in typed)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*"))
-
-
-def test_what_began_without_labels_goes_on(experiment: Experiment, unlabelled, tmp_path, caplog):
-    caplog.set_level("INFO")
-    typed = [*experiment.generator(tmp_path), "--data.latents_dir=null"]
-    assert run("fit", *typed, "--trainer.max_steps=1") == 0  # with labels, for without them this is refused today
-    typed += [f"--data.data_dir={unlabelled}", "--model.transformer.num_classes=3", "--ckpt_path=last"]
-    for command in ("fit", "validate"):
-        caplog.clear()
-        assert run(command, *typed, "--trainer.max_steps=2") == 0
-        assert f"{unlabelled} has no labels: none of the generator's 3 classes is learned" in caplog.text

@@ -1,7 +1,6 @@
 """Whether a generator, its tokenizer and its data fit one another: looked at before training starts."""
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.data.datamodule import ShardDataModule
 from scalear.image_model import ImageModel
@@ -9,9 +8,7 @@ from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
 
 
-def check_data(
-    data: ShardDataModule, model: ImageModel, fingerprint: str, schedules: ScheduleSampler | None, is_new: bool
-) -> None:
+def check_data(data: ShardDataModule, model: ImageModel, fingerprint: str, schedules: ScheduleSampler | None) -> None:
     """Refuse data that a model cannot learn from.
 
     Args:
@@ -19,7 +16,6 @@ def check_data(
         model: What learns from them.
         fingerprint: Of its tokenizer, which makes or made the latents.
         schedules: What draws the scales of training, if not the model's are used.
-        is_new: The model has learned nothing yet. One that began without labels may have classes, and keeps them.
 
     Raises:
         ValueError: Tokenizer, classes, channels, sizes or scales differ; names both sides.
@@ -27,14 +23,12 @@ def check_data(
     data.check_tokenizer(fingerprint)
     index, tokenizer = data.index, model.tokenizer
     if not index.num_classes and model.num_classes:
-        if is_new:
-            raise ValueError(
-                f"{data.folder} has no labels, and a generator of {model.num_classes} classes would learn none of "
-                "them: set transformer.num_classes to 0 or leave it out, or make a dataset with labels (data pack of a "
-                "folder per class, data index --label)"
-            )
-        rank_zero_info(f"{data.folder} has no labels: none of the generator's {model.num_classes} classes is learned")
-    elif index.num_classes != model.num_classes:
+        raise ValueError(
+            f"{data.folder} has no labels, and a generator of {model.num_classes} classes would learn none of them: "
+            "set transformer.num_classes to 0 or leave it out, or make a dataset with labels (data pack of a folder "
+            "per class, data index --label)"
+        )
+    if index.num_classes != model.num_classes:
         raise ValueError(
             f"{data.folder} has {index.num_classes} classes, the generator {model.num_classes}: "
             f"set transformer.num_classes to {index.num_classes}"

@@ -120,8 +120,7 @@ class GeneratorModule(GuardedModule):
         for line in self._idle(stage, schedule):
             rank_zero_info(line)
         if stage in ("fit", "validate") and self.trainer.datamodule is not None:
-            is_new = stage == "fit" and self.trainer.ckpt_path is None
-            check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules, is_new)
+            check_data(self.trainer.datamodule, model, self._fingerprint, self.schedules)
         if stage == "test" and self.report is not None:
             self.report.check(model.image_size(schedule))
         if stage in ("test", "predict"):
