@@ -38,7 +38,7 @@ def run(dataset: Path, folder: Path, steps: int, scores: dict[int, float], ckpt:
 def test_nothing_worse_replaces_the_best(dataset, tmp_path):
     folder, best = tmp_path / "run", tmp_path / "run" / "best.ckpt"
     run(dataset, folder, 3, {2: 3.0})
-    early = shutil.copy(folder / "end.ckpt", tmp_path / "early.ckpt")
+    early = shutil.copy(folder / "end.ckpt", folder / "early.ckpt")
     run(dataset, folder, 7, {4: 1.0, 6: 2.0}, early)
     assert load(best)["global_step"] == 4
 
@@ -46,7 +46,7 @@ def test_nothing_worse_replaces_the_best(dataset, tmp_path):
     before = best.read_bytes()
     run(dataset, folder, 5, {4: 2.0}, early)
     shutil.move(folder, tmp_path / "moved")
-    folder, best = tmp_path / "moved", tmp_path / "moved" / "best.ckpt"
+    folder, best, early = (tmp_path / "moved" / name for name in ("", "best.ckpt", "early.ckpt"))
     run(dataset, folder, 5, {4: 2.0}, early)
     assert best.read_bytes() == before
     run(dataset, folder, 5, {4: 0.5}, early)
@@ -55,8 +55,27 @@ def test_nothing_worse_replaces_the_best(dataset, tmp_path):
     best.unlink()
     run(dataset, folder, 5, {4: 2.0}, early)
     assert load(best)["global_step"] == 4
-    run(dataset, folder, 3, {2: 9.0})  # another run in its place
-    assert load(best)["global_step"] == 2
+
+
+def test_a_new_run_in_its_place_knows_nothing_of_it(dataset, tmp_path):
+    folder, best = tmp_path / "run", tmp_path / "run" / "best.ckpt"
+    run(dataset, folder, 3, {2: 1.0})
+    (folder / "end.ckpt").unlink()
+    run(dataset, folder, 1, {})  # stops before it has a best one
+    assert not best.exists()
+    other = shutil.copy(folder / "end.ckpt", tmp_path / "other.ckpt")
+    for score, start in ((9.0, folder / "end.ckpt"), (10.0, other)):  # goes on; begins anew, from another folder
+        run(dataset, folder, 3, {2: score}, start)
+        assert load(best)["callbacks"][BestCheckpoint("val/score").state_key]["best_model_score"] == score
+
+
+def test_a_callback_that_was_added_later_asks_the_file_too(dataset, tmp_path):
+    fit(dataset, tmp_path, 1, callbacks=[EMA(DECAY)])
+    early = shutil.copy(tmp_path / "end.ckpt", tmp_path / "early.ckpt")
+    run(dataset, tmp_path, 3, {2: 1.0}, early)
+    before = (tmp_path / "best.ckpt").read_bytes()
+    run(dataset, tmp_path, 3, {2: 2.0}, early)
+    assert (tmp_path / "best.ckpt").read_bytes() == before
 
 
 def test_a_run_goes_on_from_it_as_if_it_had_not_been_stopped(dataset, tmp_path):

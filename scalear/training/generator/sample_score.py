@@ -119,6 +119,7 @@ class SampleScore(BestCheckpoint):
         self._ranks = PatientRanks.connect()
 
     def on_train_start(self, trainer: Trainer, pl_module: GeneratorModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._since, self._seconds = time.perf_counter(), 0.0
         if trainer.fast_dev_run:
             return
