@@ -4,9 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from data_fixtures import write_images
-from lightning.pytorch.callbacks import Callback
-from test_generator_module import DECAY, assert_equal_states, fit, load
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from safetensors.torch import load_file
+from test_generator_module import DECAY, assert_equal_states, fit, load, make_trainer
+from test_tokenizer_module import make_data
+from test_tokenizer_module import make_module as make_tokenizer_module
 
 from scalear.training.checkpoints import BestCheckpoint
 from scalear.training.ema import EMA
@@ -85,6 +89,30 @@ def test_a_run_goes_on_from_it_as_if_it_had_not_been_stopped(dataset, tmp_path):
     straight, resumed = (load(tmp_path / name / "end.ckpt") for name in ("straight", "resumed"))
     for part in ("state_dict", "current_model_state"):
         assert_equal_states(resumed[part], straight[part])
+
+
+def test_the_exported_best_is_that_of_the_file_and_goes_with_its_run(dataset, tmp_path):
+    def train(steps: int, scores: dict[int, float], ckpt: Path | None = None, seed: int = 0, **settings) -> None:
+        keeper = BestCheckpoint("val/score")
+        keeper.dirpath = str(tmp_path)
+        every = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+        settings |= {"max_steps": steps, "val_check_interval": 1}
+        trainer = make_trainer(tmp_path, callbacks=[Say(scores), keeper, every], **settings)
+        trainer.fit(make_tokenizer_module(seed=seed), datamodule=make_data(dataset), ckpt_path=ckpt)
+
+    def exported(name: str) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / f"{name}.safetensors")
+
+    train(2, {1: 5.0, 2: 1.0})
+    best, last = exported("tokenizer-best"), exported("tokenizer")
+    assert_equal_states(best, last)
+    train(2, {2: 2.0}, tmp_path / "step=1.ckpt", seed=1)  # another end, of the same step, and worse
+    assert_equal_states(exported("tokenizer-best"), best)
+    assert not torch.equal(exported("tokenizer")["latent_std"], last["latent_std"])
+    stored = load(tmp_path / "best.ckpt")["state_dict"]
+    assert_equal_states({name: stored[f"tokenizer.{name}"] for name in best}, best)
+    train(1, {}, limit_val_batches=0)  # a new run, without a best one
+    assert not (tmp_path / "tokenizer-best.safetensors").exists()
 
 
 def test_what_is_not_measured_is_told_and_training_goes_on(dataset, tmp_path, caplog):
