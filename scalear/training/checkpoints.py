@@ -56,6 +56,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )
+        self._told = False  # that there is no such value
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         keepers = [type(c).__name__ for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
@@ -66,7 +67,8 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
-        else:
+        elif trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or self._told):
+            self._told = True
             found = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
             rank_zero_info(f"\nno best.ckpt is kept: there is no {self.monitor}, only {found or 'nothing'}")
 
@@ -108,6 +110,13 @@ def save_last_step(callback: ModelCheckpoint, trainer: Trainer) -> None:
     """Bring `last.ckpt` of a callback up to the last step, unless it is there already, or nothing may be written."""
     if callback.save_last and not callback._should_skip_saving_checkpoint(trainer):
         callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+
+
+def save_last_steps(trainer: Trainer) -> None:
+    """`save_last_step` of all callbacks: epochs, time and early stopping end a run at steps that none could foresee."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            save_last_step(callback, trainer)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
