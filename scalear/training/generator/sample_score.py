@@ -5,6 +5,7 @@ Legend: B batch, C image channels, H W pixels.
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -69,7 +70,8 @@ class SampleScore(BestCheckpoint):
     `test`: by the average of the weights, if the run keeps one, with the model's `sampling`, `guidance` and `samples`;
     and measured as `model.report` says. Logged are FID and all else that one pass of its network over the samples
     gives; the real images are looked at once, before training. All ranks share the work, and the numbers do not depend
-    on how many there are. Training goes on as if nothing had been.
+    on how many there are. Training goes on as if nothing had been. Where the file of the network is missing, nothing is
+    measured.
 
     It is a checkpoint callback so that Lightning runs it after all others: the average is that of the finished step.
 
@@ -112,6 +114,13 @@ class SampleScore(BestCheckpoint):
                 "SampleScore measures as model.report says, which is null: set it, or remove SampleScore from "
                 "trainer.callbacks"
             )
+        weights = report.extractor.weights
+        if trainer.strategy.broadcast(report.extractor.seed is None and not Path(weights).is_file()):
+            rank_zero_info(
+                f"{self.monitor} is not measured, and no best.ckpt kept: there is no {weights}, the network of "
+                "model.report; put it there, and what is resumed has both"
+            )
+            return
         try:
             with isolate_rng():
                 report.check(samples.image_shape[:2])
@@ -124,7 +133,7 @@ class SampleScore(BestCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: GeneratorModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._since, self._seconds = time.perf_counter(), 0.0
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run or not self._metrics:
             return
         report, samples = pl_module.report, Side.of(GeneratedSet(pl_module, self.count))
         extractor, real, classes = report.extractor, report.reference, pl_module.model.num_classes
@@ -152,7 +161,7 @@ class SampleScore(BestCheckpoint):
 
     def _measure_if_due(self, trainer: Trainer, module: GeneratorModule, at_end: bool = False) -> None:
         step, began = trainer.global_step, time.perf_counter()
-        if trainer.fast_dev_run or step == self._step or (step % self.every_n_steps and not at_end):
+        if self._reference is None or step == self._step or (step % self.every_n_steps and not at_end):
             return  # the same step comes again while gradients accumulate
         self._step = step
         how = {"batch_size": module.samples.batch_size, "device": module.device, "ranks": self._ranks}

@@ -140,14 +140,22 @@ def test_a_number_that_is_not_finite_is_no_score(dataset, report, tmp_path):
     assert not (tmp_path / "best.ckpt").exists()
 
 
+def test_a_run_without_the_network_says_so_and_measures_nothing(dataset, tmp_path, caplog):
+    absent = SampleReport(ClassifierFeatures("absent"), str(dataset))
+    fit(dataset, tmp_path, 1, module=make_module(report=absent), callbacks=[score_in(tmp_path, 1)])
+    assert "val/fid_12 is not measured, and no best.ckpt kept: there is no absent, the network of" in caplog.text
+    assert not (tmp_path / "best.ckpt").exists()
+
+
 def test_what_cannot_be_measured_is_refused_before_training(dataset, report, tmp_path):
     with pytest.raises(ValueError, match="need every_n_steps >= 1 and count >= 2, got 5 and 1"):
         SampleScore(5, 1)
     with pytest.raises(ValueError, match="measures as model.report says, which is null: set it, or remove"):
         fit(dataset, tmp_path, 1, callbacks=[SampleScore()])
-    absent = SampleReport(ClassifierFeatures(str(tmp_path / "absent")), str(dataset))
-    with pytest.raises(ValueError, match="absent.*; or train without SampleScore in trainer.callbacks"):
-        fit(dataset, tmp_path, 1, module=make_module(report=absent), callbacks=[SampleScore()])
+    (tmp_path / "damaged").write_text("")
+    damaged = SampleReport(ClassifierFeatures(str(tmp_path / "damaged")), str(dataset))
+    with pytest.raises(ValueError, match="damaged.*; or train without SampleScore in trainer.callbacks"):
+        fit(dataset, tmp_path, 1, module=make_module(report=damaged), callbacks=[SampleScore()])
     with pytest.raises(ValueError, match="for generators, not for a TokenizerModule: remove it"):
         make_trainer(tmp_path, callbacks=[SampleScore()], max_steps=1).fit(make_tokenizer_module())
     both = [SampleScore(), BestCheckpoint("val/loss")]
