@@ -73,10 +73,10 @@ class BestCheckpoint(ModelCheckpoint):
             rank_zero_info(f"\nno best.ckpt is kept: there is no {self.monitor}, only {found or 'nothing'}")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or not continues(trainer, trainer.ckpt_path):
+        if trainer.state.fn != TrainerFn.FITTING:
             return
         path, score = self.format_checkpoint_name({}), None
-        if trainer.is_global_zero:  # other ranks may have another disk
+        if trainer.is_global_zero and continues(trainer, trainer.ckpt_path):  # other ranks may have another disk
             stored = metadata(Path(path)).get("callbacks", {}).get(self.state_key)
             score = stored and stored["best_model_score"].clone()  # apart from the file, which may be replaced
         score = trainer.strategy.broadcast(score)
