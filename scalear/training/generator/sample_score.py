@@ -118,7 +118,7 @@ class SampleScore(BestCheckpoint):
         if trainer.strategy.broadcast(report.extractor.seed is None and not Path(weights).is_file()):
             rank_zero_info(
                 f"{self.monitor} is not measured, and no best.ckpt kept: there is no {weights}, the network of "
-                "model.report; put it there, and what is resumed has both"
+                "model.report: put it there and resume, to have both from then on"
             )
             return
         try:

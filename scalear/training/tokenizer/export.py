@@ -149,16 +149,14 @@ def store_statistics(tokenizer: Tokenizer, checkpoints: list[Path]) -> None:
 
 def _of_last_step(trainer: Trainer) -> list[Path]:
     """Checkpoints of the weights that training ended with."""
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    # A best.ckpt of this step that this process did not save may have other weights, of another end of the run.
-    callbacks = [
-        callback
-        for callback in callbacks
-        if not isinstance(callback, BestCheckpoint) or callback._last_global_step_saved == trainer.global_step
-    ]
-    saved = [path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path]
-    saved.append(checkpoint_folder(trainer) / INTERRUPTED)
-    files = filter(Path.is_file, {Path(path).resolve() for path in saved})
+    saved = [str(checkpoint_folder(trainer) / INTERRUPTED)]
+    for callback in trainer.checkpoint_callbacks:
+        # A best.ckpt of this step that was not saved now may have other weights, of another end of the run.
+        if isinstance(callback, BestCheckpoint) and callback._last_global_step_saved != trainer.global_step:
+            continue
+        if isinstance(callback, ModelCheckpoint):
+            saved += [callback.best_model_path, callback.last_model_path]
+    files = filter(Path.is_file, {Path(path).resolve() for path in saved if path})
     return [path for path in files if metadata(path).get("global_step") == trainer.global_step]
 
 
