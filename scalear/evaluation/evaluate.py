@@ -104,7 +104,7 @@ def score(metrics: Sequence[SampleMetric], real: FeatureSet, fake: FeatureSet) -
     """The numbers of all metrics by name.
 
     Raises:
-        ValueError: One is NaN or infinite; names it.
+        NonFiniteScoreError: One is NaN or infinite; names it.
     """
     numbers = {name: value for metric in metrics for name, value in metric(real, fake).items()}
     require_finite(numbers)

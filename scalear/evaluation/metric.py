@@ -10,15 +10,19 @@ from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.side import Side
 
 
+class NonFiniteScoreError(ValueError):
+    """A number is NaN or infinite."""
+
+
 def require_finite(numbers: Mapping[str, Any]) -> None:
     """Refuse numbers by name of which one is NaN or infinite: it would be read as a score.
 
     Raises:
-        ValueError: Names those that are.
+        NonFiniteScoreError: Names those that are.
     """
     bad = [f"{name} is {value}" for name, value in numbers.items() if isinstance(value, float) and not isfinite(value)]
     if bad:
-        raise ValueError(f"{', '.join(bad)}, and is not written: look at the images and the weights")
+        raise NonFiniteScoreError(f"{', '.join(bad)}, and is not written: look at the images and the weights")
 
 
 class SampleMetric(ABC):

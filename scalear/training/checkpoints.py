@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.files import atomic_file
@@ -42,8 +43,9 @@ class RunCheckpoint(ModelCheckpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `checkpoints/best.ckpt` of a run: that of the validation with the best value.
 
-    A resumed run asks the file how good it is, which may be newer than the checkpoint that is resumed: nothing worse
-    replaces it. Lightning's own callback believes that checkpoint.
+    A resumed run asks the file how good it is, which may be newer than the checkpoint that is resumed, or than this
+    callback in it: nothing worse replaces it. Lightning's own callback believes that checkpoint. A run that begins anew
+    in the folder removes it.
 
     Args:
         monitor: Name of the value, such as `val/rfid`.
@@ -54,6 +56,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
         )
+        self._told = False  # that there is no such value
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         keepers = [type(c).__name__ for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
@@ -64,24 +67,56 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
-        else:
+        elif trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or self._told):
+            self._told = True
             found = ", ".join(name for name in trainer.callback_metrics if name.startswith("val/"))
             rank_zero_info(f"\nno best.ckpt is kept: there is no {self.monitor}, only {found or 'nothing'}")
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        path = self.format_checkpoint_name({})
-        stored = metadata(Path(path)).get("callbacks", {}).get(self.state_key)
-        if stored:
-            score = stored["best_model_score"].clone()  # apart from the file, which may be replaced
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        path, score = self.format_checkpoint_name({}), None
+        if trainer.is_global_zero and continues(trainer, trainer.ckpt_path):  # other ranks may have another disk
+            stored = metadata(Path(path)).get("callbacks", {}).get(self.state_key)
+            score = stored and stored["best_model_score"].clone()  # apart from the file, which may be replaced
+        score = trainer.strategy.broadcast(score)
+        if score is not None:
             self.best_model_path = self.kth_best_model_path = path  # the run may have been moved
             self.best_model_score = self.kth_value = score
             self.best_k_models = {path: score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the file itself was asked."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if not (trainer.fast_dev_run or continues(trainer, trainer.ckpt_path)):
+            trainer.strategy.remove_checkpoint(self.format_checkpoint_name({}))
+
+
+def continues(trainer: Trainer, ckpt_path: str | Path | None) -> bool:
+    """Whether a run goes on in its own folder. Without a checkpoint, or from that of another folder, a new one begins.
+
+    Args:
+        trainer: Knows the folders of the run.
+        ckpt_path: The checkpoint that the run begins from.
+    """
+    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    folders = [trainer.default_root_dir, *(keeper.dirpath for keeper in keepers if keeper.dirpath)]
+    return ckpt_path is not None and Path(ckpt_path).resolve().parent in [Path(f).resolve() for f in folders]
 
 
 def save_last_step(callback: ModelCheckpoint, trainer: Trainer) -> None:
     """Bring `last.ckpt` of a callback up to the last step, unless it is there already, or nothing may be written."""
     if callback.save_last and not callback._should_skip_saving_checkpoint(trainer):
         callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+
+
+def save_last_steps(trainer: Trainer) -> None:
+    """`save_last_step` of all callbacks: epochs, time and early stopping end a run at steps that none could foresee."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            save_last_step(callback, trainer)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.training.checkpoints import save_last_step
+from scalear.training.checkpoints import save_last_steps
 from scalear.training.ema import averaged
 from scalear.training.guarded_module import GuardedModule, NonFiniteLossError
 
@@ -80,10 +80,7 @@ class SaveOnInterrupt(Checkpoint):
 
     def on_train_end(self, trainer, pl_module) -> None:
         self._is_training = False
-        # Epochs, time and early stopping end a run at steps that no callback could foresee.
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                save_last_step(callback, trainer)
+        save_last_steps(trainer)
 
     def teardown(self, trainer, pl_module, stage: str) -> None:
         self._restore()

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from scalear.training.checkpoints import continues
 from scalear.training.generator.sample_store import Origin, sample_origins
 from scalear.training.interruption import checkpoint_folder
 from scalear.training.named_checkpoints import REQUEUED, checkpoints_of, identity
@@ -36,8 +37,7 @@ def check_new_run(trainer: Trainer, ckpt_path: str | Path | None, exports: list[
         ValueError: The folder holds a run; says what can be done.
     """
     folder, root = checkpoint_folder(trainer), Path(trainer.default_root_dir)
-    own = {path.resolve().parent for path in (folder / "_", root / "_")}
-    if trainer.fast_dev_run or (ckpt_path is not None and Path(ckpt_path).resolve().parent in own):
+    if trainer.fast_dev_run or continues(trainer, ckpt_path):
         return
     there = checkpoints_of(root, [folder]) + [path for path in map(Path, exports) if path.exists()]
     if ckpt_path is None and SLURMEnvironment.detect() and any(path.match(REQUEUED) for path in there):

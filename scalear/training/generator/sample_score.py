@@ -5,6 +5,7 @@ Legend: B batch, C image channels, H W pixels.
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,19 +17,21 @@ from scalear.distributed.patient_ranks import PatientRanks
 from scalear.evaluation.evaluate import choose_metrics, evaluate_samples, needs_of
 from scalear.evaluation.image_set import Block, ImageSet
 from scalear.evaluation.images import to_uint8
-from scalear.evaluation.metric import SampleMetric
+from scalear.evaluation.metric import NonFiniteScoreError, SampleMetric
 from scalear.evaluation.protocol import short_count
 from scalear.evaluation.side import Side
-from scalear.training.checkpoints import BestCheckpoint
+from scalear.training.checkpoints import BestCheckpoint, save_last_steps
 from scalear.training.ema import averaged
 from scalear.training.generator.module import GeneratorModule
+from scalear.training.guarded_module import NonFiniteLossError
 from scalear.training.performance import Performance
 
 
 class GeneratedSet(ImageSet):
     """Images that are sampled whenever somebody looks at them; none is kept.
 
-    Classes take turns. Image i depends on its class and (seed, i) alone: they are the first images of `test`.
+    Image i depends on its class and (seed, i) alone: they are the first images of `test`. Where that has fewer, its
+    classes begin again.
 
     Args:
         module: What samples them, in its present state.
@@ -43,7 +46,7 @@ class GeneratedSet(ImageSet):
         size = model.image_size(module.samples.schedule(model.schedule))
         self.image_shape = (*size, model.tokenizer.image_channels)
         self.labelled = model.num_classes > 0
-        self.labels = np.arange(count) % model.num_classes if self.labelled else np.full(count, -1)
+        self.labels = np.resize(module.samples.labels(model.num_classes) if self.labelled else [-1], count)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,10 +66,12 @@ class GeneratedSet(ImageSet):
 class SampleScore(BestCheckpoint):
     """Measures samples every N steps, logs `val/fid_2k` and the like, and keeps the best in `checkpoints/best.ckpt`.
 
-    Samples are made as in `test`: by the average of the weights, if the run keeps one, with the model's `sampling`,
-    `guidance` and `samples`; and measured as `model.report` says. Logged are FID and all else that one pass of its
-    network over the samples gives; the real images are looked at once, before training. All ranks share the work, and
-    the numbers do not depend on how many there are. Training goes on as if nothing had been.
+    The last step is measured too, at the end of training, unless a signal or an error ends it. Samples are made as in
+    `test`: by the average of the weights, if the run keeps one, with the model's `sampling`, `guidance` and `samples`;
+    and measured as `model.report` says. Logged are FID and all else that one pass of its network over the samples
+    gives; the real images are looked at once, before training. All ranks share the work, and the numbers do not depend
+    on how many there are. Training goes on as if nothing had been. Where the file of the network is missing, nothing is
+    measured.
 
     It is a checkpoint callback so that Lightning runs it after all others: the average is that of the finished step.
 
@@ -109,6 +114,13 @@ class SampleScore(BestCheckpoint):
                 "SampleScore measures as model.report says, which is null: set it, or remove SampleScore from "
                 "trainer.callbacks"
             )
+        weights = report.extractor.weights
+        if trainer.strategy.broadcast(report.extractor.seed is None and not Path(weights).is_file()):
+            rank_zero_info(
+                f"{self.monitor} is not measured, and no best.ckpt kept: there is no {weights}, the network of "
+                "model.report: put it there and resume, to have both from then on"
+            )
+            return
         try:
             with isolate_rng():
                 report.check(samples.image_shape[:2])
@@ -119,37 +131,46 @@ class SampleScore(BestCheckpoint):
         self._ranks = PatientRanks.connect()
 
     def on_train_start(self, trainer: Trainer, pl_module: GeneratorModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._since, self._seconds = time.perf_counter(), 0.0
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run or not self._metrics:
             return
         report, samples = pl_module.report, Side.of(GeneratedSet(pl_module, self.count))
         extractor, real, classes = report.extractor, report.reference, pl_module.model.num_classes
+        seen = len(np.unique(samples.images.labels))
         lines = [f"{self.monitor} every {self.every_n_steps:,} steps, by {extractor.name} against {real.name}"]
         lines += [line for metric in self._metrics for line in metric.cautions(extractor, real, samples)]
-        if self.count < classes:
-            lines.append(f"{self.count:,} samples are of the first {self.count:,} of {classes:,} classes alone")
+        if seen < classes:
+            lines.append(f"{self.count:,} samples are of {seen:,} of {classes:,} classes alone")
         rank_zero_info("\n" + "\n".join(lines))
         with isolate_rng():
             names = needs_of(self._metrics, "real").statistics
             self._reference = real.remembered(extractor, names, pl_module.device, self._ranks)
         self._seconds = time.perf_counter() - self._since
-        self._measure_if_due(trainer, pl_module)  # a run that was killed just before it could
+        self._measure_if_due(trainer, pl_module)  # a run that was killed just before it could, unless it had ended
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: GeneratorModule, outputs, batch, batch_idx) -> None:
         self._measure_if_due(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: GeneratorModule) -> None:
+        save_last_steps(trainer)  # before what takes long
+        self._measure_if_due(trainer, pl_module, at_end=True)
+
     def on_validation_end(self, trainer: Trainer, pl_module: GeneratorModule) -> None:
         """Nothing: what is kept does not follow from validation."""
 
-    def _measure_if_due(self, trainer: Trainer, module: GeneratorModule) -> None:
+    def _measure_if_due(self, trainer: Trainer, module: GeneratorModule, at_end: bool = False) -> None:
         step, began = trainer.global_step, time.perf_counter()
-        if trainer.fast_dev_run or step % self.every_n_steps or step == self._step:
-            return  # the same step again while gradients accumulate
+        if self._reference is None or step == self._step or (step % self.every_n_steps and not at_end):
+            return  # the same step comes again while gradients accumulate
         self._step = step
         how = {"batch_size": module.samples.batch_size, "device": module.device, "ranks": self._ranks}
         with isolate_rng(), averaged(trainer, module):
             samples, extractor = Side.of(GeneratedSet(module, self.count)), module.report.extractor
-            scores = evaluate_samples(samples, self._reference, extractor, self._metrics, **how)
+            try:
+                scores = evaluate_samples(samples, self._reference, extractor, self._metrics, **how)
+            except NonFiniteScoreError as error:
+                raise NonFiniteLossError(f"at step {step} {error}") from error
         values = {f"val/{name}_{self._count_name}": value for name, value in scores.items()}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -15,7 +15,7 @@ from scalear.tensor_files import read_metadata
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.tokenizers.weights import save_tokenizer
-from scalear.training.checkpoints import AtomicCheckpointIO, BestCheckpoint
+from scalear.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, continues
 from scalear.training.interruption import INTERRUPTED, checkpoint_folder
 from scalear.training.named_checkpoints import metadata, newest_step
 
@@ -43,6 +43,12 @@ def export_tokenizer(tokenizer: TrainableTokenizer, trainer: Trainer, num_sample
         other = copy.deepcopy(tokenizer)
         other.load_state_dict({name: checkpoint["state_dict"][_PREFIX + name] for name in other.state_dict()})
         _export(other, checkpoint["global_step"], [BEST_NAME], [best], *how)
+
+
+def remove_best(trainer: Trainer) -> None:
+    """Remove the exported best of another run, where a new one has begun in its folder."""
+    if trainer.is_global_zero and not (trainer.fast_dev_run or continues(trainer, trainer.ckpt_path)):
+        Path(trainer.default_root_dir, BEST_NAME).unlink(missing_ok=True)
 
 
 def _export(
@@ -143,10 +149,14 @@ def store_statistics(tokenizer: Tokenizer, checkpoints: list[Path]) -> None:
 
 def _of_last_step(trainer: Trainer) -> list[Path]:
     """Checkpoints of the weights that training ended with."""
-    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    saved = [path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path]
-    saved.append(checkpoint_folder(trainer) / INTERRUPTED)
-    files = filter(Path.is_file, {Path(path).resolve() for path in saved})
+    saved = [str(checkpoint_folder(trainer) / INTERRUPTED)]
+    for callback in trainer.checkpoint_callbacks:
+        # A best.ckpt of this step that was not saved now may have other weights, of another end of the run.
+        if isinstance(callback, BestCheckpoint) and callback._last_global_step_saved != trainer.global_step:
+            continue
+        if isinstance(callback, ModelCheckpoint):
+            saved += [callback.best_model_path, callback.last_model_path]
+    files = filter(Path.is_file, {Path(path).resolve() for path in saved if path})
     return [path for path in files if metadata(path).get("global_step") == trainer.global_step]
 
 

@@ -17,8 +17,9 @@ from scalear.evaluation.metric import SampleMetric
 from scalear.training.checkpoints import BestCheckpoint
 from scalear.training.ema import EMA
 from scalear.training.generator.report import SampleReport
-from scalear.training.generator.sample_score import SampleScore
+from scalear.training.generator.sample_score import GeneratedSet, SampleScore
 from scalear.training.generator.samples import SampleRequest
+from scalear.training.guarded_module import NonFiniteLossError
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,31 @@ def logged(folder: Path, name: str = "val/fid_12") -> dict[int, float]:
     return {event.step: event.value for event in EventAccumulator(str(folder)).Reload().Scalars(name)}
 
 
+class Endless(SampleMetric):
+    """Gives no number."""
+
+    numbers = ("endless",)
+
+    def __call__(self, real, fake) -> dict[str, float]:
+        return {"endless": float("inf")}
+
+
+class Drawing(SampleMetric):
+    """Takes numbers from PyTorch's own generator."""
+
+    numbers = ("drawn",)
+
+    def __call__(self, real, fake) -> dict[str, float]:
+        return {"drawn": torch.rand(()).item()}
+
+
 def test_the_score_is_that_of_test_and_training_does_not_notice(dataset, report, tmp_path, caplog):
     loggers = [TensorBoardLogger(tmp_path, name="", version=""), CSVLogger(tmp_path, name="csv", version="")]
     # The average is that of the finished step wherever it is listed, and it matters not which steps others log.
     settings = {"logger": loggers, "log_every_n_steps": 50, "accumulate_grad_batches": 2}
     callbacks = [score_in(tmp_path), EMA(DECAY)]
-    fit(dataset, tmp_path / "scored", 5, module=make_module(report=report), callbacks=callbacks, **settings)
+    drawing = SampleReport(report.extractor, str(dataset), more_metrics=[Drawing()])
+    fit(dataset, tmp_path / "scored", 5, module=make_module(report=drawing), callbacks=callbacks, **settings)
     drawn = torch.get_rng_state()
     fit(dataset, tmp_path / "alone", 5, callbacks=[EMA(DECAY)], accumulate_grad_batches=2)
     assert torch.equal(drawn, torch.get_rng_state())
@@ -64,9 +84,9 @@ def test_the_score_is_that_of_test_and_training_does_not_notice(dataset, report,
         assert_equal_states(one, other)
 
     scores = logged(tmp_path)
-    assert list(scores) == [2, 4] and "val/fid_12" in (tmp_path / "csv/metrics.csv").read_text()
+    assert list(scores) == [2, 4, 5] and "val/fid_12" in (tmp_path / "csv/metrics.csv").read_text()
     for name in ("val/texture_12", "val/is_12", "val/accuracy_12", "perf/fid_seconds", "perf/fid_share"):
-        assert list(logged(tmp_path, name)) == [2, 4]
+        assert list(logged(tmp_path, name)) == [2, 4, 5]
     assert 0 < logged(tmp_path, "perf/fid_share")[4] < 1
     assert "fid of 12 samples is biased upwards" in caplog.text
     assert f"val/fid_12 {scores[4]:.4g} at step 4 (the best: {min(scores.values()):.4g}), measured in" in caplog.text
@@ -87,24 +107,43 @@ def test_the_count_is_in_the_name():
     assert names == {2000: "val/fid_2k", 10_000: "val/fid_10k", 500: "val/fid_500", 2500: "val/fid_2500"}
 
 
+def test_the_last_step_is_measured_and_may_be_the_best(dataset, report, tmp_path):
+    callbacks = [score_in(tmp_path, every_n_steps=10), EMA(DECAY)]
+    fit(
+        dataset,
+        tmp_path,
+        3,
+        module=make_module(report=report),
+        callbacks=callbacks,
+        logger=TensorBoardLogger(tmp_path, "", ""),
+    )
+    assert list(logged(tmp_path)) == [3]
+    best, end = (load(tmp_path / f"{name}.ckpt") for name in ("best", "end"))
+    for part in ("state_dict", "current_model_state"):
+        assert_equal_states(best[part], end[part])
+
+
+def test_labels_are_those_of_test_over_and_over():
+    samples = GeneratedSet(make_module(samples=SampleRequest(num_per_class={1: 2, 0: 1})), 5)
+    assert samples.labels.tolist() == [1, 0, 1, 1, 0]
+
+
 def test_a_dry_run_measures_nothing(dataset, report, tmp_path):
     fit(dataset, tmp_path, 1, module=make_module(report=report), callbacks=[score_in(tmp_path, 1)], fast_dev_run=True)
     assert list(tmp_path.iterdir()) == []
 
 
-class Endless(SampleMetric):
-    """Gives no number."""
-
-    numbers = ("endless",)
-
-    def __call__(self, real, fake) -> dict[str, float]:
-        return {"endless": float("inf")}
-
-
 def test_a_number_that_is_not_finite_is_no_score(dataset, report, tmp_path):
     broken = SampleReport(report.extractor, str(dataset), more_metrics=[Endless()])
-    with pytest.raises(ValueError, match="endless is inf, and is not written"):
+    with pytest.raises(NonFiniteLossError, match="at step 1 endless is inf, and is not written"):
         fit(dataset, tmp_path, 1, module=make_module(report=broken), callbacks=[score_in(tmp_path, 1)])
+    assert not (tmp_path / "best.ckpt").exists()
+
+
+def test_a_run_without_the_network_says_so_and_measures_nothing(dataset, tmp_path, caplog):
+    absent = SampleReport(ClassifierFeatures("absent"), str(dataset))
+    fit(dataset, tmp_path, 1, module=make_module(report=absent), callbacks=[score_in(tmp_path, 1)])
+    assert "val/fid_12 is not measured, and no best.ckpt kept: there is no absent, the network of" in caplog.text
     assert not (tmp_path / "best.ckpt").exists()
 
 
@@ -113,9 +152,10 @@ def test_what_cannot_be_measured_is_refused_before_training(dataset, report, tmp
         SampleScore(5, 1)
     with pytest.raises(ValueError, match="measures as model.report says, which is null: set it, or remove"):
         fit(dataset, tmp_path, 1, callbacks=[SampleScore()])
-    absent = SampleReport(ClassifierFeatures(str(tmp_path / "absent")), str(dataset))
-    with pytest.raises(ValueError, match="absent.*; or train without SampleScore in trainer.callbacks"):
-        fit(dataset, tmp_path, 1, module=make_module(report=absent), callbacks=[SampleScore()])
+    (tmp_path / "damaged").write_text("")
+    damaged = SampleReport(ClassifierFeatures(str(tmp_path / "damaged")), str(dataset))
+    with pytest.raises(ValueError, match="damaged.*; or train without SampleScore in trainer.callbacks"):
+        fit(dataset, tmp_path, 1, module=make_module(report=damaged), callbacks=[SampleScore()])
     with pytest.raises(ValueError, match="for generators, not for a TokenizerModule: remove it"):
         make_trainer(tmp_path, callbacks=[SampleScore()], max_steps=1).fit(make_tokenizer_module())
     both = [SampleScore(), BestCheckpoint("val/loss")]
