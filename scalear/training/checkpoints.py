@@ -102,8 +102,9 @@ def continues(trainer: Trainer, ckpt_path: str | Path | None) -> bool:
         ckpt_path: The checkpoint that the run begins from.
     """
     keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    folders = [trainer.default_root_dir, *(keeper.dirpath for keeper in keepers if keeper.dirpath)]
-    return ckpt_path is not None and Path(ckpt_path).resolve().parent in [Path(f).resolve() for f in folders]
+    root = Path(trainer.default_root_dir)
+    folders = [root, root / "checkpoints", *(Path(keeper.dirpath) for keeper in keepers if keeper.dirpath)]
+    return ckpt_path is not None and Path(ckpt_path).resolve().parent in [folder.resolve() for folder in folders]
 
 
 def save_last_step(callback: ModelCheckpoint, trainer: Trainer) -> None:

@@ -12,7 +12,7 @@ from test_generator_module import DECAY, assert_equal_states, fit, load, make_tr
 from test_tokenizer_module import make_data
 from test_tokenizer_module import make_module as make_tokenizer_module
 
-from scalear.training.checkpoints import BestCheckpoint
+from scalear.training.checkpoints import BestCheckpoint, continues
 from scalear.training.ema import EMA
 
 
@@ -111,6 +111,9 @@ def test_the_exported_best_is_that_of_the_file_and_goes_with_its_run(dataset, tm
     assert not torch.equal(exported("tokenizer")["latent_std"], last["latent_std"])
     stored = load(tmp_path / "best.ckpt")["state_dict"]
     assert_equal_states({name: stored[f"tokenizer.{name}"] for name in best}, best)
+    trainer = make_trainer(tmp_path)
+    for place in ("step=1.ckpt", "checkpoints/last.ckpt"):  # also where nothing is kept now
+        assert continues(trainer, tmp_path / place)
     train(1, {}, limit_val_batches=0)  # a new run, without a best one
     assert not (tmp_path / "tokenizer-best.safetensors").exists()
 
