@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 
 from scalear.data.dataset import Augmentation, ShardDataset, ShardLoader
-from scalear.data.index import DatasetIndex
+from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.data.plan import EvalBatches, TrainBatches, TrainPlan
 from scalear.data.reader import ShardReader
 from scalear.data.resume import StreamPosition
@@ -268,6 +269,11 @@ class ShardDataModule(LightningDataModule):
             raise ValueError(
                 f"{self.data_dir} holds latents: give it as data.latents_dir, and the images that they were made of as "
                 "data.data_dir"
+            )
+        if not Path(self.latents_dir, INDEX_NAME).exists():
+            raise ValueError(
+                f"there are no latents in {self.latents_dir}: `scalear predict` with the tokenizer makes them; set "
+                "data.latents_dir to those of others, or to null to encode the images in every step"
             )
         latents = DatasetIndex.load(self.latents_dir)
         if latents.kind != "latents":

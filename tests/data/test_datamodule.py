@@ -277,6 +277,11 @@ def test_latents_of_images_that_were_packed_again_are_refused(images: Path, late
         check(others)
 
 
+def test_latents_that_are_not_there_are_told_with_what_can_be_done(images, tmp_path):
+    with pytest.raises(ValueError, match=r"no latents in .*: `scalear predict` .* or to null to encode the images"):
+        _ = ShardDataModule(str(images), 4, latents_dir=str(tmp_path)).index
+
+
 def test_another_dataset_or_order_cannot_be_resumed(images: Path, tmp_path: Path):
     state = ShardDataModule(str(images), 4).state_dict()
     assert all(isinstance(value, int | str) for value in state.values())
