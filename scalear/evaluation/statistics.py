@@ -78,15 +78,20 @@ class RunningStatistics:
         self.count = total
 
 
-def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+def frechet_distance(a: FeatureStatistics | Tensor, b: FeatureStatistics | Tensor) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al. 2017, eq. 6; Dowson & Landau 1982).
 
     With S = R R^T, the trace of that root is the sum of the singular values of R_a^T R_b, which are real for every pair
     of covariances. Singular ones (of fewer images than features) cost a matrix root half of its digits; not these.
 
+    Args:
+        a: Features (N, F), or their mean and covariance.
+        b: The same of the other side.
+
     Raises:
         ValueError: A mean or covariance is NaN or infinite.
     """
+    a, b = (FeatureStatistics.of([side]) if isinstance(side, Tensor) else side for side in (a, b))
     if not all(part.isfinite().all() for side in (a, b) for part in (side.mean_F, side.covariance_FF)):
         raise ValueError("features that are not finite have no Frechet distance (FID): look at images and extractor")
     cross = torch.linalg.svdvals(_root(a.covariance_FF).T @ _root(b.covariance_FF)).sum()

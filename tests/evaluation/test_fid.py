@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from scalear.evaluation import statistics
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.fid import FeatureFID
+from scalear.evaluation.statistics import frechet_distance
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +19,6 @@ def extractor(tmp_path_factory):
 
 def images(count, seed, channels=1):
     return torch.randint(256, (count, channels, 16, 16), generator=torch.Generator().manual_seed(seed)).byte()
-
-
-def frechet_distance(a, b):
-    return statistics.frechet_distance(*(statistics.FeatureStatistics.of([x]) for x in (a, b)))
 
 
 def direct_fid(a, b):
