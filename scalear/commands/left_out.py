@@ -86,7 +86,7 @@ class Known:
         """Classes that a classifier can learn to tell apart: none where there is but one."""
         return self.index.num_classes if self.index.num_classes > 1 else 0
 
-    @property
+    @cached_property
     def image_size(self) -> int:
         """Side of the images that the model sees."""
         if crop := self._data.get("random_crop"):
