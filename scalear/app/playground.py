@@ -52,7 +52,7 @@ class Playground:
     Args:
         model: In evaluation mode.
         schedule: The scales to sample; None for the model's.
-        class_names: Name of each class, if they have names.
+        class_names: Name of each class; without, or if they are those of other classes, they are numbered.
         title: What the page calls the model.
         precision: Of matrix products.
     """
@@ -67,7 +67,9 @@ class Playground:
     ) -> None:
         self.model = model
         self.schedule = schedule or model.schedule
-        self.class_names = class_names or [f"class {label}" for label in range(model.num_classes)]
+        self.class_names = class_names or []
+        if len(self.class_names) != model.num_classes:
+            self.class_names = [f"class {label}" for label in range(model.num_classes)]
         self.title = title
         self.precision = precision
         self._lock = Lock()
@@ -91,8 +93,8 @@ class Playground:
         found = {}
         for name, ends in type(self.model.sampling).searched.items():
             own = self._own[name]
-            useless = name == "model.guidance.weight" and not self.model.num_classes
-            if is_range(ends) and isinstance(own, int | float) and not useless:
+            idle = name.startswith("model.guidance.") and not self.model.num_classes
+            if is_range(ends) and isinstance(own, int | float) and not idle:
                 whole = all(isinstance(number, int) for number in (*ends, own))
                 found[name] = {"low": min(*ends, own), "high": max(*ends, own), "value": own, "whole": whole}
         return found
@@ -184,9 +186,11 @@ class Playground:
         for name, value in values.items():
             if name not in sliders:
                 raise ValueError(f"there is no setting {_short(name)}; there are {', '.join(sliders) or 'none'}")
-            low, high = sliders[name]["low"], sliders[name]["high"]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {_short(value)}")
+            low, high, whole = (sliders[name][part] for part in ("low", "high", "whole"))
+            kind = int if whole else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                what = "whole number" if whole else "number"
+                raise ValueError(f"{name} must be a {what} from {low:g} to {high:g}, got {_short(value)}")
         return self._own.changed(values)
 
     def _labels(self, labels: list[Any]) -> Tensor:

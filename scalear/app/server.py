@@ -65,8 +65,6 @@ class PageServer(ThreadingHTTPServer):
             self.serve_forever()
         except KeyboardInterrupt:
             self.playground.rest()
-        finally:
-            self.server_close()
 
     @property
     def address(self) -> str:

@@ -56,17 +56,14 @@ def run(args: list[str]) -> None:
     options = parser.parse_args(own)
     request = AppRequest(**{field.name: options[field.name] for field in fields(AppRequest)})
     folder = _model_folder(Path(request.run))
-    server = PageServer(request.port)  # a port that is taken is known before anything is loaded
-    if not (folder / CONFIG).is_file():
-        opened = _of_run(folder, args[1:])
-    elif not others:
-        opened = _exported(folder)
-    else:
+    is_exported = (folder / CONFIG).is_file()
+    if is_exported and others:
         raise ValueError(f"{folder} is an exported model, which has no config to change: leave out {others[0]}")
-    model, schedule, class_names = opened
-    server.playground = Playground(model, schedule, class_names, request.run, request.precision)
-    print(f"The page is at {server.address}, for this machine alone; Ctrl-C ends it", flush=True)
-    server.serve()
+    with PageServer(request.port) as server:  # a port that is taken is known before anything is loaded
+        model, schedule, class_names = _exported(folder) if is_exported else _of_run(folder, args[1:])
+        server.playground = Playground(model, schedule, class_names, request.run, request.precision)
+        print(f"The page is at {server.address}, for this machine alone; Ctrl-C ends it", flush=True)
+        server.serve()
     print("The page has ended")
 
 
@@ -82,16 +79,13 @@ def _model_folder(folder: Path) -> Path:
     if (folder / CONFIG).is_file() or (folder / _RECORD).is_file():
         return folder
     found = [path.parent for path in sorted(folder.glob(f"*/{_RECORD}")) if _is_generator(path)]
-    if len(found) != 1:
-        what = (
-            f"several generators, {', '.join(map(str, found))}: name one of them"
-            if found
-            else (
-                f"neither {_RECORD} nor {CONFIG}, and no run of a generator: give a folder that `scalear fit` of a "
-                "generator or `scalear export` left"
-            )
+    if not found:
+        raise ValueError(
+            f"{folder} holds neither {_RECORD} nor {CONFIG}, and no run of a generator: give a folder that "
+            "`scalear fit` of a generator or `scalear export` left"
         )
-        raise ValueError(f"{folder} holds {what}")
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several generators, {', '.join(map(str, found))}: name one of them")
     return found[0]
 
 

@@ -10,13 +10,12 @@ from scalear.app.server import PageServer
 
 @contextlib.contextmanager
 def served(playground: Playground) -> Iterator[PageServer]:
-    server = PageServer(0)
-    server.playground = playground
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with PageServer(0) as server:
+        server.playground = playground
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()

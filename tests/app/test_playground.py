@@ -80,6 +80,9 @@ def test_sliders_are_settings_of_the_head_that_have_an_effect():
         "model.guidance.weight": {"low": 1.0, "high": 9.5, "value": 9.5, "whole": False},
         "model.sampling.num_steps": {"low": 4, "high": 30, "value": 30, "whole": True},
     }
+    asked = {"labels": [0], "seeds": [0], "settings": {"model.sampling.num_steps": 4.5}}
+    with pytest.raises(ValueError, match="num_steps must be a whole number from 4 to 30, got 4.5"):
+        next(flow.sample(asked))
     assert list(Playground(make_model(num_classes=0)).sliders()) == ["model.sampling.num_steps"]
     assert Playground(make_model(num_classes=0)).describe()["classes"] == ["no class"]
 
@@ -159,6 +162,12 @@ def test_files_that_are_no_pictures_or_too_large_are_refused(playground, monkeyp
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit, which lies higher
     with pytest.raises(ValueError, match="too large"):
         playground.fit(picture_file(noise(64, 64)))
+
+
+def test_names_of_other_classes_are_not_taken(model, playground):
+    assert playground.describe()["classes"] == ["bag", "boot", "coat", "no class"]
+    for names in (None, ["bag", "boot"]):
+        assert Playground(model, class_names=names).class_names == ["class 0", "class 1", "class 2"]
 
 
 def test_models_of_other_scales_do_not_complete():

@@ -18,7 +18,7 @@ from scalear.training.generator.module import GeneratorModule
 def opened(monkeypatch) -> list:
     """What the page of each command was made with; the command then ends."""
     found = []
-    monkeypatch.setattr(PageServer, "serve", lambda self: (found.append(self.playground), self.server_close()))
+    monkeypatch.setattr(PageServer, "serve", lambda self: found.append(self.playground))
     return found
 
 
@@ -93,10 +93,9 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path, capsys):
         (tmp_path / name / "fit.yaml").write_text(f"model: {{class_path: {kind}}}")
     error = refused(f"--run={tmp_path}")
     assert f"holds several generators, {tmp_path / 'one'}, {tmp_path / 'two'}: name one of them" in error
-    taken = PageServer(0)
-    error = refused(f"--run={tmp_path / 'one'}", f"--port={taken.server_port}")
+    with PageServer(0) as taken:
+        error = refused(f"--run={tmp_path / 'one'}", f"--port={taken.server_port}")
     assert f"--port {taken.server_port} cannot be had" in error and "give another one" in error
-    taken.server_close()
 
 
 def test_a_run_without_a_checkpoint_and_a_tokenizer_are_refused(experiment, tmp_path, capsys):
