@@ -157,10 +157,17 @@ async function take(url, cell) {
     at("shows").value = cell.label;
     at("completion-seed").value = (cell.seed + 1) % SEEDS;
   }
-  at("completed").removeAttribute("src");
-  at("keep").disabled = true;
+  show(null);
   draw();
   at("completion").scrollIntoView({ block: "nearest", behavior: "smooth" });
+}
+
+// Shows the completed picture, or that there is none yet.
+function show(url) {
+  if (url) at("completed").src = url;
+  at("completed").hidden = !url;
+  at("completed-hint").hidden = Boolean(url);
+  at("keep").disabled = !url;
 }
 
 function draw() {
@@ -168,6 +175,7 @@ function draw() {
   pen.imageSmoothingEnabled = false;
   pen.clearRect(0, 0, canvas.width, canvas.height);
   if (picture) pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  at("canvas-hint").hidden = Boolean(picture);
   pen.fillStyle = MASK;
   mask.forEach((covered, place) => {
     if (covered) pen.fillRect((place % width) * size, Math.floor(place / width) * size, size, size);
@@ -211,8 +219,7 @@ async function complete() {
   try {
     const asked = { picture: picture.src, mask: mask.join(""), label: Number(at("shows").value), settings: moved };
     asked.seed = at("completion-seed").valueAsNumber;
-    at("completed").src = (await ask("/complete", asked)).picture;
-    at("keep").disabled = false;
+    show((await ask("/complete", asked)).picture);
   } finally {
     at("complete").disabled = at("again").disabled = false;
   }
@@ -252,7 +259,7 @@ const real = model.classes.length - 1; // without "no class"
 for (let label = 0; label < Math.min(4, real); label++) chosen.add(label);
 if (!real) chosen.add(0);
 document.title = `scalear: ${model.title}`;
-at("model").textContent = `${model.title} makes ${width}x${height} pixels in ${model.scales.length} scales`;
+at("model").textContent = `${model.title} makes pictures of ${width}x${height} pixels in ${model.scales.length} scales`;
 at("choice").hidden = !real;
 at("classes").append(...model.classes.map(classButton));
 at("filter").hidden = real <= 24;
@@ -271,7 +278,7 @@ if (model.completes) {
   const size = Math.max(1, Math.floor(352 / width));
   Object.assign(canvas, { width: width * size, height: height * size });
   at("completed").classList.toggle("pixels", width < 352);
-  at("completed").style.aspectRatio = `${width} / ${height}`;
+  for (const stage of document.querySelectorAll(".stage")) stage.style.aspectRatio = `${width} / ${height}`;
   // No smaller than a token, so that what is painted covers one.
   Object.assign(at("brush"), { min: model.stride, max: Math.max(model.stride + 1, width / 3), step: 0.5, value: width / 8 });
   at("shows").append(...model.classes.map((name, label) => new Option(name, label)));
