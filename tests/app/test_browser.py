@@ -53,7 +53,7 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition) -> None:
-        WebDriverWait(self.driver, 15, 0.05).until(lambda _: condition())
+        WebDriverWait(self.driver, 60, 0.05).until(lambda _: condition())
 
     def click(self, selector: str) -> None:
         self[selector].click()
