@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     Checkpoint,
-    GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -25,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
+from scalear.data.accumulation import check_accumulation
 from scalear.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from scalear.training.interruption import SaveOnInterrupt
 from scalear.training.named_checkpoints import RecordTime
@@ -90,11 +90,12 @@ class RunTrainer(Trainer):
             if end is not None and -1 != end < wanted and not self.fast_dev_run:
                 raise ValueError(f"trainer.{least} is {wanted}, and {most} {end} ends the run before: raise it")
         check_precision(self.precision)
+        check_accumulation(self)
         for callback in self.callbacks:
-            _check_recipe(callback, self.accumulate_grad_batches)
+            _check_recipe(callback)
 
 
-def _check_recipe(callback: Callback, accumulated: int) -> None:
+def _check_recipe(callback: Callback) -> None:
     """Refuse callbacks that change the batch or the learning rate behind the config that names them."""
     name = type(callback).__name__
     if isinstance(callback, BatchSizeFinder):
@@ -108,15 +109,6 @@ def _check_recipe(callback: Callback, accumulated: int) -> None:
             f"{name}: the module should have one of these fields: ('lr', 'learning_rate'), and here the learning rate "
             "is a function of the step: set model.optimizer.lr, and remove the callback from trainer.callbacks"
         )
-    if not isinstance(callback, GradientAccumulationScheduler):
-        return
-    numbers = set(callback.scheduling.values())
-    if accumulated != 1:
-        raise ValueError(
-            f"trainer.accumulate_grad_batches is {accumulated}, and {name} says how many, too: leave out one of them"
-        )
-    if len(numbers) == 1:
-        raise ValueError(f"{name} changes nothing: set trainer.accumulate_grad_batches to {numbers.pop()} instead")
 
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
