@@ -30,7 +30,7 @@ def undisturbed(experiment: Experiment) -> Path:
 def sampled(monkeypatch) -> list[int]:
     """First image of every batch that this process samples."""
     places, sample = [], GeneratorModule.generate_images
-    counted = lambda module, label_B, streams: (places.append(streams[0][1]), sample(module, label_B, streams))[1]  # noqa: E731
+    counted = lambda module, label_B, seed, batch: (places.append(batch[0]), sample(module, label_B, seed, batch))[1]  # noqa: E731
     monkeypatch.setattr(GeneratorModule, "generate_images", counted)
     return places
 

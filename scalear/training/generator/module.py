@@ -3,7 +3,7 @@
 Legend: B batch, C channels, h w latent, H W pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -194,7 +194,7 @@ class GeneratorModule(GuardedModule):
         first, label_B = batch
         places = range(first, first + len(label_B))
         if not self._store.has(places):
-            image_BCHW = self.generate_images(label_B, [(self.samples.seed, place) for place in places])
+            image_BCHW = self.generate_images(label_B, self.samples.seed, places)
             self._store.add(first, to_uint8(image_BCHW))
 
     def predict_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
@@ -209,8 +209,8 @@ class GeneratorModule(GuardedModule):
         self._store.complete = self._ranks.first(lambda: self._store.pack(self.samples))
 
     @torch.no_grad()
-    def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
-        """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams.
+    def generate_images(self, label_B: Tensor, seed: int, places: Iterable[int]) -> Tensor:
+        """Images of labels, sampled as those at these places of a set with this seed, image_BCHW in [-1, 1].
 
         They are the same between two steps of training, which this leaves as it is.
         """
@@ -218,7 +218,8 @@ class GeneratorModule(GuardedModule):
         training = generator.training
         generator.eval()
         with self.trainer.precision_plugin.forward_context():
-            image_BCHW = self.model.sample(label_B.to(self.device), SeededDraws(streams, self.device), schedule)
+            draws = SeededDraws.of_images(seed, places, self.device)
+            image_BCHW = self.model.sample(label_B.to(self.device), draws, schedule)
         generator.train(training)
         return image_BCHW
 

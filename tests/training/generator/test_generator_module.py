@@ -341,7 +341,7 @@ def test_ema_decay_must_be_below_one(decay):
 def test_grids_show_the_average_and_leave_the_weights_alone(dataset, tmp_path, monkeypatch):
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    def draw(module: GeneratorModule, label_B: torch.Tensor, streams: list[tuple[int, ...]]) -> torch.Tensor:
+    def draw(module: GeneratorModule, label_B: torch.Tensor, seed: int, places: range) -> torch.Tensor:
         seen.append(state(module))
         return torch.zeros(len(label_B), 1, 4, 4)
 
