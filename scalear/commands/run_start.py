@@ -10,8 +10,10 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from scalear.files import check_writable, claimed, write_bytes
+from scalear.training.checkpoints import continues
 from scalear.training.loggers import log_config
-from scalear.training.run_folder import record_line
+from scalear.training.run_folder import record_line, remove_run
+from scalear.training.tokenizer.export import BEST_NAME
 from scalear.training.tokenizer.module import TokenizerModule
 from scalear.yaml_files import parse_yaml
 
@@ -66,6 +68,9 @@ class StartOfRun(SaveConfigCallback):
         alone = stage == TrainerFn.FITTING or (stage == TrainerFn.PREDICTING and isinstance(pl_module, TokenizerModule))
         if alone:
             self._claim(trainer, folder / f".{stage.value}.lock", f"has begun to {stage.value} in {folder}")
+        is_new = stage == TrainerFn.FITTING and not continues(trainer, trainer.ckpt_path)
+        if is_new and self.config.force and trainer.is_global_zero:
+            remove_run(trainer, [BEST_NAME] if isinstance(pl_module, TokenizerModule) else [])
         for logger in sorted(trainer.loggers, key=lambda logger: not isinstance(logger, WandbLogger)):
             getattr(logger, "experiment", None)  # opens it: W&B before TensorBoard, of which it copies what is logged
         if trainer.is_global_zero:

@@ -28,7 +28,7 @@ from scalear.training.loggers import log_image, log_text
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_metrics import write_metrics
 from scalear.training.tokenizer.checks import check_data, check_training
-from scalear.training.tokenizer.export import export_tokenizer, other_step, remove_best
+from scalear.training.tokenizer.export import export_tokenizer, other_step
 from scalear.training.tokenizer.latent_sizes import RandomSizes
 from scalear.training.tokenizer.latent_writer import LatentWriter
 from scalear.training.tokenizer.metrics import TokenizerMetrics
@@ -187,9 +187,6 @@ class TokenizerModule(GuardedModule):
             "moments": self.tokenizer.moments(batch.inputs),
             "flipped": self.tokenizer.moments(batch.inputs.flip(-1)),
         }
-
-    def on_train_start(self) -> None:
-        remove_best(self.trainer)
 
     def export(self) -> None:
         export_tokenizer(self.tokenizer, self.trainer, self.statistics_samples, self.per_channel_std)
