@@ -23,6 +23,7 @@ _COMMANDS = {
     "export": ("export", "take a trained generator out of its run, as a folder to share:  docs/interop.md"),
     "edit": ("edit", "in-paint, out-paint, refine or extend an image:  scalear edit inpaint --help"),
     "pictures": ("pictures", "draw what a generator of any scale can do: flexible.png and editing.png"),
+    "board": ("board", "watch runs in a browser: TensorBoard, open on what matters"),
     "convert": ("convert", "official FlowAR, FlexVAR, VAR and tokenizer checkpoints to files of ours, and back"),
     "data": ("data", "pack, verify and describe datasets of tar shards"),
     "tune": ("tune", "search guidance, and steps or temperature and top-p, for a metric:  docs/evaluation.md"),

@@ -20,13 +20,13 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
     WeightAveraging,
 )
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from scalear.data.accumulation import check_accumulation
 from scalear.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from scalear.training.interruption import SaveOnInterrupt
+from scalear.training.loggers import RunLogger
 from scalear.training.named_checkpoints import RecordTime
 from scalear.training.performance import Performance
 from scalear.training.run_precision import RecordPrecision, check_precision
@@ -126,7 +126,7 @@ def trainer_arguments(config: dict[str, Any], precision_is_free: bool) -> dict[s
         changed |= {"logger": False, "log_every_n_steps": None, "num_sanity_val_steps": None}
         changed |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     elif config["logger"] in (None, True):
-        changed["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
+        changed["logger"] = RunLogger(config["default_root_dir"])
     if config["fast_dev_run"]:
         changed["enable_checkpointing"] = False  # Lightning would save at the end of training
     if precision_is_free and any(isinstance(plugin, Precision) for plugin in changed["plugins"]):
@@ -154,8 +154,6 @@ def _callbacks(config: dict[str, Any]) -> list[Callback]:
         raise ValueError(f"trainer.callbacks has {named}, which average the same weights: keep one of them")
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    if not any(isinstance(callback, LearningRateMonitor) for callback in callbacks):
-        callbacks.append(LearningRateMonitor("step"))
     if not any(isinstance(callback, ModelCheckpoint) and callback.save_last for callback in callbacks):
         callbacks.append(RunCheckpoint())
     callbacks += [Performance(), RecordPrecision(), RecordTime(), SaveOnInterrupt()]  # which saves after all others

@@ -28,6 +28,7 @@ from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
 from scalear.tokenizers.base import Tokenizer
+from scalear.training.dashboard import Charts
 from scalear.training.frozen import freeze
 from scalear.training.generator.checks import check_all_batches, check_data, check_fingerprint
 from scalear.training.generator.report import SampleReport
@@ -148,6 +149,15 @@ class GeneratorModule(GuardedModule):
             anew: Sample also what is complete.
         """
         self._origin, self._anew = origin, anew
+
+    @property
+    def charts(self) -> dict[str, Charts]:
+        losses = {**super().charts["losses"], "loss of each scale": ["train/loss_scale_"]}
+        losses["loss of each scale in validation"] = ["val/loss_scale_"]
+        # Of SampleScore, whose names end with how many samples, and of `test`.
+        fid = ["test/fid(_floor)?$", r"val/fid_\d"]
+        labels = [r"test/(accuracy|precision|recall)$", r"val/(accuracy|precision|recall)_\d"]
+        return {"losses": losses, "quality": {"FID": fid, "samples that are of their class, precision, recall": labels}}
 
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer, self.model.generator)

@@ -43,7 +43,8 @@ class SampleGrid(Callback):
             return  # the same step again while gradients accumulate
         self._step = trainer.global_step
         if trainer.global_step == 1:
-            self._write(trainer, "pyramid/real", pyramid_images(pl_module, batch, self.max_classes), self.max_classes)
+            columns = min(self.max_classes, len(batch))
+            self._write(trainer, "pyramid/real", pyramid_images(pl_module, batch, columns), columns)
         if trainer.global_step % self.every_n_steps == 0:
             # Without classes there is the null class alone, whose label is 0.
             columns = min(self.max_classes, max(1, pl_module.model.num_classes))
