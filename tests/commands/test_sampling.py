@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_fixtures import Experiment, run
-from process_fixtures import run_on_two_ranks, start
+from process_fixtures import finish_well, run_on_two_ranks, start
 
 from scalear.training.generator.module import GeneratorModule
 
@@ -84,9 +84,7 @@ def test_jobs_of_their_own_share_a_sample_set(experiment: Experiment, undisturbe
     assert sampled == [10, 12, 14, 16, 18]
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "samples.npz").exists()
     processes = [start("test", *typed, f"--model.samples.part={number}/3") for number in (1, 3)]  # at the same time
-    for process in processes:
-        output = process.finish()
-        assert process.returncode == 0, output
+    finish_well(*processes)
     for name in ("samples.npz", "grid.png", "metrics.json"):
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
     assert not (tmp_path / "samples.partial").exists()
