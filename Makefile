@@ -72,7 +72,7 @@ format: $(READY) ## mend style and format
 	$(BIN)/ruff format .
 
 tensorboard: $(READY) ## watch the runs under LOGS (default: runs)
-	$(BIN)/tensorboard --logdir $(LOGS) --samples_per_plugin images=100
+	$(BIN)/scalear board --logdir $(LOGS)
 
 clean: ## remove caches; runs and the virtual environment stay
 	rm -rf .pytest_cache .ruff_cache build *.egg-info

@@ -24,6 +24,7 @@ _COMMANDS = {
     "edit": ("edit", "in-paint, out-paint, refine or extend an image:  scalear edit inpaint --help"),
     "pictures": ("pictures", "draw what a generator of any scale can do: flexible.png and editing.png"),
     "app": ("app", "a page to play with a trained generator:  scalear app --run runs/demo/flowar"),
+    "board": ("board", "watch runs in a browser: TensorBoard, open on what matters"),
     "convert": ("convert", "official FlowAR, FlexVAR, VAR and tokenizer checkpoints to files of ours, and back"),
     "data": ("data", "pack, verify and describe datasets of tar shards"),
     "tune": ("tune", "search guidance, and steps or temperature and top-p, for a metric:  docs/evaluation.md"),
