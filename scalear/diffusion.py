@@ -1,7 +1,7 @@
 """Diffusion without networks: how noise and data mix at each time, and DDIM.
 
 Time runs as in `scalear.flow`, in thousandths: x_t = signal(t) x_1 + noise(t) x_0 of noise x_0 and data x_1, where
-signal^2 + noise^2 = 1. The papers count steps, 1000 (1 - t) of them from data, and call signal^2 alpha-bar, x_0 epsilon.
+signal^2 + noise^2 = 1. Papers count steps, 1000 (1 - t) of them from data, and call signal^2 alpha-bar, x_0 epsilon.
 """
 
 import math
