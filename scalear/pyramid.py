@@ -91,8 +91,8 @@ class LatentPyramid(Pyramid):
 
     The target of scale k is the full latent, area-averaged to its size. The context of scale k is the latent
     of scale k-1, resized bicubically to the full size and then area-averaged to scale k, as the official code
-    does (the paper writes Up(s, 2)). With a patch size p, a scale of n x n tokens is (pn) x (pn) latent cells,
-    folded p x p at a time.
+    does (`DirectPyramid` is what the paper writes). With a patch size p, a scale of n x n tokens is (pn) x (pn)
+    latent cells, folded p x p at a time.
 
     Args:
         tokenizer: Any: the latent itself is the content.
@@ -139,6 +139,18 @@ class LatentPyramid(Pyramid):
     def _unfold(self, tokens_BlC: Tensor, size: tuple[int, int]) -> Tensor:
         p, (h, w) = self.patch_size, size
         return rearrange(tokens_BlC, "B (h w) (p q C) -> B C (h p) (w q)", h=h, w=w, p=p, q=p)
+
+
+class DirectPyramid(LatentPyramid):
+    """FlowAR's pyramid as the paper writes it: the context of scale k is Up(s, r), straight to its size (eq. 6).
+
+    The paper's scales double, r = 2. Here the latent of scale k-1 is resized bicubically to any.
+    """
+
+    def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
+        coarse_BChw = self.latent(scales[:k], schedule)
+        size = self._cells(schedule.sizes[k])
+        return self._fold(F.interpolate(coarse_BChw, size, mode="bicubic", align_corners=False))
 
 
 class CodeQuantizer(Protocol):

@@ -91,12 +91,12 @@ def test_every_official_size_has_a_config():
     assert OFFICIAL_PARAMETERS.keys() <= EXPERIMENTS.keys()
 
 
-TABLES_5_AND_6 = ["per-token", "diffusion", "adaln", "sequence", "addition", "cross-attention", "channels"]
+COMPARED = ["per-token", "diffusion", "adaln", "sequence", "addition", "cross-attention", "channels", "dit"]
 
 
 @pytest.mark.parametrize("family", ["fashion/flowar", "imagenet256/flowar-s"])
 def test_what_the_papers_compare_has_the_same_size(family):
-    names = [family, *(f"{family}-{name}" for name in TABLES_5_AND_6)]
+    names = [family, *(f"{family}-{name}" for name in COMPARED)]
     counts = [sum(part.numel() for part in on_meta(name)[1].model.generator.parameters()) for name in names]
     assert max(counts) <= 1.05 * min(counts)
 
