@@ -189,10 +189,15 @@ class CodePyramid(Pyramid):
         tokenizer: With one codebook for all sizes.
         below: Train on lists that end below the latent's size, as the official code does on 512 px crops; without it
             such a list is taken for a mistake.
+
+    Attributes:
+        scales_freely: What the tokenizer must do; None where any codebook will do.
     """
 
+    scales_freely: bool | None = True
+
     def __init__(self, tokenizer: Tokenizer, below: bool = False) -> None:
-        self.quantizer: CodeQuantizer = _quantizer(tokenizer, True, self, "VectorQuantizer")
+        self.quantizer: CodeQuantizer = _quantizer(tokenizer, self.scales_freely, self, "VectorQuantizer")
         self.content = Content(tokenizer.latent_channels, self.quantizer.num_codes)
         self.below = below
 
@@ -225,6 +230,16 @@ class CodePyramid(Pyramid):
     def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
         """The quantized latent_BChw that scales 0, 1 ... of the schedule stand for: the last of them."""
         return self.quantizer.embed(scales[-1], schedule.sizes[len(scales) - 1])
+
+
+class ForcedCodePyramid(CodePyramid):
+    """Ground-truth prediction with any codebook, also that of a residual tokenizer (FlexVAR, table 4).
+
+    Each scale holds the codes nearest to the latent, averaged to its size, which residual codes were not trained for:
+    that they fail is what the paper shows.
+    """
+
+    scales_freely = None
 
 
 class ResidualPyramid(Pyramid):
@@ -275,14 +290,14 @@ class ResidualPyramid(Pyramid):
             yield f_hat
 
 
-def _quantizer(tokenizer: Tokenizer, freely: bool, pyramid: Pyramid, wanted: str) -> Any:
+def _quantizer(tokenizer: Tokenizer, freely: bool | None, pyramid: Pyramid, wanted: str) -> Any:
     """The tokenizer's quantizer.
 
     Raises:
         ValueError: It has none, or another kind.
     """
     quantizer = tokenizer.quantizer
-    if quantizer is None or tokenizer.scales_freely != freely:
+    if quantizer is None or freely not in (None, tokenizer.scales_freely):
         found = "has no codebook" if quantizer is None else f"has a {type(quantizer).__name__}"
         raise ValueError(
             f"{type(pyramid).__name__} needs a tokenizer whose bottleneck is a {wanted}, but this one {found}: take a "

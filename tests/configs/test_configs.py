@@ -91,12 +91,20 @@ def test_every_official_size_has_a_config():
     assert OFFICIAL_PARAMETERS.keys() <= EXPERIMENTS.keys()
 
 
-COMPARED = ["per-token", "diffusion", "adaln", "sequence", "addition", "cross-attention", "channels", "dit"]
+# Overlays that change one part of a family, and not its size.
+COMPARED = {
+    "flowar": ["per-token", "diffusion", "adaln", "sequence", "addition", "cross-attention", "channels", "text", "dit"],
+    "flexvar": ["level", "token", "sincos", "plain-tokenizer"],
+    "var": ["ground-truth"],
+}
+FAMILY_RUNS = {"flowar": "flowar-s", "flexvar": "flexvar-d16", "var": "var-d16"}
 
 
-@pytest.mark.parametrize("family", ["fashion/flowar", "imagenet256/flowar-s"])
-def test_what_the_papers_compare_has_the_same_size(family):
-    names = [family, *(f"{family}-{name}" for name in COMPARED)]
+@pytest.mark.parametrize("size", ["fashion", "imagenet256"])
+@pytest.mark.parametrize("family", COMPARED)
+def test_what_the_papers_compare_has_the_same_size(family, size):
+    run = f"{size}/{family if size == 'fashion' else FAMILY_RUNS[family]}"
+    names = [run, *(f"{run}-{name}" for name in COMPARED[family])]
     counts = [sum(part.numel() for part in on_meta(name)[1].model.generator.parameters()) for name in names]
     assert max(counts) <= 1.05 * min(counts)
 
@@ -172,7 +180,7 @@ def test_a_variant_is_short_and_holds_only_what_differs(path):
     lines = [line for line in (ROOT / path).read_text().splitlines() if line.strip() and line.strip()[0] != "#"]
     assert len(lines) <= 20
     family, variant = (dict(_entries(yaml.safe_load((ROOT / file).read_text()))) for file in EXPERIMENTS[name_of(path)])
-    assert [name for name, value in variant.items() if family.get(name) == value] == []
+    assert [name for name, value in variant.items() if family.get(name, ...) == value] == []
 
 
 def _entries(config, name=""):
