@@ -69,6 +69,10 @@ class Pyramid(ABC):
             ValueError: Names both.
         """
 
+    def moments(self, tokenizer: Tokenizer, image_BCHW: Tensor, schedule: ScaleSchedule) -> Tensor:
+        """moments_BMhw of what `build` takes apart: of the latent of the image."""
+        return tokenizer.moments(image_BCHW)
+
     @abstractmethod
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         """latent_BChw -> targets and contexts of all scales; contexts are float32.
@@ -115,7 +119,9 @@ class LatentPyramid(Pyramid):
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         self.check(schedule, tuple(latent.shape[-2:]))
         latent = latent.float()
-        targets = [self._fold(_area(latent, self._cells(size))) for size in schedule.sizes]
+        return self._decomposition([self._fold(_area(latent, self._cells(size))) for size in schedule.sizes], schedule)
+
+    def _decomposition(self, targets: list[Tensor], schedule: ScaleSchedule) -> Decomposition:
         contexts = [targets[0][:, :0]]
         contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
         return Decomposition(schedule, targets, contexts)
@@ -151,6 +157,33 @@ class DirectPyramid(LatentPyramid):
         coarse_BChw = self.latent(scales[:k], schedule)
         size = self._cells(schedule.sizes[k])
         return self._fold(F.interpolate(coarse_BChw, size, mode="bicubic", align_corners=False))
+
+
+class ImagePyramid(LatentPyramid):
+    """FlowAR with scales of smaller images: scale k is the latent of the image, averaged down to its size (table 3).
+
+    What it takes apart are the latents of all scales in a row, cells one after the other. They are made of images:
+    shards of latents hold only those of full size.
+    """
+
+    def moments(self, tokenizer: Tokenizer, image_BCHW: Tensor, schedule: ScaleSchedule) -> Tensor:
+        """(B, M, cells of all scales, 1)."""
+        sizes = [[cells * tokenizer.stride for cells in self._cells(size)] for size in schedule.sizes]
+        moments = [tokenizer.moments(_area(image_BCHW, tuple(size))) for size in sizes]
+        return torch.cat([moments_BMhw.flatten(2) for moments_BMhw in moments], dim=2)[..., None]
+
+    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
+        counts = [length * self.patch_size**2 for length in schedule.lengths]
+        if latent.shape[-2:] != (sum(counts), 1):
+            raise ValueError(
+                f"ImagePyramid needs the latents of {schedule} cells of smaller images, but a latent has "
+                f"{latent.shape[-2]}x{latent.shape[-1]}: let it see the images, by data.latents_dir null"
+            )
+        latents = [
+            latent_BCl1.unflatten(2, self._cells(size)).squeeze(-1)
+            for latent_BCl1, size in zip(latent.float().split(counts, dim=2), schedule.sizes, strict=True)
+        ]
+        return self._decomposition([self._fold(latent_BChw) for latent_BChw in latents], schedule)
 
 
 class CodeQuantizer(Protocol):
