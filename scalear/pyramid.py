@@ -168,16 +168,18 @@ class ImagePyramid(LatentPyramid):
 
     def moments(self, tokenizer: Tokenizer, image_BCHW: Tensor, schedule: ScaleSchedule) -> Tensor:
         """(B, M, cells of all scales, 1)."""
-        sizes = [[cells * tokenizer.stride for cells in self._cells(size)] for size in schedule.sizes]
-        moments = [tokenizer.moments(_area(image_BCHW, tuple(size))) for size in sizes]
-        return torch.cat([moments_BMhw.flatten(2) for moments_BMhw in moments], dim=2)[..., None]
+        scales = []
+        for height, width in map(self._cells, schedule.sizes):
+            smaller_BCHW = _area(image_BCHW, (height * tokenizer.stride, width * tokenizer.stride))
+            scales.append(tokenizer.moments(smaller_BCHW).flatten(2))
+        return torch.cat(scales, dim=2)[..., None]
 
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         counts = [length * self.patch_size**2 for length in schedule.lengths]
         if latent.shape[-2:] != (sum(counts), 1):
             raise ValueError(
-                f"ImagePyramid needs the latents of {schedule} cells of smaller images, but a latent has "
-                f"{latent.shape[-2]}x{latent.shape[-1]}: let it see the images, by data.latents_dir null"
+                f"ImagePyramid makes scales {schedule} of images, and cannot of a latent of "
+                f"{latent.shape[-2]}x{latent.shape[-1]} cells: set data.latents_dir to null"
             )
         latents = [
             latent_BCl1.unflatten(2, self._cells(size)).squeeze(-1)
@@ -224,7 +226,7 @@ class CodePyramid(Pyramid):
             such a list is taken for a mistake.
 
     Attributes:
-        scales_freely: What the tokenizer must do; None where any codebook will do.
+        scales_freely: What the tokenizer's own `scales_freely` must be; None where any codebook will do.
     """
 
     scales_freely: bool | None = True

@@ -98,7 +98,7 @@ def test_scales_may_be_the_latents_of_smaller_images(scales, patch_size):
     assert model.generator.head.network.output_proj.weight.grad.abs().sum() > 0
     with torch.no_grad():
         assert model.sample(label, seeded(2)).shape == image.shape
-    with pytest.raises(ValueError, match="of smaller images, but a latent has 4x4: let it see the images"):
+    with pytest.raises(ValueError, match="makes scales .* of images, and cannot of a latent of 4x4 cells: set data"):
         model.loss(LatentPyramid(tokenizer).latent([torch.zeros(2, 16, 4)], ScaleSchedule.parse("4")), label, draws)
 
 

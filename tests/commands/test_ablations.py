@@ -31,3 +31,10 @@ def test_fit_predict_and_export(experiment: Experiment, overlays):
     assert run("export", *typed, *files, f"--ckpt_path={checkpoint}", f"--output_dir={folder}") == 0
     again = ScaleARModel.from_pretrained(folder).generate(labels.tolist(), output_type="np", precision="32-true")
     assert np.abs(again.astype(int) - images).max() <= 1  # a level, where rounding decides
+
+
+def test_smaller_images_are_not_made_of_cached_latents(experiment: Experiment, capsys):
+    overlay = str(ROOT / "configs/fashion/flowar/image-pyramid.yaml")
+    assert run("fit", *experiment.generator("refused"), "-c", overlay) == 2  # which types data.latents_dir
+    error = capsys.readouterr().err
+    assert "scales 1,2,4 of images, and cannot of a latent of 4x4 cells: set data.latents_dir to null" in error
