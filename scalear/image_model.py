@@ -99,14 +99,14 @@ class ImageModel(nn.Module):
 
     @torch.no_grad()
     def latent(self, inputs: Tensor, cached: bool, draws: Draws | None = None) -> Tensor:
-        """latent_BChw of images.
+        """latent_BChw of images; or what else the pyramid takes apart (`ImagePyramid`).
 
         Args:
             inputs: image_BCHW in [-1, 1]; or, if `cached`, what `tokenizer.moments` made of it, in any type.
             cached: Which of the two.
             draws: `posterior`, of which a sample is made, where the tokenizer has one; None for its mode.
         """
-        moments = inputs.float() if cached else self.tokenizer.moments(inputs)
+        moments = inputs.float() if cached else self.pyramid.moments(self.tokenizer, inputs, self.schedule)
         noise = None
         if draws is not None and self.tokenizer.has_posterior:
             noise = draws.normal("posterior", self.tokenizer.latent_channels, *moments.shape[-2:])

@@ -69,6 +69,10 @@ class Pyramid(ABC):
             ValueError: Names both.
         """
 
+    def moments(self, tokenizer: Tokenizer, image_BCHW: Tensor, schedule: ScaleSchedule) -> Tensor:
+        """moments_BMhw of what `build` takes apart: of the latent of the image."""
+        return tokenizer.moments(image_BCHW)
+
     @abstractmethod
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         """latent_BChw -> targets and contexts of all scales; contexts are float32.
@@ -91,8 +95,8 @@ class LatentPyramid(Pyramid):
 
     The target of scale k is the full latent, area-averaged to its size. The context of scale k is the latent
     of scale k-1, resized bicubically to the full size and then area-averaged to scale k, as the official code
-    does (the paper writes Up(s, 2)). With a patch size p, a scale of n x n tokens is (pn) x (pn) latent cells,
-    folded p x p at a time.
+    does (`DirectPyramid` is what the paper writes). With a patch size p, a scale of n x n tokens is (pn) x (pn)
+    latent cells, folded p x p at a time.
 
     Args:
         tokenizer: Any: the latent itself is the content.
@@ -115,7 +119,9 @@ class LatentPyramid(Pyramid):
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         self.check(schedule, tuple(latent.shape[-2:]))
         latent = latent.float()
-        targets = [self._fold(_area(latent, self._cells(size))) for size in schedule.sizes]
+        return self._decomposition([self._fold(_area(latent, self._cells(size))) for size in schedule.sizes], schedule)
+
+    def _decomposition(self, targets: list[Tensor], schedule: ScaleSchedule) -> Decomposition:
         contexts = [targets[0][:, :0]]
         contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
         return Decomposition(schedule, targets, contexts)
@@ -139,6 +145,47 @@ class LatentPyramid(Pyramid):
     def _unfold(self, tokens_BlC: Tensor, size: tuple[int, int]) -> Tensor:
         p, (h, w) = self.patch_size, size
         return rearrange(tokens_BlC, "B (h w) (p q C) -> B C (h p) (w q)", h=h, w=w, p=p, q=p)
+
+
+class DirectPyramid(LatentPyramid):
+    """FlowAR's pyramid as the paper writes it: the context of scale k is Up(s, r), straight to its size (eq. 6).
+
+    The paper's scales double, r = 2. Here the latent of scale k-1 is resized bicubically to any.
+    """
+
+    def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
+        coarse_BChw = self.latent(scales[:k], schedule)
+        size = self._cells(schedule.sizes[k])
+        return self._fold(F.interpolate(coarse_BChw, size, mode="bicubic", align_corners=False))
+
+
+class ImagePyramid(LatentPyramid):
+    """FlowAR with scales of smaller images: scale k is the latent of the image, averaged down to its size (table 3).
+
+    What it takes apart are the latents of all scales in a row, cells one after the other. They are made of images:
+    shards of latents hold only those of full size.
+    """
+
+    def moments(self, tokenizer: Tokenizer, image_BCHW: Tensor, schedule: ScaleSchedule) -> Tensor:
+        """(B, M, cells of all scales, 1)."""
+        scales = []
+        for height, width in map(self._cells, schedule.sizes):
+            smaller_BCHW = _area(image_BCHW, (height * tokenizer.stride, width * tokenizer.stride))
+            scales.append(tokenizer.moments(smaller_BCHW).flatten(2))
+        return torch.cat(scales, dim=2)[..., None]
+
+    def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
+        counts = [length * self.patch_size**2 for length in schedule.lengths]
+        if latent.shape[-2:] != (sum(counts), 1):
+            raise ValueError(
+                f"ImagePyramid makes scales {schedule} of images, and cannot of a latent of "
+                f"{latent.shape[-2]}x{latent.shape[-1]} cells: set data.latents_dir to null"
+            )
+        latents = [
+            latent_BCl1.unflatten(2, self._cells(size)).squeeze(-1)
+            for latent_BCl1, size in zip(latent.float().split(counts, dim=2), schedule.sizes, strict=True)
+        ]
+        return self._decomposition([self._fold(latent_BChw) for latent_BChw in latents], schedule)
 
 
 class CodeQuantizer(Protocol):
@@ -177,10 +224,15 @@ class CodePyramid(Pyramid):
         tokenizer: With one codebook for all sizes.
         below: Train on lists that end below the latent's size, as the official code does on 512 px crops; without it
             such a list is taken for a mistake.
+
+    Attributes:
+        scales_freely: What the tokenizer's own `scales_freely` must be; None where any codebook will do.
     """
 
+    scales_freely: bool | None = True
+
     def __init__(self, tokenizer: Tokenizer, below: bool = False) -> None:
-        self.quantizer: CodeQuantizer = _quantizer(tokenizer, True, self, "VectorQuantizer")
+        self.quantizer: CodeQuantizer = _quantizer(tokenizer, self.scales_freely, self, "VectorQuantizer")
         self.content = Content(tokenizer.latent_channels, self.quantizer.num_codes)
         self.below = below
 
@@ -213,6 +265,16 @@ class CodePyramid(Pyramid):
     def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
         """The quantized latent_BChw that scales 0, 1 ... of the schedule stand for: the last of them."""
         return self.quantizer.embed(scales[-1], schedule.sizes[len(scales) - 1])
+
+
+class ForcedCodePyramid(CodePyramid):
+    """Ground-truth prediction with any codebook, also that of a residual tokenizer (FlexVAR, table 4).
+
+    Each scale holds the codes nearest to the latent, averaged to its size, which residual codes were not trained for:
+    that they fail is what the paper shows.
+    """
+
+    scales_freely = None
 
 
 class ResidualPyramid(Pyramid):
@@ -263,14 +325,14 @@ class ResidualPyramid(Pyramid):
             yield f_hat
 
 
-def _quantizer(tokenizer: Tokenizer, freely: bool, pyramid: Pyramid, wanted: str) -> Any:
+def _quantizer(tokenizer: Tokenizer, freely: bool | None, pyramid: Pyramid, wanted: str) -> Any:
     """The tokenizer's quantizer.
 
     Raises:
         ValueError: It has none, or another kind.
     """
     quantizer = tokenizer.quantizer
-    if quantizer is None or tokenizer.scales_freely != freely:
+    if quantizer is None or freely not in (None, tokenizer.scales_freely):
         found = "has no codebook" if quantizer is None else f"has a {type(quantizer).__name__}"
         raise ValueError(
             f"{type(pyramid).__name__} needs a tokenizer whose bottleneck is a {wanted}, but this one {found}: take a "

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from model_fixtures import LatentsAlone
 from tokenizer_fixtures import make_kl, make_residual, make_vq
 
-from scalear.pyramid import CodePyramid, Content, ResidualPyramid
+from scalear.pyramid import CodePyramid, Content, ForcedCodePyramid, ResidualPyramid
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.residual import ResidualQuantizer
@@ -25,14 +25,18 @@ def flexvar(scales):
     return build(CodePyramid, VectorQuantizer(CHANNELS, NUM_CODES), scales)
 
 
-def var(scales):
+def var(scales, pyramid=ResidualPyramid):
     torch.manual_seed(0)
     quantizer = ResidualQuantizer(CHANNELS, NUM_CODES, scales, num_phis=2)
     torch.nn.init.normal_(quantizer.codebook, std=0.5)
-    return build(ResidualPyramid, quantizer, scales)
+    return build(pyramid, quantizer, scales)
 
 
-@pytest.mark.parametrize("make", [flexvar, var])
+def forced(scales):
+    return var(scales, ForcedCodePyramid)
+
+
+@pytest.mark.parametrize("make", [flexvar, var, forced])
 @pytest.mark.parametrize("scales", SCHEDULES)
 def test_next_context_equals_the_training_context_exactly(make, scales):
     _, pyramid, built = make(scales)
@@ -55,9 +59,10 @@ def test_certain_weights_of_codes_are_codes(make):
     torch.testing.assert_close(pyramid.latent(weights, built.schedule), pyramid.latent(built.targets, built.schedule))
 
 
+@pytest.mark.parametrize("make", [flexvar, forced])
 @pytest.mark.parametrize("scales", SCHEDULES)
-def test_flexvar_scales_are_codes_of_averages_and_do_not_know_of_each_other(scales):
-    latent, pyramid, built = flexvar(scales)
+def test_flexvar_scales_are_codes_of_averages_and_do_not_know_of_each_other(scales, make):
+    latent, pyramid, built = make(scales)
     for k, size in enumerate(built.schedule.sizes):
         codes = pyramid.quantizer.codes(F.interpolate(latent, size, mode="area"))
         assert torch.equal(built.targets[k], codes)
@@ -112,6 +117,8 @@ def test_residual_scales_end_at_the_latent_as_the_quantizer_has_it():
 def test_a_pyramid_of_codes_needs_its_quantizer():
     with pytest.raises(ValueError, match="CodePyramid needs .* has no codebook: take a tokenizer with VectorQuantizer"):
         CodePyramid(make_kl())
+    with pytest.raises(ValueError, match="ForcedCodePyramid needs .* has no codebook"):
+        ForcedCodePyramid(make_kl())
     with pytest.raises(ValueError, match="ResidualPyramid needs .* has a VectorQuantizer: take .* ResidualQuantizer"):
         ResidualPyramid(make_vq())
 

@@ -50,7 +50,7 @@ def test_every_example_is_tried_here():
 @pytest.mark.parametrize(
     "name, part, parameter",
     [
-        ("addition", "addition.Addition", "head.network.blocks.0.modulation.weight"),
+        ("first_token", "first_token.FirstToken", "head.network.blocks.0.modulation.weight"),
         ("per_token", "per_token.PerToken", "head.network.mlp.3.weight"),
         ("gaussian_head", "gaussian_head.GaussianHead", "head.mlp.2.weight"),
         ("doubling", "doubling.DoublingPyramid", None),

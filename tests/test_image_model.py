@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from model_fixtures import (
     DoublingCodes,
     LatentsAlone,
@@ -14,13 +15,13 @@ from model_fixtures import (
     seeded,
     transformer_class,
 )
-from tokenizer_fixtures import TINY_DC, TINY_KL
+from tokenizer_fixtures import TINY_DC, TINY_KL, make_kl
 
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
 from scalear.models.flow_head import FlowHead
-from scalear.pyramid import CodePyramid, LatentPyramid
+from scalear.pyramid import CodePyramid, ImagePyramid, LatentPyramid
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.diffusers_adapters import DiffusersDC, DiffusersKL
 
@@ -73,6 +74,32 @@ def test_trains_on_and_generates_the_latents_of_a_diffusers_autoencoder(make_tok
     with torch.no_grad():
         images = model.sample(labels, seeded(2))
         assert images.shape == image.shape and torch.equal(images, tokenizer.decode(sampled))
+
+
+@pytest.mark.parametrize("scales, patch_size", [("1,2,4", 1), ("1,2", 2)])
+def test_scales_may_be_the_latents_of_smaller_images(scales, patch_size):
+    torch.manual_seed(0)
+    pyramid, tokenizer = partial(ImagePyramid, patch_size=patch_size), make_kl().eval()
+    head = partial(FlowHead, network=network_class(depth=1))
+    model = ImageModel(tokenizer, pyramid, transformer_class(scales), head, FlowSolver(num_steps=2), Guidance(2.0))
+    image, label, draws = torch.rand(2, 1, 8, 8) * 2 - 1, torch.tensor([0, 2]), seeded(2)
+    mode, sample = model.latent(image, cached=False), model.latent(image, cached=False, draws=draws)
+    assert mode.shape == sample.shape and not torch.allclose(mode, sample)
+    built = model.pyramid.build(mode, model.schedule)
+    for k, (height, width) in enumerate(model.schedule.sizes):
+        factor = 4 // (height * patch_size)
+        with torch.no_grad():
+            encoded = tokenizer.encode(F.avg_pool2d(image, factor))
+        assert encoded.shape[-2:] == (height * patch_size, width * patch_size)
+        torch.testing.assert_close(model.pyramid.latent(built.targets[: k + 1], model.schedule), encoded)
+        if k:
+            assert torch.equal(model.pyramid.next_context(built.targets[:k], k, model.schedule), built.contexts[k])
+    model.loss(sample, label, draws).total.backward()
+    assert model.generator.head.network.output_proj.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert model.sample(label, seeded(2)).shape == image.shape
+    with pytest.raises(ValueError, match="makes scales .* of images, and cannot of a latent of 4x4 cells: set data"):
+        model.loss(LatentPyramid(tokenizer).latent([torch.zeros(2, 16, 4)], ScaleSchedule.parse("4")), label, draws)
 
 
 @pytest.mark.parametrize("kind", MAKE)

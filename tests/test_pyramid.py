@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from model_fixtures import LatentsAlone
 
-from scalear.pyramid import LatentPyramid, join
+from scalear.pyramid import DirectPyramid, LatentPyramid, join
 from scalear.scales import ScaleSchedule
 
 CASES = [
@@ -16,15 +16,16 @@ CASES = [
 ]
 
 
-def build(size, patch_size, scales):
+def build(size, patch_size, scales, kind=LatentPyramid):
     latent_BChw = torch.randn(3, 5, *size, generator=torch.Generator().manual_seed(0))
-    pyramid = LatentPyramid(LatentsAlone(5), patch_size)
+    pyramid = kind(LatentsAlone(5), patch_size)
     return latent_BChw, pyramid, pyramid.build(latent_BChw, ScaleSchedule.parse(scales))
 
 
+@pytest.mark.parametrize("kind", [LatentPyramid, DirectPyramid])
 @pytest.mark.parametrize("size, patch_size, scales", CASES)
-def test_next_context_equals_the_training_context_exactly(size, patch_size, scales):
-    _, pyramid, built = build(size, patch_size, scales)
+def test_next_context_equals_the_training_context_exactly(size, patch_size, scales, kind):
+    _, pyramid, built = build(size, patch_size, scales, kind)
     assert built.contexts[0].shape == (3, 0, 5 * patch_size**2)
     for k in range(1, built.schedule.num_scales):
         context = pyramid.next_context(built.targets[:k], k, built.schedule)
@@ -44,6 +45,20 @@ def test_targets_are_averages_of_the_latent_and_the_last_is_the_latent(size, pat
             torch.testing.assert_close(cells, F.avg_pool2d(latent, factors))
     assert pyramid.content.dim == 5 * patch_size**2
     assert join(built.targets).shape == (3, built.schedule.num_tokens, 5 * patch_size**2)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_direct_context_is_the_scale_before_twice_as_large(patch_size):
+    side = 8 * patch_size
+    _, pyramid, direct = build((side, side), patch_size, "1,2,4,8", DirectPyramid)
+    _, _, through_full = build((side, side), patch_size, "1,2,4,8")
+    for k in range(1, 4):
+        coarse = pyramid.latent(direct.targets[:k], direct.schedule)
+        twice = F.interpolate(coarse, scale_factor=2, mode="bicubic", align_corners=False)
+        torch.testing.assert_close(pyramid.latent([direct.contexts[k]], ScaleSchedule.parse([2**k])), twice)
+        assert torch.equal(direct.targets[k], through_full.targets[k])
+        same = torch.allclose(direct.contexts[k], through_full.contexts[k], atol=1e-3)
+        assert same == (k == 3 or (k == 1 and patch_size == 1))  # at the full size, and of a single cell
 
 
 def test_a_token_is_a_square_of_cells_row_by_row():

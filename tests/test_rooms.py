@@ -13,7 +13,7 @@ DESIGN = (ROOT / "docs/design.md").read_text().split("## Rooms")[1].split("\n## 
 # Rooms as the page lists them, each line standing on those above.
 ROOMS = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`.*?) \|", DESIGN, re.MULTILINE)]
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-METHOD = "scalear/(models/.*|scales|schedules|draws|flow|guidance|token_sampling|pyramid)"
+METHOD = "scalear/(models/.*|scales|schedules|draws|flow|diffusion|guidance|token_sampling|pyramid)"
 
 
 def imports(source: str) -> set[str]:

@@ -5,7 +5,18 @@ All that has a place in a config of scalear stands here; parts of other packages
 
 from scalear.data import datamodule, sources
 from scalear.evaluation import extractors, fid, inception_score, kid, labels, manifold
-from scalear.models import blocks, flow_head, injections, mamba, norms, positions, token_head, var_block
+from scalear.models import (
+    blocks,
+    diffusion_head,
+    flow_head,
+    injections,
+    mamba,
+    norms,
+    per_token,
+    positions,
+    token_head,
+    var_block,
+)
 from scalear.tokenizers import autoencoder, diffusers_adapters, discriminator, gaussian, perceptual, quantizer, residual
 from scalear.training import checkpoints, classifier_module, ema
 from scalear.training.generator import module as generator_module
@@ -20,6 +31,7 @@ __all__ = [
     "classifier_module",
     "codebook",
     "datamodule",
+    "diffusion_head",
     "diffusers_adapters",
     "discriminator",
     "ema",
@@ -36,6 +48,7 @@ __all__ = [
     "mamba",
     "manifold",
     "norms",
+    "per_token",
     "perceptual",
     "positions",
     "quantizer",

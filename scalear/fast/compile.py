@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from scalear.models.injections import FlowTransformer
+from scalear.models.per_token import PerTokenMLP
 from scalear.models.transformer import ScaleTransformer
 
 # A kind of block has a few versions: one token or more, one shape or any, training, sampling, guided. The default
@@ -30,6 +31,6 @@ def compile_blocks(model: nn.Module, backend: str | Callable = "inductor") -> No
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "scalear" / "inductor"))
     for network in model.modules():
-        if isinstance(network, ScaleTransformer | FlowTransformer):
+        if isinstance(network, ScaleTransformer | FlowTransformer | PerTokenMLP):
             for block in network.blocks:
                 block.compile(backend=backend, recompile_limit=_VERSIONS)

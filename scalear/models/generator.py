@@ -81,7 +81,7 @@ class Generator(nn.Module):
         schedule = latent.schedule
         dropped_B = (draws.uniform("label_drop") < self.label_drop_prob) | (label_B < 0)
         cond_BD = self.transformer.embed(label_B.masked_fill(dropped_B, self.num_classes))
-        hidden_BLD = self.transformer(join(latent.contexts[1:]), cond_BD, schedule)
+        hidden_BLD = self.transformer(join(latent.contexts), cond_BD, schedule)
         per_scale = self.head.loss(hidden_BLD, latent.targets, schedule, draws)
         weights_K = torch.tensor(self.head.scale_weights(schedule), device=hidden_BLD.device)
         overall = {name: (value_K * weights_K).sum() for name, value_K in per_scale.items()}

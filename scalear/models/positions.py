@@ -103,20 +103,31 @@ class GridPositions(Positions):
         schedule: Not used: any will do.
         side: Side of the grid. The paper says that of the finest map in training, 16; the official code has 32.
         resize: `area` averages (official code; beyond the grid it repeats vectors), `bilinear` is the paper's.
+        init: `sine_row_cosine_column` as in the official code: even channels know only the row, by its sine, odd ones
+            only the column, by its cosine. `sincos` is what the paper says, sines and cosines of both; its
+            width is a multiple of 4.
     """
 
     def __init__(
-        self, dim: int, schedule: ScaleSchedule, side: int, resize: Literal["area", "bilinear"] = "area"
+        self,
+        dim: int,
+        schedule: ScaleSchedule,
+        side: int,
+        resize: Literal["area", "bilinear"] = "area",
+        init: Literal["sine_row_cosine_column", "sincos"] = "sine_row_cosine_column",
     ) -> None:
         super().__init__()
         self.resize = resize
         self.start = start_vector(dim)
-        # As in the official code: even channels know only the row, odd ones only the column.
-        frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
-        angles = torch.arange(side)[:, None] * frequencies
-        rows = angles.sin()[:, None].expand(-1, side, -1)
-        columns = angles.cos()[None].expand(side, -1, -1)
-        grid_hwD = torch.stack([rows, columns], dim=-1).flatten(-2)
+        if init == "sincos":
+            _require_quarters(dim)
+            grid_hwD = _sincos((side, side), side, dim)
+        else:
+            frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+            angles = torch.arange(side)[:, None] * frequencies
+            rows = angles.sin()[:, None].expand(-1, side, -1)
+            columns = angles.cos()[None].expand(side, -1, -1)
+            grid_hwD = torch.stack([rows, columns], dim=-1).flatten(-2)
         self.grid_Dhw = nn.Parameter(grid_hwD.permute(2, 0, 1).contiguous())
         self.grid_Dhw.no_weight_decay = True
 
@@ -138,8 +149,7 @@ class SinCosPositions(Positions):
 
     def __init__(self, dim: int, schedule: ScaleSchedule) -> None:
         super().__init__()
-        if dim % 4:
-            raise ValueError(f"sine and cosine positions need a width divisible by 4, got {dim}")
+        _require_quarters(dim)
         self.side = max(schedule.sizes[-1])
         self.start = start_vector(dim)
 
@@ -150,13 +160,23 @@ class SinCosPositions(Positions):
 
 @cached_table
 def _sincos_table(size: tuple[int, int], side: int, dim: int, device: torch.device) -> Tensor:
+    return _sincos(size, side, dim).flatten(0, 1).to(device)
+
+
+def _sincos(size: tuple[int, int], side: int, dim: int) -> Tensor:
+    """(h, w, D): sines and cosines of rows, then of columns, of a map that covers a square of `side`."""
     frequencies = 10000.0 ** (-4.0 * torch.arange(dim // 4) / dim)
     parts = []
     for axis, cells in enumerate(size):
         angles = ((torch.arange(cells) + 0.5) * side / cells)[:, None] * frequencies
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
         parts.append((waves[:, None] if axis == 0 else waves[None]).expand(*size, -1))
-    return torch.cat(parts, dim=-1).flatten(0, 1).to(device)
+    return torch.cat(parts, dim=-1)
+
+
+def _require_quarters(dim: int) -> None:
+    if dim % 4:
+        raise ValueError(f"sine and cosine positions need a width divisible by 4, got {dim}")
 
 
 def start_vector(dim: int) -> nn.Parameter:

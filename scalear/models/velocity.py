@@ -1,4 +1,4 @@
-"""What flow matching trains: noisy tokens, time and semantics to a velocity.
+"""What flow matching trains: noisy tokens, time and semantics to a velocity; or diffusion, to noise.
 
 Legend: B batch, K scales, L tokens of all scales given, C channels of a token, D semantics.
 """
@@ -15,7 +15,7 @@ from scalear.scales import ScaleSchedule
 
 
 class VelocityNetwork(nn.Module, ABC):
-    """Any network that `FlowHead` trains; in YAML built without its first three arguments, (C, D, schedule)."""
+    """Any network that a `DenoisingHead` trains; in YAML built without its first three arguments, (C, D, schedule)."""
 
     @abstractmethod
     def prepare(self, hidden_BLD: Tensor, schedule: ScaleSchedule) -> Any:
@@ -23,7 +23,7 @@ class VelocityNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BLC: Tensor, noise_level_BK: Tensor, condition: Any, schedule: ScaleSchedule) -> Tensor:
-        """Velocity of the tokens of one or more scales, which do not see each other.
+        """Velocity (or noise) of the tokens of one or more scales, which do not see each other.
 
         Args:
             x_BLC: Points on the path.

@@ -15,6 +15,7 @@ from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
 from scalear.models.mamba import MambaBlock
+from scalear.models.per_token import PerTokenMLP
 from scalear.scales import ScaleSchedule
 
 MAKE = {
@@ -122,6 +123,16 @@ def test_sampling_compiles_one_token_and_any_number(kind):
     for scales, expected in zip(lists, eager, strict=True):
         assert_same(sample(model, scales), expected)
     assert 0 < first == backend.count
+
+
+def test_a_network_per_token_is_compiled_too():
+    schedule, backend = ScaleSchedule.parse("1,2"), Counter("eager")
+    network = randomise(PerTokenMLP(4, 24, schedule, dim=16, depth=3))
+    inputs = torch.randn(2, 5, 4), torch.rand(2, 2), torch.randn(2, 5, 16), schedule
+    eager = network(*inputs)
+    compile_blocks(network, backend)
+    assert_same([network(*inputs)], [eager])
+    assert backend.count == 1
 
 
 def test_names_of_weights_stay_and_copies_are_not_compiled():

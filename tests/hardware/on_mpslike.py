@@ -24,6 +24,7 @@ from model_fixtures import make_model, randomise
 from mpslike import DEVICE, NAME
 
 from scalear.data.datamodule import ShardDataModule
+from scalear.diffusion import DDIM
 from scalear.draws import SeededDraws
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.feature_set import Needs, extract
@@ -32,6 +33,9 @@ from scalear.evaluation.images import load_samples
 from scalear.flow import FAST8, FlowSolver
 from scalear.guidance import Guidance
 from scalear.hardware import float64
+from scalear.models.diffusion_head import DiffusionHead
+from scalear.models.injections import SequenceConcatenation
+from scalear.pyramid import ImagePyramid
 from scalear.tokenizers.discriminator import AdversarialLoss
 from scalear.tokenizers.objective import TokenizerLoss
 from scalear.training.ema import EMA
@@ -131,6 +135,11 @@ def test_features_are_those_of_the_cpu_and_their_statistics_on_it():
 make_generators = {
     "flowar": generator.make_module,
     "flowar, logit-normal times": lambda: _logit_normal(generator.make_module()),
+    "flowar, diffusion on smaller images": lambda: generator.make_module(
+        pyramid=ImagePyramid,
+        head=partial(DiffusionHead, network=partial(SequenceConcatenation, dim=32, depth=1, num_heads=2)),
+        sampling=DDIM(2),
+    ),
     "flexvar": partial(code.make_module, "flexvar", code.RANDOM),
     "var": partial(code.make_module, "var"),
 }

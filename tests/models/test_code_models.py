@@ -26,14 +26,18 @@ from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
 from scalear.models.flow_head import FlowHead
-from scalear.models.positions import GridPositions, LevelPositions, SinCosPositions
+from scalear.models.positions import GridPositions, LevelPositions, SinCosPositions, TokenPositions
 from scalear.models.token_head import TokenHead
 from scalear.pyramid import Content
 from scalear.scales import ScaleSchedule
 from scalear.token_sampling import TokenSampling
 
 KINDS = ["var", "flexvar"]
-SCALABLE = [partial(GridPositions, side=4), partial(GridPositions, side=3, resize="bilinear"), SinCosPositions]
+SCALABLE = [
+    partial(GridPositions, side=4),
+    partial(GridPositions, side=3, resize="bilinear", init="sincos"),
+    SinCosPositions,
+]
 
 
 def random_model(kind: str) -> ImageModel:
@@ -80,8 +84,9 @@ def test_a_scale_changes_nothing_before_it(changed):
     assert equal == [k < changed for k in range(3)]
 
 
-def test_learned_positions_refuse_another_list():
-    transformer = make_var_transformer("1,2,4")
+@pytest.mark.parametrize("positions", [LevelPositions, TokenPositions])
+def test_learned_positions_refuse_another_list(positions):
+    transformer = make_var_transformer("1,2,4", positions=positions)
     other = ScaleSchedule.parse("1,3,4")
     with pytest.raises(ValueError, match="learned positions for scales 1,2,4 and cannot do 1,3,4"):
         transformer(*transformer_inputs(other, torch.float32), other)
@@ -107,6 +112,14 @@ def test_the_grid_is_averaged_and_knows_rows_and_columns_apart():
     torch.testing.assert_close(vectors[4:], F.avg_pool2d(grid.grid_Dhw, (2, 1)).flatten(1).T)
     assert grid.grid_Dhw[2, 3, 1].item() == pytest.approx(math.sin(3 * 10000 ** (-2 / 8)))
     assert grid.grid_Dhw[3, 3, 1].item() == pytest.approx(math.cos(1 * 10000 ** (-2 / 8)))
+
+
+def test_a_grid_may_begin_as_sines_and_cosines_of_row_and_column():
+    schedule = ScaleSchedule.parse("1,2x3,4")
+    grid, fixed = GridPositions(16, schedule, side=4, init="sincos"), SinCosPositions(16, schedule)
+    torch.testing.assert_close(grid(schedule, 2, 3), fixed(schedule, 2, 3))
+    torch.testing.assert_close(grid(schedule, 1, 2)[0], F.adaptive_avg_pool2d(grid.grid_Dhw, (2, 3))[:, 0, 0])
+    assert grid.grid_Dhw.requires_grad and not list(fixed.parameters())[1:]  # of the other only the start is learned
 
 
 def test_fixed_positions_are_alike_at_the_same_place():
@@ -235,6 +248,7 @@ def test_flexvar_makes_any_size_and_var_its_own():
     "build, message",
     [
         (lambda: make_var_transformer(dim=25), "dim 25 is not a multiple of num_heads 2"),
+        (lambda: GridPositions(6, ScaleSchedule.parse("1"), 2, init="sincos"), "width divisible by 4, got 6"),
         (lambda: SinCosPositions(6, ScaleSchedule.parse("1")), "width divisible by 4, got 6"),
         (lambda: make_model(sampling=TokenSampling()), "FlowHead cannot sample with .* set method, num_st"),
         (

@@ -4,15 +4,27 @@ from functools import partial
 
 import pytest
 import torch
-from model_fixtures import NUM_CLASSES, make_code_model, make_model, randomise, seeded
+from model_fixtures import (
+    NUM_CLASSES,
+    LatentsAlone,
+    make_code_model,
+    make_model,
+    network_class,
+    randomise,
+    seeded,
+    transformer_class,
+)
 from recorded_draws import RecordedDraws
 
 from scalear.draws import SeededDraws
 from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
+from scalear.models.flow_head import FlowHead
+from scalear.pyramid import LatentPyramid
 
 SOLVER = FlowSolver(num_steps=4)
+HOW = SOLVER, Guidance(2.0)
 
 
 class Recorder:
@@ -209,6 +221,22 @@ def test_recorded_draws_replay_the_same_loss_and_the_same_samples():
     draws = Recorder(seeded(4))
     samples = model.sample_latent(label, draws, guidance=Guidance(2.0))
     assert torch.equal(model.sample_latent(label, RecordedDraws(draws.record), guidance=Guidance(2.0)), samples)
+
+
+def test_without_blocks_and_with_one_scale_the_semantics_are_class_and_place():
+    """The DiT-style baseline: all that is learned of an image is in the head's network."""
+    transformer = transformer_class("4", depths=[], input_norm=False)
+    model = ImageModel(LatentsAlone(), LatentPyramid, transformer, partial(FlowHead, network=network_class()), *HOW)
+    randomise(model)
+    transformer, label = model.generator.transformer, torch.tensor([0, 2])
+    cond_BD = transformer.embed(label)
+    hidden_BLD = transformer(torch.zeros(2, 0, 4), cond_BD, transformer.schedule)
+    assert torch.equal(hidden_BLD, cond_BD[:, None] + transformer.positions[0].table_LD)
+    model.loss(make_latent(2), label, seeded(2)).total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []  # DDP waits for all
+    samples = model.sample_latent(label, seeded(2))
+    assert samples.shape == (2, 4, 4, 4) and samples.isfinite().all()
+    assert not torch.allclose(model.sample_latent(label.flip(0), seeded(2)), samples, atol=1e-2)
 
 
 def test_a_share_of_labels_becomes_the_null_class():
