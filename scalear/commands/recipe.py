@@ -24,7 +24,7 @@ FEWEST_OF_CLASS = 8
 """Pictures of a class, on average: one of them is held out."""
 LEAST_MINUTES = 4.0
 """Below, each training would have some seconds."""
-SHARES = {"pack": 0.06, "measure": 0.15, "tokenizer": 0.28, "cache": 0.06, "generator": 0.33, "sample": 0.12}
+SHARES = {"pack": 0.05, "measure": 0.1, "tokenizer": 0.22, "cache": 0.05, "generator": 0.46, "sample": 0.12}
 """Of the whole time, in the order of the work: packing, training the network that measures, the tokenizer, testing it
 and caching latents, the generator, sampling and measuring."""
 BALANCE = 1 / 3
@@ -78,7 +78,7 @@ def check_request(num_pictures: int, num_classes: int, image_size: int, minutes:
             f"image_size is {image_size}, must be from {low} to {high}: for larger pictures pack them with "
             "`scalear data pack` and take the configs of imagenet256"
         )
-    if image_size % (step := stride(image_size, family)):
+    if image_size % (step := token_width(image_size, family)):
         near = image_size // step * step
         raise ValueError(
             f"image_size is {image_size}, but a token of {family} is {step} pixels wide there: take {near} or "
@@ -90,13 +90,19 @@ def check_request(num_pictures: int, num_classes: int, image_size: int, minutes:
         )
 
 
-def stride(image_size: int, family: Family) -> int:
-    """Pixels per token and side: a CPU can afford 16x16 tokens at most, and 8x8 up to 64 px.
+def token_width(image_size: int, family: Family) -> int:
+    """Pixels per token and side: what a generator costs goes with the number of tokens, 4x4 to 8x8 up to 128 px.
 
-    Codes say less than latents of many channels, and are finer where the picture is small.
+    FlowAR's tokens are many numbers. Codes say less, and are finer.
     """
-    coarse = 32 if family == "flowar" else 48
-    return 8 if image_size >= coarse else 4
+    if family == "flowar":
+        return 4 if image_size < 32 else 8 if image_size < 64 else 16
+    return 4 if image_size < 48 else 8
+
+
+def stride(image_size: int, family: Family) -> int:
+    """Pixels per cell of the latent and side; a token may be 2x2 cells."""
+    return min(8, token_width(image_size, family))
 
 
 def val_fraction(num_pictures: int) -> float:
@@ -116,11 +122,21 @@ def max_images(seconds: float, seconds_per_picture: float, num_classes: int) -> 
     return max(2 * FEWEST, FEWEST_OF_CLASS * num_classes, int(min(by_packing, 20 * seconds)))
 
 
-def batch_size(base: int, num_train: int) -> int:
-    """That of the base, or a power of two that gives a small dataset eight steps an epoch; at least 8."""
-    if num_train >= 8 * base:
-        return base
-    return min(base, max(8, 2 ** int(math.log2(max(1, num_train / 8)))))
+def growth(base: Config, facts: Facts, family: Family) -> float:
+    """How many times as many cells (of a tokenizer) or tokens (of a generator) a picture has as at the base's 32 px."""
+    model = base["model"]["init_args"]
+    if "tokenizer" not in model:
+        return 1.0  # the network that measures sees all pictures at about 32 px
+    width = (token_width if "pyramid" in model else stride)(facts.image_size, family)
+    cells, before = facts.image_size // width, 32 // model["tokenizer"]["init_args"]["shape"]["patch_size"]
+    return (cells / before) ** 2
+
+
+def batch_size(most: int, num_train: int) -> int:
+    """A power of two, or `most`, that gives a small dataset eight steps an epoch; at least 8."""
+    if num_train >= 8 * most:
+        return most
+    return min(most, max(8, 2 ** int(math.log2(max(1, num_train / 8)))))
 
 
 def training_seconds(stage: str, left: float) -> float:
@@ -168,13 +184,25 @@ def tokenizer_shape(facts: Facts, family: Family) -> Overlay:
     return found
 
 
-def with_batch(base: Config, facts: Facts) -> Overlay:
-    """Batch and learning rate (which goes with the root of the batch) for so many pictures, and whether to flip."""
+def token_patch(facts: Facts, family: Family) -> Overlay:
+    """Cells of the latent per token."""
+    cells = token_width(facts.image_size, family) // stride(facts.image_size, family)
+    pyramid = {"class_path": "LatentPyramid", "init_args": {"patch_size": cells}}
+    return {"model.init_args.pyramid": pyramid} if cells > 1 else {}
+
+
+def with_batch(base: Config, facts: Facts, family: Family) -> Overlay:
+    """Batch and learning rate for so many pictures of this size, and whether to flip.
+
+    Of larger pictures fewer, so that a step has as many cells; of few pictures fewer, and then the rate goes with the
+    root of the batch.
+    """
     settings = base["data"]["init_args"]
-    batch = batch_size(settings["batch_size"], facts.num_train)
+    most = max(8, int(settings["batch_size"] / max(1.0, growth(base, facts, family))))
+    batch = batch_size(most, facts.num_train)
     overlay: Overlay = {"data.init_args.batch_size": batch, "data.init_args.flip": facts.flip}
-    if batch < settings["batch_size"]:
-        rate = base["model"]["init_args"]["optimizer"]["lr"] * math.sqrt(batch / settings["batch_size"])
+    if batch < most:
+        rate = base["model"]["init_args"]["optimizer"]["lr"] * math.sqrt(batch / most)
         overlay["model.init_args.optimizer.lr"] = float(f"{rate:.2g}")
     return overlay
 

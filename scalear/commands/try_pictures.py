@@ -209,11 +209,12 @@ class Try:
         overlay |= {
             "data.init_args.data_dir": str(self.data),
             "trainer.default_root_dir": str(self.folder / self.names[stage]),
-            **recipe.with_batch(base, self.facts),
+            **recipe.with_batch(base, self.facts, self.request.family),
         }
         if stage != "measure":
             overlay |= recipe.tokenizer_shape(self.facts, self.request.family)
         if stage == "generator":
+            overlay |= recipe.token_patch(self.facts, self.request.family)
             overlay |= {
                 "model.init_args.tokenizer.init_args.weights": str(self.folder / "tokenizer/tokenizer.safetensors"),
                 "model.init_args.samples.seed": seed,

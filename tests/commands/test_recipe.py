@@ -24,8 +24,9 @@ def facts(num_train: int = 10_000, channels: int = 3, size: int = 64) -> Facts:
 @pytest.mark.parametrize(("size", "most"), [(16, 4), (32, 8), (40, 10), (64, 8), (96, 12), (128, 16)])
 def test_a_picture_is_few_tokens(family, size, most):
     recipe.check_request(1000, 10, size, 20, family)
-    side, rest = divmod(size, recipe.stride(size, family))
-    assert rest == 0 and 4 <= side <= most
+    side, rest = divmod(size, recipe.token_width(size, family))
+    assert rest == 0 and 4 <= side <= (8 if family == "flowar" else most)
+    assert recipe.token_width(size, family) % recipe.stride(size, family) == 0
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def test_a_picture_is_few_tokens(family, size, most):
         ({"num_pictures": 12}, "12 pictures are too few to learn from: give at least 50"),
         ({"num_pictures": 4000, "num_classes": 2000}, "too few of each .*--labelled false"),
         ({"image_size": 60}, "image_size is 60, but a token of flowar is 8 pixels wide there: take 56 or 64"),
+        ({"image_size": 72}, "a token of flowar is 16 pixels wide there: take 64 or 80"),
         ({"image_size": 8}, "image_size is 8, must be from 16 to 128"),
         ({"image_size": 256}, "imagenet256"),
         ({"minutes": 0.5}, "minutes is 0.5, .* give 4 or more"),
@@ -75,9 +77,19 @@ def test_batches_fit_small_datasets_and_the_rate_goes_with_them():
     assert [recipe.batch_size(64, count) for count in (20, 85, 300, 510, 512, 10**6)] == [8, 8, 32, 32, 64, 64]
     assert recipe.batch_size(16, 85) == 8 and recipe.batch_size(250, 1700) == 128
     config = base("flowar")
-    same, small = (recipe.with_batch(config, facts(count)) for count in (10_000, 85))
+    same, small = (recipe.with_batch(config, facts(count), "flowar") for count in (10_000, 85))
     assert same == {"data.init_args.batch_size": 64, "data.init_args.flip": True}
     assert small["model.init_args.optimizer.lr"] == pytest.approx(2e-3 * math.sqrt(8 / 64), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "tokenizer", "generator"),
+    [("flowar", 32, 64, 64), ("flowar", 64, 16, 64), ("flowar", 128, 8, 16), ("var", 32, 16, 16), ("var", 64, 16, 16)],
+)
+def test_a_step_has_as_many_cells_whatever_the_size(family, size, tokenizer, generator):
+    for name, wanted in ((recipe.TOKENIZERS[family], tokenizer), (family, generator), ("classifier", 250)):
+        overlay = recipe.with_batch(base(name), facts(size=size), family)
+        assert overlay == {"data.init_args.batch_size": wanted, "data.init_args.flip": True}
 
 
 def test_steps_follow_from_time_and_from_what_there_is_to_learn():
@@ -90,7 +102,7 @@ def test_steps_follow_from_time_and_from_what_there_is_to_learn():
 
 def test_samples_are_500_to_2000_and_no_more_than_make_a_floor():
     assert recipe.num_samples(600, 0.01, 10_000) == 2000
-    assert recipe.num_samples(600, 0.1, 10_000) == 900
+    assert recipe.num_samples(600, 0.1, 10_000) == 700
     assert recipe.num_samples(600, 10.0, 10_000) == 500
     assert recipe.num_samples(600, 0.01, 1650) == 1600 and recipe.num_samples(600, 0.01, 85) == 500
 
