@@ -29,7 +29,7 @@ SHARES = {"pack": 0.05, "measure": 0.1, "tokenizer": 0.22, "cache": 0.05, "gener
 and caching latents, the generator, sampling and measuring."""
 BALANCE = 1 / 3
 """Training pictures of a class, as a share of those of the largest, below which they are packed several times."""
-_EPOCHS = {"measure": 60, "tokenizer": 400, "generator": 400}
+_EPOCHS = {"measure": 60, "tokenizer": 200, "generator": 200}
 """After so many, pictures are too few to learn more from."""
 _IN_TRAINING = 0.85
 """Of the time of a training stage: the rest is validation, building the model, and saving."""
@@ -155,7 +155,7 @@ def num_steps(stage: str, left: float, seconds_per_step: float, batch: int, num_
     affordable = int(training_seconds(stage, left) / seconds_per_step)
     if affordable < 10:
         raise ValueError(
-            f"a step of training the {stage} takes {seconds_per_step:.1f} s here, of which {affordable} fit into the "
+            f"a step of training ({stage}) takes {seconds_per_step:.1f} s here, of which {affordable} fit into the "
             "time that is left: give more --minutes, or a smaller --image_size"
         )
     return min(affordable, max(10, _EPOCHS[stage] * num_train // batch))

@@ -27,7 +27,7 @@ from scalear.data.imaging import center_crop, encode, standardise
 from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.data.mirrored import MEANS_SOMETHING, told_from_mirrored
 from scalear.data.sources import ImageFolder
-from scalear.evaluation.classifier import CLASSIFIER_NAME
+from scalear.evaluation.classifier import CLASSIFIER_NAME, classifier_record
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.image_set import ArraySet, SampleSet, ShardSet
 from scalear.evaluation.images import save_png
@@ -177,6 +177,7 @@ class Try:
         return {
             "source": {"class_path": "ImageFolder", "init_args": source},
             "output_dir": str(self.data),
+            "name": Path(self.request.pictures).resolve().name,
             "image_size": self.request.image_size,
             "image_channels": channels,
             "max_bad_fraction": _MAX_BAD,
@@ -285,20 +286,22 @@ class Try:
     def _report(self) -> None:
         seconds, generator_dir = self.work.seconds, self.folder / self.request.family
         more = json.loads((self.folder / _COPYING).read_text())
+        if (right := classifier_record(self.data / CLASSIFIER_NAME).get("val_accuracy")) is not None:
+            more["accuracy_real"] = right
         index = DatasetIndex.load(self.data)
         counts = {split: index.num_samples(split) for split in index.splits}
         more |= {"pictures": len(self._entries), "packed": counts, "seconds": seconds}
         metrics = write_outcome(self.folder, self.folder / "tokenizer", generator_dir, **more)
         print(f"\n{table(metrics, seconds)}\n\n{metrics['line']}")
-        if sum(counts.values()) < len(self._entries):
-            print(f"Of {len(self._entries):,} pictures, {counts} were packed, for more would take too long.")
+        if (most := read_yaml(self._yaml("pack"))["source"]["init_args"]["max_images"]) is not None:
+            print(f"Of {len(self._entries):,} pictures {most:,} were taken, for more would have taken too long.")
         verdict = "the samples are copies" if metrics["nearest"] < COPIES else "the samples are no copies"
         print(
             f"Nearest training pictures: {self.folder / _PICTURE}; {verdict}, for they are {metrics['nearest']:.2f} "
             f"times as far from them as real pictures that were held out (copies: below {COPIES})."
         )
         print(f"Pictures: {generator_dir / 'grid.png'}. Curves and grids: make tensorboard LOGS={self.folder}")
-        print("Train for longer, here or on a GPU, each in a new folder and in this order:")
+        print("Train either for longer, here or on a GPU, in a new folder:")
         for stage in ("tokenizer", "generator"):
             name = self.names[stage]
             print(
