@@ -24,7 +24,7 @@ FEWEST_OF_CLASS = 8
 """Pictures of a class, on average: one of them is held out."""
 LEAST_MINUTES = 4.0
 """Below, each training would have some seconds."""
-SHARES = {"pack": 0.05, "measure": 0.1, "tokenizer": 0.22, "cache": 0.05, "generator": 0.46, "sample": 0.12}
+SHARES = {"pack": 0.05, "measure": 0.1, "tokenizer": 0.16, "cache": 0.05, "generator": 0.52, "sample": 0.12}
 """Of the whole time, in the order of the work: packing, training the network that measures, the tokenizer, testing it
 and caching latents, the generator, sampling and measuring."""
 BALANCE = 1 / 3

@@ -102,7 +102,7 @@ def test_steps_follow_from_time_and_from_what_there_is_to_learn():
 
 def test_samples_are_500_to_2000_and_no_more_than_make_a_floor():
     assert recipe.num_samples(600, 0.01, 10_000) == 2000
-    assert recipe.num_samples(600, 0.1, 10_000) == 700
+    assert recipe.num_samples(600, 0.1, 10_000) == 600
     assert recipe.num_samples(600, 10.0, 10_000) == 500
     assert recipe.num_samples(600, 0.01, 1650) == 1600 and recipe.num_samples(600, 0.01, 85) == 500
 
