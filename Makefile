@@ -1,6 +1,6 @@
 # Every target makes the virtual environment first if there is none; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo demo-flexvar demo-var test test-fast test-parity test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
+.PHONY: help setup data demo demo-flexvar demo-var try test test-fast test-parity test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
 
 PYTHON ?= python3
 VENV := .venv
@@ -50,6 +50,10 @@ demo-flexvar: $(READY) ## the same for FlexVAR, into runs/demo-flexvar, with pic
 demo-var: $(READY) ## the same for VAR, into runs/demo-var
 	$(BIN)/scalear demo --tokenizer configs/fashion/rvq.yaml --generator configs/fashion/var.yaml \
 		--output_dir runs/demo-var --generator_name var
+
+try: $(READY) ## learn a folder of pictures: make try PICTURES=~/pictures ARGS="--minutes 20"
+	$(if $(PICTURES),,$(error name the folder: make try PICTURES=~/pictures))
+	$(BIN)/scalear try "$(PICTURES)" $(ARGS)
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest $(PARALLEL)

@@ -32,6 +32,7 @@ _COMMANDS = {
         "benchmark",
         "time training, sampling, encoding or loading of a config, and its memory; compare flow solvers",
     ),
+    "try": ("try_pictures", "your own pictures in one command:  scalear try ~/pictures --minutes 20"),
     "demo": ("demo", "tokenizer, latents, generator, samples and numbers in one go, as `make demo` does"),
 }
 
