@@ -8,7 +8,7 @@ from cli_fixtures import ROOT, run
 from code_fixtures import flexvar_config, tokenizer_config
 from PIL import Image
 
-from scalear.commands import demo
+from scalear.commands import stages
 from scalear.evaluation.images import load_samples
 
 
@@ -45,14 +45,14 @@ def test_a_demo_that_was_stopped_goes_on_and_another_is_refused(images, tmp_path
     folder = tmp_path / "demo"
     configs = [f"--{name}={tmp_path / name}.yaml" for name in ("tokenizer", "generator")]
     args = ["demo", *configs, f"--output_dir={folder}", "--generator_name=flexvar", "--fast=true"]
-    carry_out = demo.main
+    carry_out = stages.main
     done = []
 
     def stops_at_sampling(stage):
         done.append(stage[0])
         return 1 if stage[0] == "test" and len(done) > 4 else carry_out(stage)
 
-    monkeypatch.setattr(demo, "main", stops_at_sampling)
+    monkeypatch.setattr(stages, "main", stops_at_sampling)
     assert run(*args) == 2 and done == ["fit", "test", "predict", "fit", "test"]
     assert not (folder / "metrics.json").exists()
     (folder / "flexvar/checkpoints/last.ckpt").rename(tmp_path / "kept")  # as if it had been stopped earlier

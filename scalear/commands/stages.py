@@ -1,0 +1,85 @@
+"""A command of several stages in a folder: each is done once, recorded with its seconds, and not done again."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from scalear.__main__ import main
+from scalear.files import write_json
+
+Stage = Callable[[], list[str] | None]
+"""Gives the arguments of the `scalear` command that does it, once all before it is done; or does it, and gives None."""
+
+
+class Stages:
+    """The stages of a command that are done in a folder, and what they took.
+
+    Args:
+        folder: Is made. Holds NAME.json: the settings, and the seconds of the stages that are done.
+        name: Of the command.
+        settings: What makes another result.
+
+    Attributes:
+        seconds: Of each stage that is done.
+
+    Raises:
+        ValueError: The folder holds the work of other settings, or something else.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+        self.folder, self.name = folder, name
+        self._path = folder / f"{name}.json"
+        self._settings = json.loads(json.dumps(settings))  # as they will be read
+        self.seconds: dict[str, float] = self._begin()
+        self._start: float | None = None  # of the stage at hand
+
+    def carry_out(self, stages: Mapping[str, Stage]) -> None:
+        """All that are not done yet, in their order.
+
+        Args:
+            stages: By name.
+
+        Raises:
+            RuntimeError: A command failed; its message stands above.
+        """
+        for number, (name, stage) in enumerate(stages.items(), start=1):
+            place = f"[{number}/{len(stages)}] {name}:"
+            if name in self.seconds:
+                print(f"{place} done already", flush=True)
+                continue
+            self._start = time.perf_counter()
+            print(f"\n{place}", flush=True)
+            args = stage()
+            if args is not None:
+                print(f"scalear {' '.join(args)}", flush=True)
+                if main(args):
+                    raise RuntimeError(f"the {self.name} stopped at stage {number}, {name}")
+            self.seconds[name] = round(time.perf_counter() - self._start, 1)
+            self._start = None
+            self._write()
+
+    def spent(self) -> float:
+        """Seconds of all stages that are done, and of the one at hand."""
+        at_hand = 0.0 if self._start is None else time.perf_counter() - self._start
+        return sum(self.seconds.values()) + at_hand
+
+    def _begin(self) -> dict[str, float]:
+        """Claim the folder, or find out what of it is done."""
+        if self._path.exists():
+            record = json.loads(self._path.read_text())
+            differing = [name for name, value in self._settings.items() if record["settings"].get(name) != value]
+            if not differing:
+                return record["seconds"]
+            why = f"holds an earlier {self.name}, which differs in {' and '.join(differing)}"
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            why = f"holds something else than a {self.name}, or one without {self._path.name}"
+        else:
+            self.seconds = {}
+            self._write()
+            return {}
+        raise ValueError(f"{self.folder} {why}: choose another --output_dir, or move it away")
+
+    def _write(self) -> None:
+        write_json(self._path, {"settings": self._settings, "seconds": self.seconds})
