@@ -30,6 +30,7 @@ _COMMANDS = {
         "benchmark",
         "time training, sampling, encoding or loading of a config, and its memory; compare flow solvers",
     ),
+    "study": ("study", "the experiments of the papers' tables at a laptop's size, in pieces:  docs/study.md"),
     "demo": ("demo", "tokenizer, latents, generator, samples and numbers in one go, as `make demo` does"),
 }
 
