@@ -2,16 +2,17 @@
 
 import _thread
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from scalear.commands.parser import function_parser
 from scalear.commands.study_cost import measure_costs
-from scalear.commands.study_rows import StudyRuns, carry_out
+from scalear.commands.study_rows import AtWorkError, StudyRuns, carry_out
 from scalear.data.index import INDEX_NAME
 from scalear.study.page import write_page
-from scalear.study.plan import Study
+from scalear.study.plan import Study, StudyRow
 
 _PACK = ("--source=FashionMNIST", "--source.num_train=58000", "--source.num_val=2000", "--source.num_test=10000")
 
@@ -30,7 +31,7 @@ def study(
     """Train, sample and measure what the papers compare, at a laptop's size.
 
     What has a result already, of the same config, data and method, is not done again. Interrupt it anywhere: the same
-    command goes on from there.
+    command goes on from there. Several may run at once, one for each CPU core: each takes rows that no other is at.
 
     Args:
         name: Of one row, such as ablations/flowar-adaln, or of a group; with what it needs. Default: all.
@@ -63,19 +64,37 @@ def study(
     places = [(row, seed) for row in rows for seed in row.seeds]
     waiting = [(row, seed) for row, seed in places if not runs.is_done(row, seed)]
     print(f"{len(places) - len(waiting)} of {len(places)} results are there", flush=True)
-    failed = []
+    failed: list[str] = []
     try:
         with _at_most(minutes):
-            for row, seed in waiting:
-                try:
-                    runs.complete(row, seed)
-                except RuntimeError as error:
-                    print(f"{row.name}, seed {seed}: {error}", flush=True)
-                    failed.append(f"{row.name} (seed {seed})")
+            while waiting:
+                left = list(_not_completed(runs, waiting, failed))
+                if len(left) == len(waiting):
+                    time.sleep(_PATIENCE)
+                waiting = left
     except _TimeIsUpError:
         print(f"\nStopped after {minutes:g} minutes: the same command goes on from here")
     if failed:
         raise RuntimeError(f"{len(failed)} rows failed, whose messages stand above: {', '.join(failed)}")
+
+
+_PATIENCE = 30.0  # seconds, where another process is at all that is left
+
+
+def _not_completed(
+    runs: StudyRuns, places: Sequence[tuple[StudyRow, int]], failed: list[str]
+) -> Iterator[tuple[StudyRow, int]]:
+    """Complete rows, but for those that another process is at; names of those that fail are added to a list."""
+    for row, seed in places:
+        if runs.is_done(row, seed):
+            continue
+        try:
+            runs.complete(row, seed)
+        except AtWorkError:
+            yield row, seed
+        except RuntimeError as error:
+            print(f"{row.name}, seed {seed}: {error}", flush=True)
+            failed.append(f"{row.name} (seed {seed})")
 
 
 class _TimeIsUpError(Exception):

@@ -11,14 +11,14 @@ from scalear.commands.benchmark import build_subject
 from scalear.commands.study_rows import StudyRuns
 from scalear.hardware.machine import best_device, describe, stopwatch
 from scalear.study.cost import Cost, hours, read_costs, write_costs
-from scalear.study.plan import GeneratorRow, Row, TokenizerRow, TrainedRow
+from scalear.study.plan import GeneratorRow, StudyRow, TokenizerRow, TrainedRow
 from scalear.training.optim import RunLength
 
 _REPEATS = 2  # of a step, after one to warm up
 _SAMPLED = 25  # images at a time
 
 
-def measure_costs(runs: StudyRuns, rows: Sequence[Row]) -> None:
+def measure_costs(runs: StudyRuns, rows: Sequence[StudyRow]) -> None:
     """Time what no cost is known of on this kind of machine, into cost.json; and print the hours of all.
 
     Args:

@@ -1,43 +1,40 @@
 """How the rows of a study are run: the commands of each, in a folder of its own, and the result that it leaves."""
 
-import hashlib
 import json
 import pydoc
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from scalear.__main__ import main
-from scalear.commands.run import PartsOnly
 from scalear.commands.stages import Stages
-from scalear.data.index import INDEX_NAME, DatasetIndex
+from scalear.commands.study_configs import StudyConfigs, files_of, typed
+from scalear.data.index import INDEX_NAME
+from scalear.files import claimed
 from scalear.hardware.machine import best_device, describe
 from scalear.study.curves import training_record
 from scalear.study.plan import (
     GeneratorRow,
     ReconstructionRow,
-    Row,
-    SamplingRow,
     Study,
+    StudyRow,
     TokenizerRow,
     TrainedRow,
-    settings_of_tokenizer,
 )
-from scalear.study.results import Identity, Result, result_path
+from scalear.study.results import Identity, StudyResult, result_path
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.scale_picture import PICTURE_NAME, ScalePicture
 from scalear.yaml_files import read_yaml, to_yaml
 
 _LAST = "checkpoints/last.ckpt"
-_CHECKPOINT_STEPS = 200  # so much is lost, at most, when a session is killed
-# Callbacks of the laptop's configs that cost time and change nothing.
-_LEFT_OUT = {"SampleGrid", "BestCheckpoint"}
-# Settings that say where something is, and how fast it goes.
-_NOT_OF_NUMBERS = {"data_dir", "latents_dir", "cache_dir", "weights", "num_workers", "fast", "compile"}
-_OF_TRAINER = ("max_steps", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 _BATCHES = (1, 100)  # of images, that sampling is timed with
 _SHEET_ROWS = 4
+
+
+class AtWorkError(Exception):
+    """Another process does what is to be done."""
 
 
 class StudyRuns:
@@ -47,28 +44,26 @@ class StudyRuns:
         study: Its rows.
         runs: Folder of the runs.
         results: Folder of the results.
+
+    Attributes:
+        configs: Of its rows.
     """
 
     def __init__(self, study: Study, runs: str, results: str) -> None:
         self.study, self.runs, self.results = study, Path(runs), Path(results)
-        self._data = _data_identity(study)
-        self._configs: dict[str, dict[str, Any]] = {}
+        self.configs = StudyConfigs(study)
         self._there: set[Path] = set()  # runs that are complete
 
-    def is_done(self, row: Row, seed: int) -> bool:
+    def is_done(self, row: StudyRow, seed: int) -> bool:
         """Whether there is a result, of the row as it is now."""
-        result = Result.read(result_path(self.results, row, seed))
-        return result is not None and result.identity == self.identity(row, seed)
+        result = StudyResult.read(result_path(self.results, row, seed))
+        return result is not None and result.identity == self.configs.identity(row, seed)
 
-    def identity(self, row: Row, seed: int) -> Identity:
-        """What a result of this row follows from now."""
-        follows = {"seed": seed, **self._follows(row)}
-        return Identity(hashlib.sha256(json.dumps(follows, sort_keys=True).encode()).hexdigest()[:16], self._data)
-
-    def complete(self, row: Row, seed: int) -> None:
+    def complete(self, row: StudyRow, seed: int) -> None:
         """Do what of a row is not done yet, and of those that it needs; write the result.
 
         Raises:
+            AtWorkError: Another process does it, or what it needs.
             RuntimeError: A command failed; its message stands above.
             KeyboardInterrupt: It was stopped.
         """
@@ -79,25 +74,33 @@ class StudyRuns:
             self.complete(needed, needed.seeds[0])
         if seed != row.seeds[0] and not self.is_done(row, row.seeds[0]):
             self.complete(row, row.seeds[0])
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(claimed(lock_of(folder), f"is at work in {folder}"))
+            except ValueError as error:
+                raise AtWorkError(str(error)) from error
+            self._complete(row, seed, folder)
+        self._there.add(folder)
+
+    def _complete(self, row: StudyRow, seed: int, folder: Path) -> None:
         print(f"\n{row.name}, seed {seed}, in {folder}", flush=True)
-        identity = self.identity(row, seed)
-        Stages(folder, "row", {"method": identity.method}).carry_out(self._stages(row, seed, folder))
-        path = result_path(self.results, row, seed)
-        if (old := Result.read(path)) is None or old.identity != identity:
+        Stages(folder, "row", {}).carry_out(self._stages(row, seed, folder))
+        path, identity = result_path(self.results, row, seed), self.configs.identity(row, seed)
+        if (old := StudyResult.read(path)) is None or old.identity != identity:
             self._result(row, identity, folder).write(path)
             sheet = folder / (PICTURE_NAME if isinstance(row, ReconstructionRow) else "grid.png")
             if seed == row.seeds[0] and sheet.is_file():
                 shutil.copyfile(sheet, path.with_suffix(".png"))
-        self._there.add(folder)
 
-    def folder(self, row: Row, seed: int) -> Path:
-        """Of a run: another one for another config, so that nothing is replaced."""
-        return self.runs / row.name / f"{seed}-{self.identity(row, seed).config}"
+    def folder(self, row: StudyRow, seed: int) -> Path:
+        """Of a run: another one where it follows from something else, so that nothing is replaced."""
+        return self.runs / row.name / f"{seed}-{self.configs.identity(row, seed).digest}"
 
     def arguments(self, row: TrainedRow, seed: int, folder: Path) -> list[str]:
         """Config of a row as commands take it."""
         settings = {
-            **self._settings(row),
+            **self.configs.settings(row),
             **dict.fromkeys(("seed_everything", "model.seed", "data.seed"), seed),
             "trainer.default_root_dir": str(folder),
             "trainer.val_check_interval": max(1, row.steps // 4),
@@ -107,52 +110,9 @@ class StudyRuns:
             settings |= {"model.tokenizer.weights": str(tokenizer / EXPORT_NAME), "model.samples.seed": seed}
             if row.reads_latents:
                 settings["data.latents_dir"] = str(tokenizer / "latents")
-        return [*_files(row), *typed(settings)]
+        return [*files_of(row), *typed(settings)]
 
-    def _settings(self, row: TrainedRow) -> dict[str, Any]:
-        """What is typed over the config, but for seeds and places."""
-        settings: dict[str, Any] = {"data.data_dir": self.study.data}
-        if isinstance(row, GeneratorRow):
-            settings |= {
-                "model.report.extractor.weights": self.study.extractor,
-                **dict(settings_of_tokenizer(row.tokenizer)),
-            }
-        else:
-            settings["model.rfid.extractor.weights"] = self.study.extractor
-        return settings | {
-            "trainer.max_steps": row.steps,
-            "trainer.callbacks": list(_callbacks(row.callbacks)),
-            **row.settings,
-        }
-
-    def _follows(self, row: Row) -> dict[str, Any]:
-        """What numbers of a row follow from, but for its seed and the data."""
-        needed = {other.name: self.identity(other, other.seeds[0]).config for other in row.needs}
-        if isinstance(row, SamplingRow):
-            return {"needs": needed, "scales": row.scales, "samples": row.samples}
-        if not isinstance(row, TrainedRow):
-            return {"needs": needed}
-        follows = {"needs": needed, "config": {name: value for name, value in self._config(row) if _decides(name)}}
-        if isinstance(row, GeneratorRow):
-            follows |= {"samples": row.group.samples, "trials": [row.group.trials, row.group.trial_samples]}
-            follows |= {"search": self.study.search}
-        return follows
-
-    def _config(self, row: TrainedRow) -> Iterator[tuple[str, Any]]:
-        """Of a row as it is resolved, by dotted names."""
-        if row.name not in self._configs:
-            settings = self._settings(row)
-            parts = _ConfigOnly([*_files(row), *typed(settings), "--seed_everything=false"])
-            parts._dump_config()
-            of_trainer = {name: parts.config.trainer[name] for name in _OF_TRAINER}
-            of_trainer["callbacks"] = settings["trainer.callbacks"]
-            self._configs[row.name] = {
-                **{name: parts.config_dump[name] for name in ("model", "data")},
-                "trainer": of_trainer,
-            }
-        return _flat(self._configs[row.name])
-
-    def _stages(self, row: Row, seed: int, folder: Path) -> dict[str, Callable[[], None]]:
+    def _stages(self, row: StudyRow, seed: int, folder: Path) -> dict[str, Callable[[], None]]:
         """The commands of a row, by name, in their order."""
         last = f"--ckpt_path={folder / _LAST}"
         if isinstance(row, TrainedRow):
@@ -197,7 +157,7 @@ class StudyRuns:
 
     def _search(self, row: GeneratorRow, args: list[str], last: str, folder: Path) -> None:
         """Guidance by the validation split, which `model.report` names unless told otherwise."""
-        sampling = pydoc.locate(dict(self._config(row))["model.sampling.class_path"])
+        sampling = pydoc.locate(dict(self.configs.resolved(row))["model.sampling.class_path"])
         search = dict.fromkeys(sampling.searched) | self.study.search  # null is not searched
         budget = {
             "trials": row.group.trials,
@@ -212,7 +172,7 @@ class StudyRuns:
             return []
         found = self.folder(row, row.seeds[0]) / "tune/winner.yaml"
         if not found.is_file():
-            settings = Result.read(result_path(self.results, row, row.seeds[0])).settings
+            settings = StudyResult.read(result_path(self.results, row, row.seeds[0])).settings
             found = folder / "winner.yaml"
             found.write_text(to_yaml({"model": {"init_args": dict(settings)}}))
         return ["-c", str(found)]
@@ -222,7 +182,7 @@ class StudyRuns:
             options = {"batch": batch, "json": str(folder / f"speed-{batch}.json"), "force": True}
             carry_out("benchmark", "sample", *args, *self._found(row, folder), *typed(options))
 
-    def _result(self, row: Row, identity: Identity, folder: Path) -> Result:
+    def _result(self, row: StudyRow, identity: Identity, folder: Path) -> StudyResult:
         """Of what the stages left."""
         path = folder / "metrics.json"  # a sheet alone has none
         metrics = json.loads(path.read_text()) if path.is_file() else {}
@@ -247,16 +207,15 @@ class StudyRuns:
             known["settings"] = overlay["model"]["init_args"]
         if (folder / f"speed-{_BATCHES[0]}.json").is_file():
             known["speed"] = dict(_speed(folder))
-        return Result(identity=identity, **known)
+        return StudyResult(identity=identity, **known)
 
 
 _MACHINES = "machines.txt"  # one line for each time that training went on
 
 
-class _ConfigOnly(PartsOnly):
-    """Read and resolved; nothing is built."""
-
-    def instantiate_classes(self) -> None: ...
+def lock_of(folder: Path) -> Path:
+    """Beside a run: the folder itself is to be new."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def carry_out(*args: str) -> None:
@@ -277,30 +236,10 @@ def carry_out(*args: str) -> None:
         raise RuntimeError(f"scalear {args[0]} ended with exit code {code}")
 
 
-def typed(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as options."""
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
-
-
 def _train(folder: Path, args: Sequence[str]) -> None:
     with (folder / _MACHINES).open("a") as file:
         file.write(f"{describe(best_device())}\n")
     carry_out("fit", *args, "--ckpt_path=last")
-
-
-def _files(row: TrainedRow) -> list[str]:
-    return [arg for file in row.files for arg in ("-c", file)]
-
-
-def _callbacks(given: Sequence[Any]) -> Iterator[Any]:
-    """Those of a config that results follow from, and checkpoints often."""
-    for callback in given:
-        path = callback if isinstance(callback, str) else callback["class_path"]
-        name = path.rpartition(".")[2]
-        if name == "RunCheckpoint":
-            yield {"class_path": path, "init_args": {"every_n_train_steps": _CHECKPOINT_STEPS}}
-        elif name not in _LEFT_OUT:
-            yield callback
 
 
 def _speed(folder: Path) -> Iterator[tuple[str, float]]:
@@ -308,25 +247,3 @@ def _speed(folder: Path) -> Iterator[tuple[str, float]]:
         record = json.loads((folder / f"speed-{batch}.json").read_text())[0]
         yield f"seconds_per_image_{batch}", record["seconds_per_image"]
     yield "tflop_per_image", record["work_tflop"]
-
-
-def _decides(name: str) -> bool:
-    """Whether numbers follow from a setting."""
-    return name.rpartition(".")[2] not in _NOT_OF_NUMBERS
-
-
-def _flat(value: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
-    for key, entry in value.items():
-        inner = name if key == "init_args" else f"{name}.{key}".lstrip(".")
-        if isinstance(entry, Mapping) and entry:
-            yield from _flat(entry, inner)
-        else:
-            yield inner, entry
-
-
-def _data_identity(study: Study) -> str:
-    index = DatasetIndex.load(study.data)
-    total = hashlib.sha256(Path(study.extractor).read_bytes())
-    for split in sorted(index.splits):
-        total.update(f"{split} {index.checksum(split)}".encode())
-    return total.hexdigest()[:16]

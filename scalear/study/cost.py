@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scalear.files import write_json
-from scalear.study.plan import GeneratorRow, Row, SamplingRow, Study, TrainedRow
+from scalear.study.plan import GeneratorRow, SamplingRow, Study, StudyRow, TrainedRow
 
 COST_NAME = "cost.json"
 _LAST_JUDGED = 2  # measurements of a search beside its trials: of the config, and of the winner
@@ -54,7 +54,7 @@ def hours(study: Study, costs: Mapping[str, Cost]) -> dict[str, float]:
     return {name: seconds / 3600 for name, seconds in found.items() if seconds is not None}
 
 
-def _seconds(row: Row, costs: Mapping[str, Cost]) -> float | None:
+def _seconds(row: StudyRow, costs: Mapping[str, Cost]) -> float | None:
     if isinstance(row, SamplingRow) and row.of.name in costs:
         return row.samples * costs[row.of.name].seconds_per_image
     if not isinstance(row, TrainedRow) or row.name not in costs:

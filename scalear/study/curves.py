@@ -15,7 +15,7 @@ class TrainingRecord:
 
     Attributes:
         loss: Steps and mean losses, thinned.
-        seconds_per_image: Of optimizer steps, without validation and waiting.
+        seconds_per_image: Of optimizer steps, without validation.
         parameters: That were trained.
     """
 

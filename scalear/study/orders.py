@@ -5,9 +5,9 @@ from itertools import pairwise
 from statistics import fmean, stdev
 
 from scalear.study.plan import Table
-from scalear.study.results import Result
+from scalear.study.results import StudyResult
 
-Results = Mapping[str, Mapping[int, Result]]
+Results = Mapping[str, Mapping[int, StudyResult]]
 """By name of the row and seed."""
 VERDICTS = ("holds", "does not", "within the spread")
 _NUMBER = "fid"

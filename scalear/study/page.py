@@ -12,7 +12,7 @@ from scalear.study.cost import Cost, hours, read_costs
 from scalear.study.drawing import draw_losses
 from scalear.study.orders import VERDICTS, Results, claims, compared, spread
 from scalear.study.plan import Study, Table, TokenizerRow, TrainedRow
-from scalear.study.results import Result, read_results, result_path
+from scalear.study.results import StudyResult, read_results, result_path
 
 # Titles of columns, and how their numbers are written.
 _NUMBERS = {"fid": ("FID", ".2f"), "kid": ("KID", ".5f"), "is": ("IS", ".2f"), "precision": ("precision", ".3f")}
@@ -207,5 +207,5 @@ def _short(name: str) -> str:
     return name.partition("/")[2]
 
 
-def _first(of_seeds: Mapping[int, Result]) -> Result:
+def _first(of_seeds: Mapping[int, StudyResult]) -> StudyResult:
     return of_seeds[min(of_seeds)]

@@ -34,7 +34,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StudyRow:
     """Something that has a result.
 
     Attributes:
@@ -49,13 +49,13 @@ class Row:
         return (0,)
 
     @property
-    def needs(self) -> Sequence["Row"]:
+    def needs(self) -> Sequence["StudyRow"]:
         """Rows whose runs must be there."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedRow(Row):
+class TrainedRow(StudyRow):
     """A training.
 
     Attributes:
@@ -125,12 +125,12 @@ class GeneratorRow(TrainedRow):
         return self._config("data", "init_args", "latents_dir") is not None
 
     @property
-    def needs(self) -> Sequence[Row]:
+    def needs(self) -> Sequence[StudyRow]:
         return (self.tokenizer,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingRow(Row):
+class SamplingRow(StudyRow):
     """Images of other scales, from the first seed of a generator.
 
     Attributes:
@@ -144,12 +144,12 @@ class SamplingRow(Row):
     samples: int = 0
 
     @property
-    def needs(self) -> Sequence[Row]:
+    def needs(self) -> Sequence[StudyRow]:
         return (self.of,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionRow(Row):
+class ReconstructionRow(StudyRow):
     """Images through tokenizers at several scales.
 
     Attributes:
@@ -161,7 +161,7 @@ class ReconstructionRow(Row):
     beside: Mapping[str, TokenizerRow]
 
     @property
-    def needs(self) -> Sequence[Row]:
+    def needs(self) -> Sequence[StudyRow]:
         return (self.of, *self.beside.values())
 
 
@@ -213,11 +213,11 @@ class Study:
         }
 
     @cached_property
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, StudyRow]:
         """Those that the tables name and those that they need, each after what it needs."""
-        rows: dict[str, Row] = {}
+        rows: dict[str, StudyRow] = {}
 
-        def add(row: Row) -> None:
+        def add(row: StudyRow) -> None:
             for needed in row.needs:
                 add(needed)
             rows.setdefault(row.name, row)
@@ -227,7 +227,7 @@ class Study:
                 add(self.row(name))
         return rows
 
-    def named(self, name: str | None) -> list[Row]:
+    def named(self, name: str | None) -> list[StudyRow]:
         """Rows of this name or group, and what they need; all without a name.
 
         Raises:
@@ -238,7 +238,7 @@ class Study:
             raise ValueError(f"{self._path} has no row {name}: it has {', '.join(self.rows)}")
         return wanted
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> StudyRow:
         """What GROUP/NAME means.
 
         Raises:
@@ -277,7 +277,7 @@ class Study:
             settings=chosen.get("settings", {}),
         )
 
-    def _sampling(self, name: str, own: str) -> Row:
+    def _sampling(self, name: str, own: str) -> StudyRow:
         for key, chosen in (self._config.get("samplings") or {}).items():
             if "beside" in chosen and key == own:
                 beside = {title: self._tokenizer(other) for title, other in chosen["beside"].items()}

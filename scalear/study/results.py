@@ -1,5 +1,6 @@
 """What came of a row: one committed file per seed, which says what it follows from."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scalear.files import write_json
-from scalear.study.plan import Row, Study
+from scalear.study.plan import Study, StudyRow
 
 METHOD = 1
 """Version of code that decides numbers and is in no config: one more makes all results out of date."""
@@ -27,9 +28,14 @@ class Identity:
     data: str
     method: int = METHOD
 
+    @property
+    def digest(self) -> str:
+        """Hash of all, for names of folders."""
+        return hashlib.sha256(f"{self.config} {self.data} {self.method}".encode()).hexdigest()[:12]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class StudyResult:
     """Of one seed of a row.
 
     Attributes:
@@ -42,7 +48,7 @@ class Result:
         measured_on: Kind of machine that measured and was timed.
         parameters: That were trained.
         steps: Of the optimizer.
-        train_seconds: Of all steps, without validation and waiting; None where nothing was trained.
+        train_seconds: Of all steps, without validation; None where nothing was trained.
         speed: Seconds per image at a batch of 1 and of 100, and TFLOP per image.
         settings: Of sampling, that the search found; of the first seed, for all.
         loss: Of training: steps and values, thinned.
@@ -67,7 +73,7 @@ class Result:
         write_json(path, asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> "Result | None":
+    def read(cls, path: Path) -> "StudyResult | None":
         """None where there is none.
 
         Raises:
@@ -82,15 +88,15 @@ class Result:
             raise ValueError(f"{path} is no result of a study ({error}): remove it, and run the row again") from error
 
 
-def result_path(folder: str | Path, row: Row, seed: int) -> Path:
+def result_path(folder: str | Path, row: StudyRow, seed: int) -> Path:
     """Where the result of a row lies; its sheet has the same name, and ends in .png."""
     return Path(folder, f"{row.name}-{seed}.json")
 
 
-def read_results(folder: str | Path, study: Study) -> dict[str, dict[int, Result]]:
+def read_results(folder: str | Path, study: Study) -> dict[str, dict[int, StudyResult]]:
     """All that are there, by name of the row and seed."""
     found = {}
     for name, row in study.rows.items():
-        of_seeds = {seed: Result.read(result_path(folder, row, seed)) for seed in row.seeds}
+        of_seeds = {seed: StudyResult.read(result_path(folder, row, seed)) for seed in row.seeds}
         found[name] = {seed: result for seed, result in of_seeds.items() if result is not None}
     return found

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from scalear.study.plan import Study
-from scalear.study.results import Identity, Result
+from scalear.study.results import Identity, StudyResult
 
 CONFIG = {
     "configs": "configs",
@@ -62,8 +62,8 @@ def _write(path: Path, content: dict) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def made_up(fid: float | None, *, machine: str = "A", line: str = "", **more) -> Result:
+def made_up(fid: float | None, *, machine: str = "A", line: str = "", **more) -> StudyResult:
     """A result with this FID."""
     numbers = {} if fid is None else {"fid": fid, "kid": fid / 100, "accuracy": 0.5}
     known = {"machines": [machine], "measured_on": machine, "parameters": 1234, "train_seconds": 60.0, "line": line}
-    return Result(identity=Identity("c", "d"), numbers=numbers, **known | more)
+    return StudyResult(identity=Identity("c", "d"), numbers=numbers, **known | more)

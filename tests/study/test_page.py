@@ -11,7 +11,7 @@ from scalear.study.cost import Cost, read_costs, write_costs
 from scalear.study.orders import compared
 from scalear.study.page import page_of, write_page
 from scalear.study.plan import Study
-from scalear.study.results import Result, read_results, result_path
+from scalear.study.results import StudyResult, read_results, result_path
 
 
 def table_of(page: str, title: str) -> dict[str, dict[str, str]]:
@@ -110,12 +110,12 @@ def test_results_are_read_as_they_were_written(tmp_path):
     row = study.rows["headline/flowar"]
     written = made_up(3.0, speed={"tflop_per_image": 1.0}, settings={"guidance": {"weight": 2.0}}, cautions=["few"])
     path = result_path(tmp_path, row, 1)
-    assert Result.read(path) is None
+    assert StudyResult.read(path) is None
     written.write(path)
     assert read_results(tmp_path, study)["headline/flowar"] == {1: written}
     path.write_text('{"fid": 3}')
     with pytest.raises(ValueError, match="flowar-1.json is no result of a study .*: remove it"):
-        Result.read(path)
+        StudyResult.read(path)
 
 
 def test_the_committed_page_is_that_of_the_committed_results(monkeypatch):
