@@ -1,6 +1,6 @@
 # Every target makes the virtual environment first if there is none; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo demo-flexvar demo-var study study-report study-cost test test-fast test-parity test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
+.PHONY: help setup data demo demo-flexvar demo-var try study study-report study-cost test test-fast test-parity test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +51,10 @@ demo-var: $(READY) ## the same for VAR, into runs/demo-var
 	$(BIN)/scalear demo --tokenizer configs/fashion/rvq.yaml --generator configs/fashion/var.yaml \
 		--output_dir runs/demo-var --generator_name var
 
+try: $(READY) ## learn a folder of pictures: make try PICTURES=~/pictures ARGS="--minutes 20"
+	$(if $(PICTURES),,$(error name the folder: make try PICTURES=~/pictures))
+	$(BIN)/scalear try "$(PICTURES)" $(ARGS)
+
 study: $(READY) ## the papers' tables at a laptop's size, what of them has no result yet; NAME=row or group, MINUTES=50
 	$(BIN)/scalear study $(if $(NAME),--name $(NAME)) $(if $(MINUTES),--minutes $(MINUTES))
 
@@ -81,7 +85,7 @@ format: $(READY) ## mend style and format
 	$(BIN)/ruff format .
 
 tensorboard: $(READY) ## watch the runs under LOGS (default: runs)
-	$(BIN)/tensorboard --logdir $(LOGS) --samples_per_plugin images=100
+	$(BIN)/scalear board --logdir $(LOGS)
 
 clean: ## remove caches; runs and the virtual environment stay
 	rm -rf .pytest_cache .ruff_cache build *.egg-info

@@ -23,6 +23,8 @@ _COMMANDS = {
     "export": ("export", "take a trained generator out of its run, as a folder to share:  docs/interop.md"),
     "edit": ("edit", "in-paint, out-paint, refine or extend an image:  scalear edit inpaint --help"),
     "pictures": ("pictures", "draw what a generator of any scale can do: flexible.png and editing.png"),
+    "app": ("app", "a page to play with a trained generator:  scalear app --run runs/demo/flowar"),
+    "board": ("board", "watch runs in a browser: TensorBoard, open on what matters"),
     "convert": ("convert", "official FlowAR, FlexVAR, VAR and tokenizer checkpoints to files of ours, and back"),
     "data": ("data", "pack, verify and describe datasets of tar shards"),
     "tune": ("tune", "search guidance, and steps or temperature and top-p, for a metric:  docs/evaluation.md"),
@@ -30,6 +32,7 @@ _COMMANDS = {
         "benchmark",
         "time training, sampling, encoding or loading of a config, and its memory; compare flow solvers",
     ),
+    "try": ("try_pictures", "your own pictures in one command:  scalear try ~/pictures --minutes 20"),
     "study": ("study", "the experiments of the papers' tables at a laptop's size, in pieces:  docs/study.md"),
     "demo": ("demo", "tokenizer, latents, generator, samples and numbers in one go, as `make demo` does"),
 }

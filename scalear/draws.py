@@ -15,7 +15,7 @@ device; and no two streams are the same, for hashes of their names start them.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -49,6 +49,11 @@ class SeededDraws:
     def __init__(self, streams: Sequence[tuple[int, ...]], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._generators = [torch.Generator().manual_seed(stream_seed(stream)) for stream in streams]
+
+    @classmethod
+    def of_images(cls, seed: int, places: Iterable[int], device: torch.device | str = "cpu") -> "SeededDraws":
+        """What the generated images at these places of a set are made of: image i of (seed, i), whoever samples it."""
+        return cls([(seed, place) for place in places], device)
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         return self._draw(torch.rand, shape)

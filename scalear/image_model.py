@@ -151,6 +151,15 @@ class ImageModel(nn.Module):
         """image_BCHW in [-1, 1]; arguments and errors as `sample_scales`."""
         return self.image(list(self.sample_scales(label_B, draws, schedule, **how)), schedule)
 
+    def sample_growing(
+        self, label_B: Tensor, draws: Draws, schedule: ScaleSchedule | None = None, **how: Any
+    ) -> Iterator[Tensor]:
+        """The image of `sample` as far as it is known after each scale; arguments and errors as `sample_scales`."""
+        scales: list[Tensor] = []
+        for content in self.sample_scales(label_B, draws, schedule, **how):
+            scales.append(content)
+            yield self.image(scales, schedule)
+
     def autocast(self, precision: Precision = AUTO) -> AbstractContextManager:
         """What matrix products run in: the precision of the weights where that is a half one, else the given.
 

@@ -97,3 +97,12 @@ def test_no_target_deletes_what_runs_left(checkout):
     text = (checkout / "Makefile").read_text()
     removed = re.findall(r"^\t(?:@|-)?rm (.*)", text, re.MULTILINE)
     assert removed == ["-rf .pytest_cache .ruff_cache build *.egg-info"]
+
+
+def test_pictures_to_try_are_named(checkout):
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv/.ready").touch()
+    done = make(checkout, "try", "-n")
+    assert done.returncode and "name the folder: make try PICTURES=~/pictures" in done.stderr
+    done = make(checkout, "try", "-n", "PICTURES=my pictures", "ARGS=--minutes 10")
+    assert 'scalear try "my pictures" --minutes 10\n' in done.stdout

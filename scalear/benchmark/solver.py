@@ -27,6 +27,7 @@ from scalear.evaluation.statistics import FeatureStatistics
 from scalear.files import check_new_file
 from scalear.flow import FAST8, FlowSolver
 from scalear.hardware.machine import stopwatch
+from scalear.training.generator.samples import SampleRequest
 
 OFFICIAL = FlowSolver("euler", 25, "flowar")
 CANDIDATES = [
@@ -158,16 +159,17 @@ def compare_solvers(
 def sample(subject: Subject, solver: FlowSolver, images: int, batch: int) -> tuple[Tensor, float]:
     """latent_NChw of images 0 to N - 1, whose classes take turns, and the median of the batches' seconds per image."""
     model, seconds, latents = subject.model, [], []
+    label_N = SampleRequest(num_images=images).labels(model.num_classes)
     for first in range(0, images, batch):
-        index = range(first, min(first + batch, images))
-        label_B = torch.tensor([i % max(1, model.num_classes) for i in index], device=subject.device)
-        draws = SeededDraws([(subject.module.samples.seed, i) for i in index], subject.device)
+        places = range(first, min(first + batch, images))
+        label_B = label_N[places.start : places.stop].to(subject.device)
+        draws = SeededDraws.of_images(subject.module.samples.seed, places, subject.device)
 
         def run(label_B: Tensor = label_B, draws: SeededDraws = draws) -> None:
             with subject.autocast():
                 latents.append(model.sample_latent(label_B, draws, sampling=solver))
 
-        seconds.append(stopwatch(run, subject.device) / len(index))
+        seconds.append(stopwatch(run, subject.device) / len(places))
     return torch.cat(latents), statistics.median(seconds)
 
 

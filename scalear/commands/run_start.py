@@ -6,12 +6,16 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from scalear.files import check_writable, claimed, write_bytes
+from scalear.training.checkpoints import continues
+from scalear.training.dashboard import show_charts, show_run
+from scalear.training.guarded_module import GuardedModule
 from scalear.training.loggers import log_config
-from scalear.training.run_folder import record_line
+from scalear.training.run_folder import by_dotted_names, record_line, remove_run
+from scalear.training.tokenizer.export import BEST_NAME
 from scalear.training.tokenizer.module import TokenizerModule
 from scalear.yaml_files import parse_yaml
 
@@ -66,6 +70,9 @@ class StartOfRun(SaveConfigCallback):
         alone = stage == TrainerFn.FITTING or (stage == TrainerFn.PREDICTING and isinstance(pl_module, TokenizerModule))
         if alone:
             self._claim(trainer, folder / f".{stage.value}.lock", f"has begun to {stage.value} in {folder}")
+        is_new = stage == TrainerFn.FITTING and not continues(trainer, trainer.ckpt_path)
+        if is_new and self.config.force and trainer.is_global_zero:
+            remove_run(trainer, [BEST_NAME] if isinstance(pl_module, TokenizerModule) else [])
         for logger in sorted(trainer.loggers, key=lambda logger: not isinstance(logger, WandbLogger)):
             getattr(logger, "experiment", None)  # opens it: W&B before TensorBoard, of which it copies what is logged
         if trainer.is_global_zero:
@@ -89,6 +96,13 @@ class StartOfRun(SaveConfigCallback):
         config.force = False
         weights = self.config.get("ckpt_path") or self.config.model.init_args.get("weights")
         self.parser.dump_header = [*self.parser.dump_header, record_line(weights)]
-        config = self.parser.dump(config, skip_none=False)
-        write_bytes(Path(trainer.default_root_dir, f"{stage}.yaml"), config.encode())
-        log_config(trainer.loggers, stage, parse_yaml(config), f"{self._versions}\n\n{config}")
+        text = self.parser.dump(config, skip_none=False)
+        write_bytes(Path(trainer.default_root_dir, f"{stage}.yaml"), text.encode())
+        count = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        settings = parse_yaml(text) | {"trainable_parameters": count}
+        log_config(trainer.loggers, stage, settings, f"{self._versions}\n\n{text}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                show_run(logger, by_dotted_names(settings))
+                if isinstance(pl_module, GuardedModule):
+                    show_charts(logger, pl_module.charts)

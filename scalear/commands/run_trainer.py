@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     Checkpoint,
-    GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -21,12 +20,13 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
     WeightAveraging,
 )
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
+from scalear.data.accumulation import check_accumulation
 from scalear.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from scalear.training.interruption import SaveOnInterrupt
+from scalear.training.loggers import RunLogger
 from scalear.training.named_checkpoints import RecordTime
 from scalear.training.performance import Performance
 from scalear.training.run_precision import RecordPrecision, check_precision
@@ -90,11 +90,12 @@ class RunTrainer(Trainer):
             if end is not None and -1 != end < wanted and not self.fast_dev_run:
                 raise ValueError(f"trainer.{least} is {wanted}, and {most} {end} ends the run before: raise it")
         check_precision(self.precision)
+        check_accumulation(self)
         for callback in self.callbacks:
-            _check_recipe(callback, self.accumulate_grad_batches)
+            _check_recipe(callback)
 
 
-def _check_recipe(callback: Callback, accumulated: int) -> None:
+def _check_recipe(callback: Callback) -> None:
     """Refuse callbacks that change the batch or the learning rate behind the config that names them."""
     name = type(callback).__name__
     if isinstance(callback, BatchSizeFinder):
@@ -108,15 +109,6 @@ def _check_recipe(callback: Callback, accumulated: int) -> None:
             f"{name}: the module should have one of these fields: ('lr', 'learning_rate'), and here the learning rate "
             "is a function of the step: set model.optimizer.lr, and remove the callback from trainer.callbacks"
         )
-    if not isinstance(callback, GradientAccumulationScheduler):
-        return
-    numbers = set(callback.scheduling.values())
-    if accumulated != 1:
-        raise ValueError(
-            f"trainer.accumulate_grad_batches is {accumulated}, and {name} says how many, too: leave out one of them"
-        )
-    if len(numbers) == 1:
-        raise ValueError(f"{name} changes nothing: set trainer.accumulate_grad_batches to {numbers.pop()} instead")
 
 
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0, "log_every_n_steps": 0}
@@ -134,7 +126,7 @@ def trainer_arguments(config: dict[str, Any], precision_is_free: bool) -> dict[s
         changed |= {"logger": False, "log_every_n_steps": None, "num_sanity_val_steps": None}
         changed |= dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     elif config["logger"] in (None, True):
-        changed["logger"] = TensorBoardLogger(config["default_root_dir"], name="", version="")
+        changed["logger"] = RunLogger(config["default_root_dir"])
     if config["fast_dev_run"]:
         changed["enable_checkpointing"] = False  # Lightning would save at the end of training
     if precision_is_free and any(isinstance(plugin, Precision) for plugin in changed["plugins"]):
@@ -162,8 +154,6 @@ def _callbacks(config: dict[str, Any]) -> list[Callback]:
         raise ValueError(f"trainer.callbacks has {named}, which average the same weights: keep one of them")
     if not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    if not any(isinstance(callback, LearningRateMonitor) for callback in callbacks):
-        callbacks.append(LearningRateMonitor("step"))
     if not any(isinstance(callback, ModelCheckpoint) and callback.save_last for callback in callbacks):
         callbacks.append(RunCheckpoint())
     callbacks += [Performance(), RecordPrecision(), RecordTime(), SaveOnInterrupt()]  # which saves after all others

@@ -1,12 +1,14 @@
 """The generator of a run and its trained weights, as the commands take them that need no Trainer."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from scalear.commands.parser import summary
 from scalear.commands.run import PartsOnly
+from scalear.data.index import DatasetIndex
 from scalear.hardware.machine import best_device
 from scalear.tasks.editing import Editor
 from scalear.training.checkpoints import load_weights
@@ -65,6 +67,11 @@ class Trained(PartsOnly):
         load_weights(self.module, path)
         self.weights = path or self.module.weights
         self.module.to(device).eval()
+
+    def class_names(self) -> list[str] | None:
+        """As the dataset of the config has them; None where it has none, or is not here."""
+        folder = self.config_init.data.data_dir
+        return (DatasetIndex.load(folder).class_names or None) if Path(folder).is_dir() else None
 
     def editor(self, threshold: float = 0.5) -> Editor:
         """The generator as an editor, on an accelerator if there is one.

@@ -9,6 +9,7 @@ from scalear.commands.trained import Trained
 from scalear.files import check_new_file, check_writable, claimed
 from scalear.hardware.machine import best_device, describe
 from scalear.hardware.precision import AUTO, Precision, fastest
+from scalear.training.generator.samples import SampleRequest
 from scalear.training.run_folder import refuse_others, result_origin, sample_origin
 
 try:
@@ -129,9 +130,10 @@ def _judge(trained: Trained) -> SettingsJudge:
             "model.report.data_dir to images"
         )
     batch_size = min(module.samples.batch_size, -(-request.num_samples // 2))
+    label_N = SampleRequest(num_images=request.num_samples).labels(module.model.num_classes)
     judge = SettingsJudge(
         *(module.model, schedule, report.reference.images, report.extractor, report.metrics),
-        *(request.num_samples, batch_size, request.precision, request.seed),
+        *(label_N, batch_size, request.precision, request.seed),
     )
     return replace(judge, metrics=judge.metrics_for(request.metric))
 

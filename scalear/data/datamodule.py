@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 
+from scalear.data.accumulation import accumulation_scheduler
 from scalear.data.dataset import Augmentation, ShardDataset, ShardLoader
 from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.data.plan import EvalBatches, TrainBatches, TrainPlan
@@ -143,9 +143,7 @@ class ShardDataModule(LightningDataModule):
         """Batches whose gradients make an optimizer step; None if a callback changes their number within the run."""
         if self.trainer is None:
             return 1
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in self.trainer.callbacks):
-            return None
-        return self.trainer.accumulate_grad_batches
+        return None if accumulation_scheduler(self.trainer) else self.trainer.accumulate_grad_batches
 
     @property
     def samples_per_step(self) -> int | None:
@@ -320,9 +318,9 @@ class ShardDataModule(LightningDataModule):
             return
         if actual is None:
             raise ValueError(
-                f"data.global_batch is {wanted}, and GradientAccumulationScheduler changes it within the run: remove "
-                "that from trainer.callbacks, or set data.global_batch to null, and what would follow from it by hand "
-                "(optimizer.lr, warmup_steps, total_steps)"
+                f"data.global_batch is {wanted}, and {type(accumulation_scheduler(trainer)).__name__} changes it "
+                "within the run: remove that from trainer.callbacks, or set data.global_batch to null, and what would "
+                "follow from it by hand (optimizer.lr, warmup_steps, total_steps)"
             )
         accumulated, ranks = self.accumulated, trainer.world_size
         remedies = [

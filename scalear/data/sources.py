@@ -3,12 +3,13 @@
 import functools
 import gzip
 import hashlib
+import math
 import re
 import struct
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -83,6 +84,9 @@ class ImageFolder(ImageSource):
         val_fraction: Part of every class that becomes the validation split instead, in [0, 1).
         labelled: False if the folders below the root are not classes.
         max_pixels: Most pixels of an image, against files that are made to fill the memory.
+        max_images: Take about so many of all, the same share of every class and split, and of a class at least one.
+        balance: List the training images of small classes several times (up to ten), until each class has this share
+            of what the largest has, in [0, 1].
     """
 
     image_channels = 3
@@ -94,9 +98,15 @@ class ImageFolder(ImageSource):
         val_fraction: float = 0.0,
         labelled: bool = True,
         max_pixels: int = MAX_PIXELS,
+        max_images: int | None = None,
+        balance: float = 0.0,
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}, must be in [0, 1)")
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance is {balance}, must be in [0, 1]")
+        if max_images is not None and max_images < 1:
+            raise ValueError(f"max_images is {max_images}, must be at least 1")
         if val_root is not None and val_fraction:
             raise ValueError(f"give either val_root ({val_root}) or val_fraction ({val_fraction}), not both")
         _check_max_pixels(max_pixels)
@@ -105,6 +115,8 @@ class ImageFolder(ImageSource):
         self.val_fraction = val_fraction
         self.labelled = labelled
         self.max_pixels = max_pixels
+        self.max_images = max_images
+        self.balance = balance
 
     def listing(self, seed: int) -> Listing:
         files = find_images(self.root)
@@ -115,8 +127,13 @@ class ImageFolder(ImageSource):
             splits["val"] = find_images(self.val_root)
         class_names = self._class_names(splits["train"])
         listed = {split: _shuffled(self._entries(found, class_names), seed) for split, found in splits.items()}
+        if self.max_images is not None:
+            share = self.max_images / sum(map(len, listed.values()))
+            listed = {split: _share_of_each_class(entries, share) for split, entries in listed.items()}
         if self.val_fraction:
             listed |= split_by_class(listed["train"], self.val_fraction)
+        if self.balance:
+            listed["train"] = _shuffled(_balanced(listed["train"], self.balance), seed)
         return Listing(class_names, listed)
 
     def image(self, entry: Entry) -> Image.Image:
@@ -356,12 +373,37 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60]
 
 
-def split_by_class(entries: Sequence[Entry], val_fraction: float) -> dict[str, list[Entry]]:
-    """The first `val_fraction` of each class, in the order given, goes to the validation split."""
+_MOST_REPEATS = 10  # of an image, by which its class is to weigh as much as others
+
+
+def _by_class(entries: Iterable[Entry]) -> dict[int | None, list[Entry]]:
     of_class = defaultdict(list)
     for entry in entries:
         of_class[entry.label].append(entry)
-    held_out = {entry.key for group in of_class.values() for entry in group[: round(len(group) * val_fraction)]}
+    return of_class
+
+
+def _share_of_each_class(entries: Sequence[Entry], share: float) -> list[Entry]:
+    """The first ones of each class, in the order given, at least one."""
+    groups = _by_class(entries).values()
+    kept = {entry.key for group in groups for entry in group[: max(1, round(len(group) * share))]}
+    return [entry for entry in entries if entry.key in kept]
+
+
+def _balanced(entries: Sequence[Entry], balance: float) -> Iterator[Entry]:
+    """All, those of small classes several times, under keys of their own."""
+    groups = _by_class(entries).values()
+    wanted = balance * max(map(len, groups))
+    for group in groups:
+        times = min(_MOST_REPEATS, max(1, math.ceil(wanted / len(group))))
+        for number in range(times):
+            yield from (replace(entry, key=f"{entry.key}-{number}") if number else entry for entry in group)
+
+
+def split_by_class(entries: Sequence[Entry], val_fraction: float) -> dict[str, list[Entry]]:
+    """The first `val_fraction` of each class, in the order given, goes to the validation split."""
+    groups = _by_class(entries).values()
+    held_out = {entry.key for group in groups for entry in group[: round(len(group) * val_fraction)]}
     if not held_out:
         raise ValueError(f"val_fraction {val_fraction} of {len(entries)} images rounds to none of any class; raise it")
     return {

@@ -25,6 +25,9 @@ Predict = Callable[[Tensor, float], Tensor]
 class DenoisingHead(Head):
     """Trains a network at random noise levels, and samples with it from pure noise to data.
 
+    Subclasses say what a noisy scale is, what is predicted of it, and how that is followed; their `sampling_type` has
+    `times`, as `FlowSolver` has.
+
     Args:
         content: Of a scale: latents.
         cond_dim: D, width of the semantics.

@@ -156,7 +156,7 @@ class _Given:
             read_image(request.image, channels).to(device),
             mask_B1HW,
             torch.tensor([request.label], device=device),
-            SeededDraws([(request.seed, 0)], device),
+            SeededDraws.of_images(request.seed, [0], device),
             None if request.scales is None else ScaleSchedule.parse(request.scales),
         )
 

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scalear.draws import Draws
+from scalear.guidance import Guidance
 from scalear.image_model import ImageModel
 from scalear.pyramid import CodePyramid
+from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 from scalear.schedules import continue_schedule, make_schedule
 from scalear.tasks.forcing import known_codes
@@ -51,6 +53,8 @@ class Editor:
     Attributes:
         model: FlexVAR.
         threshold: A cell of any scale is generated where more than this share of it is missing, else forced.
+        guidance: Instead of the model's own.
+        sampling: Instead of the model's own.
 
     Raises:
         ValueError: The model is of another kind, or the threshold out of range.
@@ -58,6 +62,8 @@ class Editor:
 
     model: ImageModel
     threshold: float = 0.5
+    guidance: Guidance | None = None
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model.pyramid, CodePyramid):
@@ -178,7 +184,8 @@ class Editor:
         canvas_BChw = latent_BChw.new_zeros(*latent_BChw.shape[:2], *missing_B1hw.shape[-2:])
         canvas_BChw[cells] = latent_BChw
         forced = known_codes(self.model.pyramid, canvas_BChw, missing_B1hw, schedule, self.threshold)
-        result_BCHW = self.model.sample(label_B, draws, schedule, forced=forced)
+        how = {"guidance": self.guidance, "sampling": self.sampling}
+        result_BCHW = self.model.sample(label_B, draws, schedule, forced=forced, **how)
 
         given_BCHW = image_BCHW.new_zeros(*image_BCHW.shape[:2], *canvas)
         given_BCHW[place] = image_BCHW

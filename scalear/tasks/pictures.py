@@ -97,7 +97,7 @@ def flexible_picture(editor: Editor, label_B: Tensor, seed: int = 0) -> NDArray[
     for schedule in schedules:
         model.check(schedule)  # the last one, too, before the first is sampled
     for schedule in schedules:
-        draws = SeededDraws([(seed, index) for index in range(len(label_B))], label_B.device)
+        draws = SeededDraws.of_images(seed, range(len(label_B)), label_B.device)
         image_BCHW = model.sample(label_B, draws, schedule)
         height, width = model.image_size(schedule)
         caption = f"{schedule.num_scales} steps, {height}x{width} pixels: scales {schedule}"
@@ -115,7 +115,7 @@ def editing_picture(editor: Editor, image_BCHW: Tensor, label_B: Tensor, seed: i
     around_B1HW[..., : width // 2] = 0
 
     def draws() -> SeededDraws:
-        return SeededDraws([(seed, index) for index in range(len(label_B))], image_BCHW.device)
+        return SeededDraws.of_images(seed, range(len(label_B)), image_BCHW.device)
 
     small = tuple(max(1, side // 2) * stride for side in editor.tokenizer.latent_size((height, width)))
     corner = (0, width // 2 // stride * stride)

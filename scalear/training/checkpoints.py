@@ -44,8 +44,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps `checkpoints/best.ckpt` of a run: that of the validation with the best value.
 
     A resumed run asks the file how good it is, which may be newer than the checkpoint that is resumed, or than this
-    callback in it: nothing worse replaces it. Lightning's own callback believes that checkpoint. A run that begins anew
-    in the folder removes it.
+    callback in it: nothing worse replaces it. Lightning's own callback believes that checkpoint.
 
     Args:
         monitor: Name of the value, such as `val/rfid`.
@@ -88,11 +87,6 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing: the file itself was asked."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if not (trainer.fast_dev_run or continues(trainer, trainer.ckpt_path)):
-            trainer.strategy.remove_checkpoint(self.format_checkpoint_name({}))
-
 
 def continues(trainer: Trainer, ckpt_path: str | Path | None) -> bool:
     """Whether a run goes on in its own folder. Without a checkpoint, or from that of another folder, a new one begins.
@@ -101,10 +95,15 @@ def continues(trainer: Trainer, ckpt_path: str | Path | None) -> bool:
         trainer: Knows the folders of the run.
         ckpt_path: The checkpoint that the run begins from.
     """
-    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    root = Path(trainer.default_root_dir)
-    folders = [root, root / "checkpoints", *(Path(keeper.dirpath) for keeper in keepers if keeper.dirpath)]
+    folders = [Path(trainer.default_root_dir), *checkpoint_folders(trainer)]
     return ckpt_path is not None and Path(ckpt_path).resolve().parent in [folder.resolve() for folder in folders]
+
+
+def checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """Where a run keeps checkpoints, whether or not it does: its own folder for them, and those of other callbacks."""
+    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    own = Path(trainer.default_root_dir, "checkpoints")
+    return list(dict.fromkeys([own, *(Path(keeper.dirpath) for keeper in keepers if keeper.dirpath)]))
 
 
 def save_last_step(callback: ModelCheckpoint, trainer: Trainer) -> None:

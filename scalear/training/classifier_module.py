@@ -13,6 +13,7 @@ from scalear.data.batch import Batch
 from scalear.draws import TRAINING, VALIDATION, SeededDraws
 from scalear.evaluation.classifier import ImageClassifier, load_classifier, save_classifier
 from scalear.training.classifier_targets import Labels, SameImage, Target
+from scalear.training.dashboard import Charts
 from scalear.training.guarded_module import GuardedModule
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_length import run_length
@@ -41,6 +42,10 @@ class ClassifierModule(GuardedModule):
         self.export_path = export_path
         self.seed = seed
         self.share_right = MeanMetric()
+
+    @property
+    def charts(self) -> dict[str, Charts]:
+        return {**super().charts, "quality": {"share of right answers": [f"(val|test)/{self.target.measure}$"]}}
 
     def setup(self, stage: str) -> None:
         data, network = self.trainer.datamodule, self.classifier

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from scalear.data.batch import Batch
 from scalear.distributed.gradients import clip_gradient, gradient_norm, not_finite
 from scalear.distributed.ranks import names_of_all_ranks
+from scalear.training.dashboard import Charts
 from scalear.training.ema import averaged_state, leave_average
 from scalear.training.loggers import log_text, logs_now
 from scalear.training.optim import OptimizerSettings
@@ -55,7 +56,7 @@ def mean_losses(
 
 
 class GuardedModule(LightningModule):
-    """A LightningModule that logs `train/grad_norm` before clipping and never steps on NaN or infinite gradients.
+    """A LightningModule that logs learning rate and norm of the gradient, and never steps on NaN or infinite gradients.
 
     A finite loss can have such a gradient. It raises NonFiniteLossError, on all ranks at once because gradients are
     averaged by then, and before the optimizer moves. Loss scaling (16-mixed) meets infinite gradients by design: its
@@ -66,6 +67,11 @@ class GuardedModule(LightningModule):
         super().__init__()
         self._window_keys: list[str] = []  # of the batches whose gradients have accumulated
         self._optimizer_line = ""
+
+    @property
+    def charts(self) -> dict[str, Charts]:
+        """What TensorBoard shows of training first; see `show_charts`."""
+        return {"losses": {"loss": ["(train|val)/loss$"]}, "quality": {}}
 
     def clipped_parts(self) -> list[nn.Module]:
         """Parts whose gradients are clipped each on its own; together all that is trained."""
@@ -127,7 +133,8 @@ class GuardedModule(LightningModule):
             self._refuse()
         self._window_keys = []
         if logs_now(self.trainer, self.global_step + 1):
-            self.log("train/grad_norm", norm)
+            # The same of all groups of parameters. The norm is that before clipping.
+            self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
         if not gradient_clip_val:
             return
         for part, part_norm in zip(parts, norms, strict=True):

@@ -1,11 +1,25 @@
 """What goes to loggers beside scalars: each gets what it can take, whichever it is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger
 from numpy.typing import NDArray
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's events in the folder of a run, without the chart of epochs that Lightning adds to all others.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, name="", version="")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 
 def logs_now(trainer: Trainer, step: int) -> bool:

@@ -9,17 +9,12 @@ from scalear.training.loggers import logs_now
 
 
 class Performance(Callback):
-    """Logs `perf/images_per_second` over all ranks and the parameter count."""
+    """Logs `perf/images_per_second` over all ranks."""
 
     def __init__(self) -> None:
         self._images = 0
         self._since = time.perf_counter()
         self._step = 0
-
-    def on_fit_start(self, trainer, pl_module) -> None:
-        trainable = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
-        for logger in trainer.loggers:
-            logger.log_metrics({"perf/trainable_parameters": float(trainable)}, step=trainer.global_step)
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.leave_out()

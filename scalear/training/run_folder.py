@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.training.checkpoints import continues
+from scalear.training.checkpoints import checkpoint_folders, continues
 from scalear.training.generator.sample_store import Origin, sample_origins
 from scalear.training.interruption import checkpoint_folder
 from scalear.training.named_checkpoints import REQUEUED, checkpoints_of, identity
@@ -47,6 +49,27 @@ def check_new_run(trainer: Trainer, ckpt_path: str | Path | None, exports: list[
             f"{root} holds a run already ({there[0]}): continue it with --ckpt_path last, "
             f"{_REMEDY.format('trainer.default_root_dir')}"
         )
+
+
+def remove_run(trainer: Trainer, exports: list[str]) -> None:
+    """Remove what would be taken for that of the new run until it has its own: checkpoints, and TensorBoard's events.
+
+    Samples and numbers stay: they say which weights they are of.
+
+    Args:
+        trainer: Of `fit`.
+        exports: Names of files beside, which the new run may never replace.
+    """
+    root = Path(trainer.default_root_dir)
+    checkpoints = checkpoints_of(root, checkpoint_folders(trainer))
+    for path in checkpoints:
+        trainer.strategy.remove_checkpoint(path)
+    boards = [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    events = [path for board in boards for path in (*board.glob("events.out.tfevents.*"), board / "hparams.yaml")]
+    for path in (*events, *(root / name for name in exports)):
+        path.unlink(missing_ok=True)
+    if checkpoints:
+        rank_zero_info(f"--force: removed {len(checkpoints)} checkpoint(s) of the run that was in {root}")
 
 
 def check_results(stage: str, folder: str | Path, origin: Origin) -> None:
@@ -92,6 +115,11 @@ def sample_origin(origin: Origin) -> Origin:
     return origin
 
 
+def by_dotted_names(config: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a config by their names on the command line, as in `model.optimizer.lr`."""
+    return dict(_flat(config))
+
+
 def record_line(weights: str | Path | None) -> str:
     """What the record of a stage says of its weights: a comment in its YAML."""
     return f"{_IDENTITY}{identity(weights)}"
@@ -128,7 +156,7 @@ def _recorded(record: Path) -> Origin:
 
 def _origin(config: dict[str, Any], weights: str) -> Origin:
     """What results follow from, by dotted names."""
-    settings = dict(_flat({name: config.get(name) for name in ("model", "data")}))
+    settings = by_dotted_names({name: config.get(name) for name in ("model", "data")})
     if any(name.startswith("model.samples.") for name in settings):  # a generator, which is not fed from the dataset
         settings = _without(settings, ("data",))
     settings |= {"trainer.precision": str(config.get("trainer", {}).get("precision")), "weights": weights}

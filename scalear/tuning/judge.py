@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scalear.draws import SeededDraws
 from scalear.evaluation.evaluate import choose_metrics, needs_of, score
@@ -42,7 +43,7 @@ class SettingsJudge:
         real: Real images, of which one half is looked at.
         extractor: Network that measures.
         metrics: What is measured.
-        num_samples: N, images of each settings; classes take turns.
+        label_N: Labels of the images, the same of all settings; without classes, the null class.
         batch_size: Images at a time.
         precision: Of sampling.
         seed: Image i is made of the noise of (seed, i).
@@ -54,7 +55,7 @@ class SettingsJudge:
     real: ImageSet
     extractor: FeatureExtractor
     metrics: Sequence[SampleMetric]
-    num_samples: int
+    label_N: Tensor
     batch_size: int
     precision: Precision
     seed: int = 0
@@ -80,6 +81,11 @@ class SettingsJudge:
         return [caution for metric in self.metrics for caution in metric.cautions(*sides)]
 
     @property
+    def num_samples(self) -> int:
+        """N, images of each settings."""
+        return len(self.label_N)
+
+    @property
     def reference(self) -> Side:
         """The half of the real images."""
         return Side.of(HalfSet(self.real, self.half))
@@ -100,8 +106,8 @@ class SettingsJudge:
 
     def _sample(self, settings: Settings, places: range, samples: ArraySet) -> None:
         """Fill in the images of these places."""
-        label_B = torch.tensor([self._label(place) for place in places], device=self.model.device)
-        draws = SeededDraws([(self.seed, place) for place in places], self.model.device)
+        label_B = self.label_N[places.start : places.stop].to(self.model.device)
+        draws = SeededDraws.of_images(self.seed, places, self.model.device)
         how = {"guidance": settings.guidance, "sampling": settings.sampling}
         with self.model.autocast(self.precision):
             image_BCHW = self.model.sample(label_B, draws, self.schedule, **how)
@@ -111,12 +117,8 @@ class SettingsJudge:
     def _real_features(self) -> FeatureSet:
         return self.reference.features(self.extractor, needs_of(self.metrics, "real"), device=self.model.device)
 
-    def _label(self, place: int) -> int:
-        return place % max(1, self.model.num_classes)
-
     def _samples(self) -> ArraySet:
         """The labels of all images, which are black."""
         shape = (*self.model.image_size(self.schedule), self.model.tokenizer.image_channels)
-        known = self.model.num_classes > 0
-        labels = np.array([self._label(place) if known else -1 for place in range(self.num_samples)])
+        labels = self.label_N.numpy() if self.model.num_classes else np.full(self.num_samples, -1)
         return ArraySet(np.zeros((self.num_samples, *shape), np.uint8), labels, "--num_samples")

@@ -113,7 +113,7 @@ def test_shards_are_compared_with_the_same_images_as_files(experiment, tmp_path,
         files.loader()
 
 
-def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys):
+def test_settings_are_compared_in_one_run(experiment, tmp_path, capsys, here):
     more = "--against=--model.head.network.depth=2 --decoder=out"
     one, plain, two = benchmark(experiment, tmp_path, "sample", "--batch=2", "--baseline", more)
     assert plain["config"] == "fashion/flowar (plain)" and plain["work_tflop"] == one["work_tflop"]

@@ -84,7 +84,7 @@ def test_its_options_exist(line, monkeypatch):
 
     monkeypatch.setattr(ScalearCLI, "before_instantiate_classes", stop)
     monkeypatch.setattr(PartsOnly, "instantiate_classes", stop)
-    if name in ("data", "convert", "demo", "evaluate", "stats"):
+    if name in ("app", "board", "data", "convert", "demo", "evaluate", "stats", "try"):
         monkeypatch.setattr(AsTyped, "parse_args", parse_and_stop)
     with pytest.raises(_ParsedError), every_dataset_is_there():
         if name == "benchmark" and line[1] != "solver":

@@ -6,6 +6,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from scalear.evaluation.images import load_samples, save_samples
 from scalear.files import claimed
 from scalear.tensor_files import read_tensors
 from scalear.training.checkpoints import AtomicCheckpointIO
+from scalear.training.generator.module import GeneratorModule
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -43,9 +45,26 @@ def test_a_run_is_not_trained_over_unasked(experiment: Experiment, finished, cap
     elsewhere = f"--ckpt_path={experiment.checkpoint('flowar')}"  # of another folder
     assert run("fit", *experiment.generator(finished), elsewhere) == 2
     assert state_of(finished) == before
+    assert run("fit", *experiment.generator(finished), "--force", "--data.val_split=nosuch") == 2
+    assert state_of(finished) == before
     assert run("fit", *experiment.generator(finished), "--force", "--trainer.max_steps=1") == 0
     assert step_of(finished / "checkpoints/last.ckpt") == 1
     assert not yaml.safe_load((finished / "fit.yaml").read_text())["force"]  # who reads it has not asked
+
+
+def test_nothing_goes_on_from_a_run_that_was_replaced(experiment: Experiment, finished, monkeypatch):
+    """Also where the new one is killed before it has saved anything."""
+    (finished / "hpc_ckpt_1.ckpt").write_bytes((finished / "checkpoints/last.ckpt").read_bytes())
+
+    def die(*args) -> NoReturn:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(GeneratorModule, "training_step", die)
+        run("fit", *experiment.generator(finished), "--force")
+    assert list(finished.rglob("*.ckpt")) == []
+    assert run("fit", *experiment.generator(finished), "--ckpt_path=last", "--trainer.max_steps=2") == 0
+    assert step_of(finished / "checkpoints/last.ckpt") == 2
 
 
 def test_a_tokenizer_that_is_there_counts_as_a_run(experiment: Experiment, tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_fixtures import Experiment, run
-from process_fixtures import run_on_two_ranks, start
+from process_fixtures import finish_well, run_on_two_ranks, start
 
 from scalear.training.generator.module import GeneratorModule
 
@@ -30,7 +30,7 @@ def undisturbed(experiment: Experiment) -> Path:
 def sampled(monkeypatch) -> list[int]:
     """First image of every batch that this process samples."""
     places, sample = [], GeneratorModule.generate_images
-    counted = lambda module, label_B, streams: (places.append(streams[0][1]), sample(module, label_B, streams))[1]  # noqa: E731
+    counted = lambda module, label_B, seed, batch: (places.append(batch[0]), sample(module, label_B, seed, batch))[1]  # noqa: E731
     monkeypatch.setattr(GeneratorModule, "generate_images", counted)
     return places
 
@@ -84,9 +84,7 @@ def test_jobs_of_their_own_share_a_sample_set(experiment: Experiment, undisturbe
     assert sampled == [10, 12, 14, 16, 18]
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "samples.npz").exists()
     processes = [start("test", *typed, f"--model.samples.part={number}/3") for number in (1, 3)]  # at the same time
-    for process in processes:
-        output = process.finish()
-        assert process.returncode == 0, output
+    finish_well(*processes)
     for name in ("samples.npz", "grid.png", "metrics.json"):
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
     assert not (tmp_path / "samples.partial").exists()

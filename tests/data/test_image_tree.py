@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from pack_fixtures import decode, make_tree, noise, pack_here, samples
@@ -119,3 +120,39 @@ def test_images_are_found_before_pillow_has_opened_one(tmp_path):
     make_tree(tmp_path, ("cat",), count=1)
     script = "import sys; from scalear.data.image_tree import find_images; assert len(find_images(sys.argv[1])) == 1"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+
+
+def test_a_part_of_a_large_tree_has_all_classes_and_splits(tmp_path):
+    root = make_tree(tmp_path / "in" / "train", count=20)
+    make_tree(tmp_path / "in" / "val", count=10)
+    make_tree(tmp_path / "in" / "train", ("cat",), count=40)  # over some that were there
+    whole, part = (ImageFolder(str(tmp_path / "in"), max_images=most).listing(0) for most in (1000, 16))
+    assert part.class_names == whole.class_names and sum(map(len, part.splits.values())) == pytest.approx(16, abs=2)
+    for split, entries in part.splits.items():
+        assert {entry.label for entry in entries} == {0, 1}
+        assert {entry.key for entry in entries} < {entry.key for entry in whole.splits[split]}
+    least = ImageFolder(str(root), max_images=1).listing(0)
+    assert sorted(entry.label for entry in least.splits["train"]) == [0, 1]
+    with pytest.raises(ValueError, match="max_images is 0"):
+        ImageFolder(str(root), max_images=0)
+
+
+def test_small_classes_are_listed_several_times(tmp_path):
+    for name, count in (("many", 60), ("some", 20), ("few", 4)):
+        make_tree(tmp_path / "in", (name,), count=count)
+    source = ImageFolder(str(tmp_path / "in"), val_fraction=0.25, balance=0.5)
+    listing = source.listing(0)
+    train, val = (Counter(entry.label for entry in listing.splits[split]) for split in ("train", "val"))
+    assert listing.class_names == ["few", "many", "some"]
+    assert val == {0: 1, 1: 15, 2: 5} and train == {0: 3 * 8, 1: 45, 2: 2 * 15}
+    keys = [entry.key for entry in listing.splits["train"]]
+    assert len(set(keys)) == len(keys)
+    assert not {entry.location for entry in listing.splits["val"]} & {
+        entry.location for entry in listing.splits["train"]
+    }
+    index = pack_here(source, tmp_path / "out")
+    assert index.num_samples("train") == 99
+    rare = ImageFolder(str(tmp_path / "in"), balance=1.0).listing(0)
+    assert Counter(entry.label for entry in rare.splits["train"])[0] == 4 * 10  # no more than ten times
+    with pytest.raises(ValueError, match="balance is 2"):
+        ImageFolder(str(tmp_path / "in"), balance=2)

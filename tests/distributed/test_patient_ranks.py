@@ -1,52 +1,43 @@
 """Processes that wait for each other longer than their collectives may take, and look at images together."""
 
-import os
-import subprocess
-import sys
+import time
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cli_fixtures import CLASSIFIER
+from process_fixtures import call_on_two_ranks
 
 from scalear.distributed.patient_ranks import ALONE, PatientRanks
 from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.feature_set import FeatureSet, Needs, extract_together
 from scalear.evaluation.image_set import ArraySet
 
-SCRIPT = """
-import sys, time
-from datetime import timedelta
-import torch
-from scalear.distributed.patient_ranks import PatientRanks
-from scalear.evaluation.feature_set import FeatureSet
-from test_patient_ranks import look
 
-torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=3))
-ranks, calls = PatientRanks.connect(), []
+def work_together(folder: Path) -> None:
+    """What each of two ranks does."""
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=1))
+    ranks, calls = PatientRanks.connect(), []
 
-def work_for_long():
-    calls.append(ranks.rank)
-    time.sleep(5)
-    return "of rank 0"
+    def work_for_long() -> str:
+        calls.append(ranks.rank)
+        time.sleep(2)
+        return "of rank 0"
 
-assert ranks.first(work_for_long) == "of rank 0"
-assert calls == [0][ranks.rank :]
-time.sleep(5 * ranks.rank)
-assert ranks.gather(10 + ranks.rank) == [[10, 11], None][ranks.rank]
-try:
-    ranks.first(lambda: int("no number"))
-    raise AssertionError("every rank must hear what went wrong on the first")
-except ValueError as error:
-    assert "no number" in str(error)
-for batch_size in (4, 100):  # the second leaves a rank without any
-    seen = look(batch_size, ranks)
-    if ranks.rank == 0:
-        torch.save(seen, f"{sys.argv[1]}/{batch_size}.pt")
-    else:
-        assert seen == FeatureSet()
-"""
+    assert ranks.first(work_for_long) == "of rank 0"
+    assert calls == [0][ranks.rank :]
+    time.sleep(2 * ranks.rank)
+    assert ranks.gather(10 + ranks.rank) == [[10, 11], None][ranks.rank]
+    with pytest.raises(ValueError, match="no number"):  # every rank hears what went wrong on the first
+        ranks.first(lambda: int("no number"))
+    for batch_size in (4, 100):  # the second leaves a rank without any
+        seen = look(batch_size, ranks)
+        if ranks.rank == 0:
+            torch.save(seen, folder / f"{batch_size}.pt")
+        else:
+            assert seen == FeatureSet()
 
 
 def look(batch_size: int, ranks: PatientRanks) -> FeatureSet:
@@ -59,11 +50,7 @@ def look(batch_size: int, ranks: PatientRanks) -> FeatureSet:
 
 @pytest.mark.integration
 def test_ranks_wait_for_as_long_as_it_takes_and_share_an_extractors_work(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command += ["--no-python", sys.executable, "-c", SCRIPT, tmp_path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    call_on_two_ranks(work_together, tmp_path)
     for batch_size in (4, 100):
         whole, shared = look(batch_size, ALONE), torch.load(tmp_path / f"{batch_size}.pt", weights_only=False)
         assert torch.equal(shared.points["pooled"], whole.points["pooled"])

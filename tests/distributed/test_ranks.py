@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from multiprocessing import Queue, get_context
 
 import pytest
 
@@ -21,11 +22,18 @@ def test_processes_of_a_launcher_share_the_choice_of_rank_0():
     assert [line for line in output.stdout.splitlines() if "chosen" in line] == ["chosen a0b0"] * 2, output.stderr
 
 
-@pytest.mark.integration
 def test_processes_that_lightning_starts_inherit_the_choice(monkeypatch):
     monkeypatch.delenv("SCALEAR_OF_RANK_ZERO", raising=False)
     assert text_of_rank_zero(lambda: "of the parent") == "of the parent"
-    script = "from scalear.distributed.ranks import text_of_rank_zero as shared; print(shared(lambda: 'its own'))"
+    fork = get_context("fork")  # whose parent is this process
+    answers = fork.Queue()
     for extra, expected in (({"LOCAL_RANK": "1"}, "of the parent"), ({}, "its own")):
-        child = subprocess.run([sys.executable, "-c", script], env=os.environ | extra, capture_output=True, text=True)
-        assert child.stdout.strip() == expected, child.stderr
+        child = fork.Process(target=_choose, args=(extra, answers))
+        child.start()
+        assert answers.get(timeout=60) == expected
+        child.join()
+
+
+def _choose(environment: dict[str, str], answers: Queue) -> None:
+    os.environ.update(environment)
+    answers.put(text_of_rank_zero(lambda: "its own"))

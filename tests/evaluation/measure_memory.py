@@ -3,8 +3,6 @@
 Prints how many numbers there are, the peak before any image was seen, and the peak in the end, in bytes.
 """
 
-import sys
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -49,7 +47,3 @@ def main(count: int, num_features: int) -> None:
     before = peak_rss_bytes()
     scores = evaluate_samples(fake, real, extractor, choose_metrics(metrics, extractor, real, fake))
     print(len(scores), before, peak_rss_bytes())
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))

@@ -1,12 +1,12 @@
 """What is measured of which sides, and what the numbers do not depend on."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import measure_memory
 import numpy as np
 import pytest
 import torch
+from process_fixtures import Forked
 
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
 from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples, needs_of, score
@@ -165,8 +165,10 @@ def test_different_images_with_the_same_features_are_refused(extractor):
 
 def memory(count, num_features):
     """Peaks in bytes, before and after `count` images on either side."""
-    script = [sys.executable, Path(__file__).parent / "measure_memory.py", str(count), str(num_features)]
-    numbers, before, after = subprocess.run(script, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout.split()
+    process = Forked(measure_memory.main, count, num_features)
+    output = process.finish()
+    assert process.returncode == 0, output
+    numbers, before, after = output.splitlines()[-1].split()
     assert int(numbers) == 13
     return int(before), int(after)
 

@@ -1,17 +1,17 @@
 """Training, sampling, editing and measuring on a device that has no float64, such as Apple's GPUs."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-TESTS = Path(__file__).parent
+from process_fixtures import Forked, finish_well
 
 
 @pytest.mark.integration
 def test_all_families_do_without_float64_on_their_device():
     # In a process of its own: torch knows one device of this kind, and would take it for the accelerator of all tests.
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "on_mpslike.py"]
-    result = subprocess.run(command, cwd=TESTS.parents[1], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    finish_well(Forked(_run_tests, Path(__file__).parent / "on_mpslike.py"))
+
+
+def _run_tests(file: Path) -> None:
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", str(file)]))

@@ -35,16 +35,16 @@ for module in pkgutil.walk_packages(scalear.__path__, "scalear."):
     print(module.name)
 """
 
+# What is imported at the top, spawned processes import as well.
 _PACK_AND_READ = """
 import multiprocessing, sys
 
-import torch
-
-from scalear.data.datamodule import ShardDataModule
-from scalear.data.pack import pack
-from scalear.data.sources import ImageFolder
-
 if __name__ == "__main__":
+    import torch
+    from scalear.data.datamodule import ShardDataModule
+    from scalear.data.pack import pack
+    from scalear.data.sources import ImageFolder
+
     source, packed, seen = sys.argv[1:]
     multiprocessing.set_start_method("spawn")
     pack(ImageFolder(source, val_fraction=0.25), packed, image_size=16, shard_size=3, name="tiny", num_workers=2)

@@ -29,7 +29,9 @@ def judge(tmp_path_factory) -> SettingsJudge:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
     real = ArraySet(pixels, np.arange(60) % NUM_CLASSES, "val")
     extractor = ClassifierFeatures(str(path), num_features=8)
-    made = SettingsJudge(model, model.schedule, real, extractor, default_metrics(), 24, 8, "32-true")
+    made = SettingsJudge(
+        model, model.schedule, real, extractor, default_metrics(), torch.arange(24) % NUM_CLASSES, 8, "32-true"
+    )
     return replace(made, metrics=made.metrics_for("accuracy"))
 
 
@@ -73,7 +75,7 @@ def test_all_metrics_that_everybody_sees_can_be_searched_for():
 
 
 def test_too_few_images_are_refused(judge):
-    few = replace(judge, metrics=default_metrics(), num_samples=3)
+    few = replace(judge, metrics=default_metrics(), label_N=judge.label_N[:3])
     with pytest.raises(
         ValueError, match="recall cannot be measured: it needs at least 4 samples, and --num_samples has 3"
     ):

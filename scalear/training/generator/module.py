@@ -3,7 +3,7 @@
 Legend: B batch, C channels, h w latent, H W pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -28,6 +28,7 @@ from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 from scalear.schedules import ScheduleSampler
 from scalear.tokenizers.base import Tokenizer
+from scalear.training.dashboard import Charts
 from scalear.training.frozen import freeze
 from scalear.training.generator.checks import check_all_batches, check_data, check_fingerprint
 from scalear.training.generator.report import SampleReport
@@ -149,6 +150,15 @@ class GeneratorModule(GuardedModule):
         """
         self._origin, self._anew = origin, anew
 
+    @property
+    def charts(self) -> dict[str, Charts]:
+        losses = {**super().charts["losses"], "loss of each scale": ["train/loss_scale_"]}
+        losses["loss of each scale in validation"] = ["val/loss_scale_"]
+        # Of SampleScore, whose names end with how many samples, and of `test`.
+        fid = ["test/fid(_floor)?$", r"val/fid_\d"]
+        labels = [r"test/(accuracy|precision|recall)$", r"val/(accuracy|precision|recall)_\d"]
+        return {"losses": losses, "quality": {"FID": fid, "samples that are of their class, precision, recall": labels}}
+
     def configure_optimizers(self) -> dict:
         return self.build_optimizer(self.optimizer, self.model.generator)
 
@@ -194,7 +204,7 @@ class GeneratorModule(GuardedModule):
         first, label_B = batch
         places = range(first, first + len(label_B))
         if not self._store.has(places):
-            image_BCHW = self.generate_images(label_B, [(self.samples.seed, place) for place in places])
+            image_BCHW = self.generate_images(label_B, self.samples.seed, places)
             self._store.add(first, to_uint8(image_BCHW))
 
     def predict_step(self, batch: tuple[int, Tensor], batch_idx: int) -> None:
@@ -209,8 +219,8 @@ class GeneratorModule(GuardedModule):
         self._store.complete = self._ranks.first(lambda: self._store.pack(self.samples))
 
     @torch.no_grad()
-    def generate_images(self, label_B: Tensor, streams: list[tuple[int, ...]]) -> Tensor:
-        """Sampled image_BCHW in [-1, 1] of labels, with the random numbers of the named streams.
+    def generate_images(self, label_B: Tensor, seed: int, places: Iterable[int]) -> Tensor:
+        """Images of labels, sampled as those at these places of a set with this seed, image_BCHW in [-1, 1].
 
         They are the same between two steps of training, which this leaves as it is.
         """
@@ -218,7 +228,8 @@ class GeneratorModule(GuardedModule):
         training = generator.training
         generator.eval()
         with self.trainer.precision_plugin.forward_context():
-            image_BCHW = self.model.sample(label_B.to(self.device), SeededDraws(streams, self.device), schedule)
+            draws = SeededDraws.of_images(seed, places, self.device)
+            image_BCHW = self.model.sample(label_B.to(self.device), draws, schedule)
         generator.train(training)
         return image_BCHW
 

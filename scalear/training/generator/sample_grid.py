@@ -43,13 +43,14 @@ class SampleGrid(Callback):
             return  # the same step again while gradients accumulate
         self._step = trainer.global_step
         if trainer.global_step == 1:
-            self._write(trainer, "pyramid/real", pyramid_images(pl_module, batch, self.max_classes), self.max_classes)
+            columns = min(self.max_classes, len(batch))
+            self._write(trainer, "pyramid/real", pyramid_images(pl_module, batch, columns), columns)
         if trainer.global_step % self.every_n_steps == 0:
             # Without classes there is the null class alone, whose label is 0.
             columns = min(self.max_classes, max(1, pl_module.model.num_classes))
             labels = torch.arange(columns).repeat(self.num_per_class)
             with averaged(trainer, pl_module):
-                images = pl_module.generate_images(labels, [(pl_module.seed, index) for index in range(len(labels))])
+                images = pl_module.generate_images(labels, pl_module.seed, range(len(labels)))
             self._write(trainer, "samples/fixed_seeds", images, columns)
 
     @staticmethod
@@ -61,7 +62,7 @@ class SampleGrid(Callback):
 @torch.no_grad()
 def pyramid_images(module: GeneratorModule, batch: Batch, count: int) -> Tensor:
     """The first real images of a batch at every scale, coarse to fine, each scale a row of `count` images."""
-    draws = SeededDraws([(module.seed, index) for index in range(len(batch))], module.device)
+    draws = SeededDraws.of_images(module.seed, range(len(batch)), module.device)
     model, latent_BChw = module.model, module.latent(batch, draws)[:count]
     targets = model.pyramid.build(latent_BChw, model.schedule).targets
     return torch.cat([model.image(targets[: k + 1]) for k in range(len(targets))])

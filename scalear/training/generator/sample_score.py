@@ -56,10 +56,10 @@ class GeneratedSet(ImageSet):
 
     def blocks(self, size: int, rows: range | None = None) -> Iterator[Block]:
         for block in self._slices(size, rows):
-            labels = self.labels[block]
-            streams = [(self._module.samples.seed, place) for place in range(block.start, block.stop)]
+            labels, places = self.labels[block], range(block.start, block.stop)
             # Without classes there is the null class alone, whose label is 0.
-            image_BCHW = self._module.generate_images(torch.from_numpy(labels.clip(min=0)), streams)
+            label_B = torch.from_numpy(labels.clip(min=0))
+            image_BCHW = self._module.generate_images(label_B, self._module.samples.seed, places)
             yield Block(to_uint8(image_BCHW).permute(0, 2, 3, 1).cpu().numpy(), labels)
 
 

@@ -15,7 +15,7 @@ from scalear.tensor_files import read_metadata
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.tokenizers.weights import save_tokenizer
-from scalear.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, continues
+from scalear.training.checkpoints import AtomicCheckpointIO, BestCheckpoint
 from scalear.training.interruption import INTERRUPTED, checkpoint_folder
 from scalear.training.named_checkpoints import metadata, newest_step
 
@@ -43,12 +43,6 @@ def export_tokenizer(tokenizer: TrainableTokenizer, trainer: Trainer, num_sample
         other = copy.deepcopy(tokenizer)
         other.load_state_dict({name: checkpoint["state_dict"][_PREFIX + name] for name in other.state_dict()})
         _export(other, checkpoint["global_step"], [BEST_NAME], [best], *how)
-
-
-def remove_best(trainer: Trainer) -> None:
-    """Remove the exported best of another run, where a new one has begun in its folder."""
-    if trainer.is_global_zero and not (trainer.fast_dev_run or continues(trainer, trainer.ckpt_path)):
-        Path(trainer.default_root_dir, BEST_NAME).unlink(missing_ok=True)
 
 
 def _export(

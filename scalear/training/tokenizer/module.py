@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import Metric
 
 from scalear.data.batch import Batch
@@ -22,13 +23,14 @@ from scalear.tokenizers.bottleneck import TrainingRequest
 from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.perceptual import LPIPS
 from scalear.tokenizers.weights import begin_from
+from scalear.training.dashboard import Charts
 from scalear.training.frozen import freeze
 from scalear.training.guarded_module import GuardedModule, mean_losses
 from scalear.training.loggers import log_image, log_text
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_metrics import write_metrics
 from scalear.training.tokenizer.checks import check_data, check_training
-from scalear.training.tokenizer.export import export_tokenizer, other_step, remove_best
+from scalear.training.tokenizer.export import export_tokenizer, other_step
 from scalear.training.tokenizer.latent_sizes import RandomSizes
 from scalear.training.tokenizer.latent_writer import LatentWriter
 from scalear.training.tokenizer.metrics import TokenizerMetrics
@@ -48,7 +50,8 @@ class TokenizerModule(GuardedModule):
         per_channel_std: Scale every latent channel to unit variance. False scales all by one number, like SD's
             scaling factor: channels of little energy, such as fine detail, then stay small, and a generator spends
             less on them.
-        grid_images: Validation images shown in TensorBoard, originals above reconstructions.
+        grid_images: Validation images shown in TensorBoard, originals above reconstructions; with a codebook, a few of
+            them at every scale, too.
         sizes: Latent sizes at which a scalable tokenizer is trained besides the full one; None for the full one alone.
         scales: Latent sizes that are measured one by one, for tokenizers with a codebook; one with scales of its own
             is measured at those.
@@ -132,6 +135,20 @@ class TokenizerModule(GuardedModule):
             measured = {"statistics_samples": self.statistics_samples, "per_channel_std": self.per_channel_std}
             yield from idle_settings(TokenizerModule, f"{self.tokenizer.title} has no posterior", **measured)
 
+    @property
+    def charts(self) -> dict[str, Charts]:
+        # Of all that training logs. Beside it may be generators, which log losses of scales and accuracy.
+        losses = {**super().charts["losses"]}
+        losses["parts of a tokenizer's loss"] = ["train/(?!loss|accuracy|lr$|grad_norm$)((?!_scale_).)+$"]
+        if self.sizes is not None:
+            losses["L1 of each size"] = ["train/l1_scale_"]
+        quality = {"rFID": ["val/rfid$"], "PSNR": ["val/psnr$"]}
+        if self.tokenizer.num_codes is not None:
+            quality["share of codes in use"] = ["val/usage$"]
+        if self.metrics.schedule is not None:
+            quality["PSNR of each scale"] = ["val/psnr_scale_"]
+        return {"losses": losses, "quality": quality}
+
     def configure_callbacks(self) -> list[Callback]:
         """What writes latents, where the config's list has nothing that does: they would be computed for nobody."""
         writes = any(isinstance(callback, LatentWriter | BasePredictionWriter) for callback in self.trainer.callbacks)
@@ -162,7 +179,7 @@ class TokenizerModule(GuardedModule):
         reconstructed = self.metrics.update(self.tokenizer, batch.inputs)
         self.log_dict({f"val/{name}": metric for name, metric in self.metrics.named().items()}, batch_size=len(batch))
         if batch_index == 0:
-            self._log_grid(to_uint8(batch.inputs[: self.grid_images]), reconstructed[: self.grid_images])
+            self._show(batch.inputs[: self.grid_images], reconstructed[: self.grid_images])
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         self.validation_step(batch, batch_index)
@@ -188,12 +205,21 @@ class TokenizerModule(GuardedModule):
             "flipped": self.tokenizer.moments(batch.inputs.flip(-1)),
         }
 
-    def on_train_start(self) -> None:
-        remove_best(self.trainer)
-
     def export(self) -> None:
         export_tokenizer(self.tokenizer, self.trainer, self.statistics_samples, self.per_channel_std)
 
-    def _log_grid(self, original: Tensor, reconstructed: Tensor) -> None:
-        grid = make_grid(torch.cat([original, reconstructed]), columns=len(original), scale=2)
-        log_image(self.loggers, "val/reconstructions", grid, self.global_step)
+    def _show(self, image_BCHW: Tensor, reconstructed: Tensor) -> None:
+        """Log images above reconstructions; of a few images also those of each scale, coarse to fine."""
+        self._log_grid("val/reconstructions", [to_uint8(image_BCHW), reconstructed])
+        if self.metrics.schedule is not None:
+            image_BCHW = image_BCHW[:_COLUMNS_OF_SCALES]
+            latent_BChw, size = self.tokenizer.encode(image_BCHW), image_BCHW.shape[-2:]
+            steps = self.tokenizer.quantizer.scale_by_scale(latent_BChw, self.metrics.schedule)
+            rows = [F.interpolate(self.tokenizer.decode(partial_BChw), size) for _, partial_BChw in steps]
+            self._log_grid("val/reconstructions_of_scales", [to_uint8(row) for row in (image_BCHW, *rows)])
+
+    def _log_grid(self, tag: str, rows: list[Tensor]) -> None:
+        log_image(self.loggers, tag, make_grid(torch.cat(rows), columns=len(rows[0]), scale=2), self.global_step)
+
+
+_COLUMNS_OF_SCALES = 4

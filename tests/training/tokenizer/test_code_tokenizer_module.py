@@ -2,23 +2,28 @@
 
 import json
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizer_fixtures
 import torch
 from data_fixtures import write_images
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from training_fixtures import assert_resumes_exactly, make_trainer
 
 from scalear.data.datamodule import ShardDataModule
+from scalear.evaluation.images import to_uint8
 from scalear.scales import ScaleSchedule
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.objective import TokenizerLoss
 from scalear.tokenizers.quantizer import VectorQuantizer
 from scalear.tokenizers.weights import save_tokenizer
+from scalear.training.loggers import RunLogger
 from scalear.training.optim import OptimizerSettings
 from scalear.training.tokenizer import codebook as codebook_file
 from scalear.training.tokenizer.codebook import CodebookCare
@@ -143,7 +148,8 @@ def test_test_prints_a_table_over_scales_and_draws_them(dataset, tmp_path, make,
     save_tokenizer(make_residual(num_codes=8), tmp_path / "other.safetensors")
     picture = ScalePicture("1,2,4", {"other": str(tmp_path / "other.safetensors")})
     module = make_module(make(), scales="1,2,4")
-    make_trainer(tmp_path, callbacks=[picture]).test(module, datamodule=make_data(dataset))
+    trainer = make_trainer(tmp_path, callbacks=[picture], logger=RunLogger(str(tmp_path)))
+    trainer.test(module, datamodule=make_data(dataset))
     results = json.loads((tmp_path / "metrics.json").read_text())
     measured = [f"val/{name}{scale}" for name in ("psnr", "usage", "perplexity") for scale in ("", *suffixes)]
     assert results.keys() >= set(measured)
@@ -161,6 +167,14 @@ def test_test_prints_a_table_over_scales_and_draws_them(dataset, tmp_path, make,
     error = ((decoded * 127.5 + 127.5).round() - (target * 127.5 + 127.5).round()).div(255).square().mean((1, 2, 3))
     assert results["val/psnr_scale_2"] == pytest.approx(-10 * error.log10().mean().item(), abs=1e-2)
     assert results["val/usage_scale_2"] == len(steps[1][0].unique()) / tokenizer.num_codes
+
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Images("val/reconstructions_of_scales")
+    grid = np.asarray(Image.open(BytesIO(event.encoded_image_string)).convert("L"))
+    assert grid.shape == (2 * (4 * 10 + 2), 2 * (3 * 10 + 2))  # of a batch of three: the images, then three scales
+    shown = [grid[2 * (10 * row + 2) : 2 * (10 * row + 10) : 2, 4:20:2] for row in range(4)]
+    as_large = F.interpolate(decoded, images.shape[-2:])
+    for row, image_BCHW in ((0, images), (2, as_large)):
+        np.testing.assert_allclose(shown[row], to_uint8(image_BCHW)[0, 0], atol=1)
 
 
 def test_moments_are_predicted_before_quantisation(dataset, tmp_path):
