@@ -1,6 +1,6 @@
 # Every target makes the virtual environment first if there is none; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo demo-flexvar demo-var try test test-fast test-parity test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
+.PHONY: help setup data demo demo-flexvar demo-var try study study-report study-cost test test-fast test-parity test-slow lint format tensorboard clean fashion-kl fashion-classifier fashion-flowar
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +54,15 @@ demo-var: $(READY) ## the same for VAR, into runs/demo-var
 try: $(READY) ## learn a folder of pictures: make try PICTURES=~/pictures ARGS="--minutes 20"
 	$(if $(PICTURES),,$(error name the folder: make try PICTURES=~/pictures))
 	$(BIN)/scalear try "$(PICTURES)" $(ARGS)
+
+study: $(READY) ## the papers' tables at a laptop's size, what of them has no result yet; NAME=row or group, MINUTES=50
+	$(BIN)/scalear study $(if $(NAME),--name $(NAME)) $(if $(MINUTES),--minutes $(MINUTES))
+
+study-report: $(READY) ## write docs/study.md and its curves from the results in docs/study
+	$(BIN)/scalear study --report
+
+study-cost: $(READY) ## time a training step and sampling of every row of the study
+	$(BIN)/scalear study --cost
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest $(PARALLEL)

@@ -33,6 +33,7 @@ _COMMANDS = {
         "time training, sampling, encoding or loading of a config, and its memory; compare flow solvers",
     ),
     "try": ("try_pictures", "your own pictures in one command:  scalear try ~/pictures --minutes 20"),
+    "study": ("study", "the experiments of the papers' tables at a laptop's size, in pieces:  docs/study.md"),
     "demo": ("demo", "tokenizer, latents, generator, samples and numbers in one go, as `make demo` does"),
 }
 

@@ -238,18 +238,21 @@ def _open_shard(root: str, name: str) -> ImageShard:
 
 
 class FashionMNIST(ImageSource):
-    """Fashion-MNIST (Xiao et al. 2017) from its original training file, zero-padded from 28x28 to 32x32.
+    """Fashion-MNIST (Xiao et al. 2017) from its original files, zero-padded from 28x28 to 32x32.
 
-    Each class is shuffled by the seed and dealt out in order: `skip`, then `num_train`, then `num_val`, a tenth of
-    each from every class. Calls with equal seeds and other ranges are therefore disjoint, and the original test file
-    is never touched. A sample's key carries its row in the original file.
+    Each class of the training file is shuffled by the seed and dealt out in order: `skip`, then `num_train`, then
+    `num_val`, a tenth of each from every class. Calls with equal seeds and other ranges are therefore disjoint. The
+    original test file is touched by `num_test` alone, and makes a split `test`. A sample's key carries its row in the
+    original file.
 
     Args:
-        root: Folder of train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz, or above FashionMNIST/raw as
-            torchvision lays it out. Default: where the Debian package dataset-fashion-mnist puts them.
+        root: Folder of train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz, and of those of t10k for `num_test`,
+            or above FashionMNIST/raw as torchvision lays it out. Default: where the Debian package
+            dataset-fashion-mnist puts them.
         num_train: Images of the training split, a multiple of 10.
         num_val: Images of the validation split, a multiple of 10; 0 for none.
-        skip: Images to leave out first, a multiple of 10: those that another call has packed.
+        num_test: Images of the original test file, a multiple of 10; 0 for none.
+        skip: Images of the training file to leave out first, a multiple of 10: those that another call has packed.
         download: Let torchvision download the files to `root` if they are missing.
     """
 
@@ -265,42 +268,52 @@ class FashionMNIST(ImageSource):
         num_val: int = 2_000,
         skip: int = 0,
         download: bool = False,
+        num_test: int = 0,
     ) -> None:
-        for name, count in (("num_train", num_train), ("num_val", num_val), ("skip", skip)):
+        given = {"num_train": num_train, "num_val": num_val, "num_test": num_test, "skip": skip}
+        for name, count in given.items():
             if count < 0 or count % len(self.class_names):
                 raise ValueError(f"{name} is {count}, must be a multiple of {len(self.class_names)}, to be balanced")
         self.root = root
         self.num_train = num_train
         self.num_val = num_val
+        self.num_test = num_test
         self.skip = skip
         self.download = download
 
     def listing(self, seed: int) -> Listing:
         if self.download and self._find("train-images-idx3-ubyte") is None:
             self._download()
-        rows_of = defaultdict(list)
-        for row, label in enumerate(_read_idx(self._path("train-labels-idx1-ubyte")).tolist()):
-            rows_of[label].append(Entry(f"fashion-{row:05d}", label, str(row)))
-        if set(rows_of) != set(range(len(self.class_names))):
-            raise ValueError(f"the labels in {self.root} are {sorted(rows_of)}, not 0 to 9: not Fashion-MNIST")
-        wanted = (self.skip + self.num_train + self.num_val) // len(self.class_names)
-        available = min(map(len, rows_of.values()))
-        if wanted > available:
-            raise ValueError(
-                f"skip + num_train + num_val need {wanted} images of each class, the training file has {available}"
-            )
-        shuffled = [_shuffled(rows, seed) for rows in rows_of.values()]
-        splits, start = {}, self.skip // len(self.class_names)
-        for split, count in (("train", self.num_train), ("val", self.num_val)):
-            stop = start + count // len(self.class_names)
-            if count:
-                splits[split] = _shuffled((entry for rows in shuffled for entry in rows[start:stop]), seed)
-            start = stop
-        return Listing(list(self.class_names), splits)
+        dealt = {"skip": self.skip, "train": self.num_train, "val": self.num_val}
+        splits = self._dealt("train", "fashion-{:05d}", dealt, seed)
+        del splits["skip"]
+        if self.num_test:
+            splits |= self._dealt("t10k", "fashion-test-{:05d}", {"test": self.num_test}, seed)
+        return Listing(list(self.class_names), {split: entries for split, entries in splits.items() if entries})
 
     def image(self, entry: Entry) -> Image.Image:
-        grey_NHW = _read_idx(self._path("train-images-idx3-ubyte"))
-        return Image.fromarray(np.pad(grey_NHW[int(entry.location)], 2))
+        file, row = entry.location.split()
+        grey_NHW = _read_idx(self._path(f"{file}-images-idx3-ubyte"))
+        return Image.fromarray(np.pad(grey_NHW[int(row)], 2))
+
+    def _dealt(self, file: str, key: str, counts: dict[str, int], seed: int) -> dict[str, list[Entry]]:
+        """Images of a file, dealt out in order: of each class a tenth of each count."""
+        rows_of = defaultdict(list)
+        for row, label in enumerate(_read_idx(self._path(f"{file}-labels-idx1-ubyte")).tolist()):
+            rows_of[label].append(Entry(key.format(row), label, f"{file} {row}"))
+        if set(rows_of) != set(range(len(self.class_names))):
+            raise ValueError(f"the labels in {self.root} are {sorted(rows_of)}, not 0 to 9: not Fashion-MNIST")
+        wanted, available = sum(counts.values()) // len(self.class_names), min(map(len, rows_of.values()))
+        if wanted > available:
+            asked = " + ".join(name if name == "skip" else f"num_{name}" for name in counts)
+            raise ValueError(f"{asked} need {wanted} images of each class, the file {file} has {available}")
+        shuffled = [_shuffled(rows, seed) for rows in rows_of.values()]
+        splits, start = {}, 0
+        for split, count in counts.items():
+            stop = start + count // len(self.class_names)
+            splits[split] = _shuffled((entry for rows in shuffled for entry in rows[start:stop]), seed)
+            start = stop
+        return splits
 
     def _path(self, name: str) -> Path:
         path = self._find(name)

@@ -10,7 +10,8 @@ from cli_fixtures import every_dataset_is_there
 from scalear.commands.run import ScalearCLI
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))
+STUDY = Path("configs/study.yaml")  # a list of experiments
+CONFIGS = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml") if path != ROOT / STUDY)
 GENERAL = [path for path in CONFIGS if path.parent == Path("configs")]  # overlays of more than one family
 VARIANTS = [path for path in CONFIGS if path.parent.with_suffix(".yaml") in CONFIGS]  # overlays of the file so named
 FAMILIES = [path for path in CONFIGS if path not in [*GENERAL, *VARIANTS]]

@@ -186,6 +186,8 @@ def make_fashion(root, per_class=7):
     root.mkdir(parents=True)
     write_idx(root / "train-images-idx3-ubyte.gz", images)
     write_idx(root / "train-labels-idx1-ubyte.gz", labels)
+    write_idx(root / "t10k-images-idx3-ubyte.gz", images[::-1])
+    write_idx(root / "t10k-labels-idx1-ubyte.gz", labels[::-1])
     return images, labels
 
 
@@ -207,8 +209,24 @@ def test_fashion_mnist_is_balanced_disjoint_and_padded(tmp_path, layout):
         assert np.bincount(split_labels).tolist() == [count] * 10
     assert sorted(rows) == list(range(70))
     assert DatasetIndex.load(tmp_path / "rest").image_channels == 1
-    with pytest.raises(ValueError, match="need 8 images of each class, the training file has 7"):
+    with pytest.raises(ValueError, match="need 8 images of each class, the file train has 7"):
         FashionMNIST(root, num_train=30, num_val=0, skip=50).listing(0)
+
+
+def test_the_original_test_file_makes_a_split_of_its_own(tmp_path):
+    images, labels = make_fashion(tmp_path / "in")
+    source = FashionMNIST(str(tmp_path / "in"), num_train=50, num_val=20, num_test=40)
+    without = FashionMNIST(str(tmp_path / "in"), num_train=50, num_val=20)
+    listing = source.listing(0)
+    assert {split: listing.splits[split] for split in ("train", "val")} == without.listing(0).splits
+    entries = listing.splits["test"]
+    assert np.bincount([entry.label for entry in entries]).tolist() == [4] * 10
+    for entry in entries:
+        row = int(entry.key.removeprefix("fashion-test-"))
+        assert entry.label == labels[::-1][row]
+        assert np.array_equal(np.asarray(source.image(entry)), np.pad(images[::-1][row], 2))
+    with pytest.raises(ValueError, match="num_test need 8 images of each class, the file t10k has 7"):
+        FashionMNIST(str(tmp_path / "in"), num_test=80, num_train=0, num_val=0).listing(0)
 
 
 def test_bad_fashion_mnist_is_refused(tmp_path):

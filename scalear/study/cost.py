@@ -1,0 +1,67 @@
+"""What a study takes: from a step and an image of every row, timed once, to the hours of all."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from scalear.files import write_json
+from scalear.study.plan import GeneratorRow, SamplingRow, Study, StudyRow, TrainedRow
+
+COST_NAME = "cost.json"
+_LAST_JUDGED = 2  # measurements of a search beside its trials: of the config, and of the winner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one row.
+
+    Attributes:
+        machine: Kind of machine that it was timed on.
+        parameters: That are trained.
+        seconds_per_step: Of the optimizer; of a batch as the config has it.
+        seconds_per_image: From noise to pixels, guided; None for a tokenizer.
+    """
+
+    machine: str
+    parameters: int
+    seconds_per_step: float
+    seconds_per_image: float | None = None
+
+
+def read_costs(folder: str | Path) -> dict[str, Cost]:
+    """By name of the row; none where none were timed."""
+    path = Path(folder, COST_NAME)
+    return {name: Cost(**cost) for name, cost in json.loads(path.read_text()).items()} if path.is_file() else {}
+
+
+def write_costs(folder: str | Path, costs: Mapping[str, Cost]) -> None:
+    """Beside the results."""
+    write_json(Path(folder, COST_NAME), {name: asdict(cost) for name, cost in costs.items()})
+
+
+def hours(study: Study, costs: Mapping[str, Cost]) -> dict[str, float]:
+    """Training, search and sampling of each row that was timed; without validation, measuring and starting.
+
+    Args:
+        study: Its rows.
+        costs: By name of the row.
+
+    Returns:
+        Hours of all seeds, by name of the row.
+    """
+    found = {name: _seconds(row, costs) for name, row in study.rows.items()}
+    return {name: seconds / 3600 for name, seconds in found.items() if seconds is not None}
+
+
+def _seconds(row: StudyRow, costs: Mapping[str, Cost]) -> float | None:
+    if isinstance(row, SamplingRow) and row.of.name in costs:
+        return row.samples * costs[row.of.name].seconds_per_image
+    if not isinstance(row, TrainedRow) or row.name not in costs:
+        return None
+    cost = costs[row.name]
+    seconds = len(row.seeds) * row.steps * cost.seconds_per_step
+    if isinstance(row, GeneratorRow):
+        tried = (row.group.trials + _LAST_JUDGED) * row.group.trial_samples if row.group.trials else 0
+        seconds += (len(row.seeds) * row.group.samples + tried) * cost.seconds_per_image
+    return seconds

@@ -1,0 +1,250 @@
+"""`scalear study` on tiny rows: to the end, stopped and continued, not repeated, and done anew where they changed."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_fixtures import CLASSIFIER, run, write_folders
+from code_fixtures import flexvar_config, tokenizer_config
+
+from scalear.commands import study, study_rows
+from scalear.commands.benchmark import parse_setting
+from scalear.evaluation.images import load_samples
+from scalear.files import claimed, write_json
+from scalear.study.plan import Study
+from scalear.study.results import StudyResult
+
+LEVEL = {
+    "model": {"init_args": {"transformer": {"positions": "scalear.models.positions.LevelPositions"}, "schedules": None}}
+}
+INIT = ("model", "init_args")
+TABLES = {
+    "Positions": {"rows": {"flexvar": [3.71, 230.2], "flexvar-level": [3.82, 229.4]}},
+    "Steps": {"group": "samplings", "rows": {"steps-3": None, "sizes-x2": None, "tokenizers": None}, "orders": []},
+    "Losses": {"curves": ["flexvar", "flexvar-level"]},
+}
+# What is done of these rows, in this order.
+TOKENIZER = ["fit", "test", "predict"]
+FIRST_SEED = ["fit", "tune", "test", "benchmark", "benchmark"]
+COMMANDS = [
+    *(*TOKENIZER, *FIRST_SEED, "fit", "test"),  # flexvar of both seeds
+    *(*FIRST_SEED, "fit", "test"),  # flexvar-level
+    *("test", "predict", "test"),  # samplings
+]
+
+
+@pytest.fixture(scope="module")
+def split_images(tmp_path_factory) -> Path:
+    """A dataset of train, val and test."""
+    root = tmp_path_factory.mktemp("split")
+    for split, per_class in (("train", 16), ("val", 8), ("test", 8)):
+        write_folders(root / "folders" / split, per_class)
+    shards = ("--image_size=32", "--image_channels=1", "--num_workers=0", f"--output_dir={root / 'images'}")
+    assert run("data", "pack", "--source=ImageFolder", f"--source.root={root / 'folders'}", *shards) == 0
+    return root / "images"
+
+
+def write_study(root: Path, images: Path) -> list[str]:
+    """Configs of three rows and what goes with them; the command that runs them all."""
+    for name, make in (("vq", tokenizer_config), ("flexvar", flexvar_config)):
+        config = make(root, images)
+        config["trainer"] |= {"log_every_n_steps": 1, "precision": "32-true"}
+        config["data"]["init_args"]["latents_dir"] = None if name == "vq" else "somewhere"
+        _write_yaml(root / f"configs/{name}.yaml", config)
+    _write_yaml(root / "configs/flexvar/level.yaml", LEVEL)
+    content = {
+        "configs": str(root / "configs"),
+        "data": str(images),
+        "extractor": CLASSIFIER,
+        "search": {"model.guidance.weight": [1, 3]},
+        "groups": {
+            "tokenizers": {"images": 16, "seeds": [0]},
+            "ablations": {"images": 24, "seeds": [0, 1], "samples": 6, "trials": 2, "trial_samples": 6, "speed": True},
+        },
+        "families": {"flexvar": "vq"},
+        "tokenizers": {"vq": {}},
+        "samplings": {
+            "steps": {"of": "ablations/flexvar", "samples": 6, "scales": {3: "1,4,8"}},
+            "sizes": {"of": "ablations/flexvar", "scales": {"x2": "1,2,4,8,16"}},
+            "tokenizers": {"of": "tokenizers/vq", "beside": {"the same": "vq"}},
+        },
+    }
+    _write_yaml(root / "study.yaml", content)
+    _write_yaml(root / "results/tables.yaml", TABLES)
+    places = {"config": "study.yaml", "tables": "results/tables.yaml", "results_dir": "results", "runs_dir": "runs"}
+    return ["study", *(f"--{name}={root / place}" for name, place in places.items()), f"--page={root / 'study.md'}"]
+
+
+def _write_yaml(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@pytest.fixture
+def done(monkeypatch) -> list[str]:
+    """Names of the commands of rows, as they are carried out; benchmarks are read and not timed."""
+    names: list[str] = []
+    carry_out = study_rows.main
+
+    def main(args: list[str]) -> int:
+        names.append(args[0])
+        if args[0] != "benchmark":
+            return carry_out(args)
+        options = parse_setting(args[1:]).options
+        assert options.job == "sample" and options.batch in (1, 100)
+        write_json(options.json, [{"seconds_per_image": 0.5 / options.batch, "work_tflop": 0.002}])
+        return 0
+
+    monkeypatch.setattr(study_rows, "main", main)
+    return names
+
+
+def test_rows_go_on_where_they_were_stopped_and_are_done_once(split_images, tmp_path, done, capsys, monkeypatch):
+    args = write_study(tmp_path, split_images)
+    for place in (5, 16):
+        stop_after(place - len(done), monkeypatch)
+        assert run(*args) == 130
+    assert run(*args) == 0 and done == COMMANDS
+    results = tmp_path / "results"
+    files = {str(path.relative_to(results)): path.read_bytes() for path in results.glob("*/*.json")}
+    assert files.keys() == {
+        "tokenizers/vq-0.json",
+        *(f"ablations/{name}-{seed}.json" for name in ("flexvar", "flexvar-level") for seed in (0, 1)),
+        *(f"samplings/{name}-0.json" for name in ("steps-3", "sizes-x2", "tokenizers")),
+    }
+    assert run(*args) == 0 and done == COMMANDS
+    assert "8 of 8 results are there" in capsys.readouterr().out
+
+    first, second = (StudyResult.read(results / f"ablations/flexvar-{seed}.json") for seed in (0, 1))
+    assert {"fid", "kid", "is", "precision", "recall", "accuracy"} <= first.numbers.keys()
+    assert "images test" in first.line and first.steps == 3 and len(first.loss) == 3 and first.train_seconds > 0
+    assert first.speed == {"seconds_per_image_1": 0.5, "seconds_per_image_100": 0.005, "tflop_per_image": 0.002}
+    assert first.settings == second.settings and 1 <= first.settings["guidance"]["weight"] <= 3
+    assert first.numbers["fid"] != second.numbers["fid"] and first.precision == "32-true" and len(first.machines) == 1
+    (folder,) = (tmp_path / "runs/ablations/flexvar").glob("1-*")
+    tested = yaml.safe_load((folder / "test.yaml").read_text())["model"]["init_args"]
+    assert tested["guidance"]["weight"] == first.settings["guidance"]["weight"] and tested["samples"]["seed"] == 1
+    (folder,) = (tmp_path / "runs/samplings/sizes-x2").glob("0-*")
+    assert load_samples(folder / "samples.npz")[0].shape == (12, 64, 64, 1)
+    assert {path.name for path in results.glob("samplings/*.png")} == {
+        f"{n}-0.png" for n in ("steps-3", "sizes-x2", "tokenizers")
+    }
+
+    # A fresh clone has results and no runs: a row whose config changed is done anew, and nothing else.
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    _write_yaml(tmp_path / "configs/flexvar/level.yaml", LEVEL | {"trainer": {"gradient_clip_val": 0.5}})
+    done.clear()
+    assert run(*args, "--name=ablations/flexvar-level") == 0
+    assert done == [*TOKENIZER, *FIRST_SEED, "fit", "test"]
+    for name, content in files.items():
+        assert ((results / name).read_bytes() == content) == ("level" not in name)
+
+    assert run(*args, "--report=true") == 0
+    page = (tmp_path / "study.md").read_text()
+    assert "**8 of 8 results are there**" in page and "![losses of training](results/losses-" in page
+    pictures = [part.partition(")")[0] for part in page.split("](")[1:] if ".png)" in part]
+    assert len(pictures) == 6 and all((tmp_path / picture).is_file() for picture in pictures)
+
+
+def stop_after(count: int, monkeypatch) -> None:
+    """Press Ctrl-C in the place of a command that comes after so many."""
+    carry_out = study_rows.main
+    left = [count]
+
+    def main(args: list[str]) -> int:
+        if not left[0]:
+            monkeypatch.setattr(study_rows, "main", carry_out)
+            return 130
+        left[0] -= 1
+        return carry_out(args)
+
+    monkeypatch.setattr(study_rows, "main", main)
+
+
+def test_a_row_that_fails_does_not_keep_others(split_images, tmp_path, capsys, monkeypatch):
+    args = write_study(tmp_path, split_images)
+    asked = []
+    monkeypatch.setattr(study_rows, "main", lambda args: asked.append(args[0]) or 2)
+    assert run(*args, "--name=ablations") == 2
+    assert asked == ["fit"] * 4 and not list((tmp_path / "results").glob("*/*.json"))
+    error = capsys.readouterr().err
+    assert "4 rows failed, whose messages stand above: ablations/flexvar (seed 0), ablations/flexvar (seed 1)" in error
+
+
+def test_two_processes_share_the_rows(split_images, tmp_path, monkeypatch):
+    write_study(tmp_path, split_images)
+    chosen = Study(str(tmp_path / "study.yaml"), str(tmp_path / "results/tables.yaml"))
+    runs = study_rows.StudyRuns(chosen, str(tmp_path / "runs"), str(tmp_path / "results"))
+    asked = []
+    monkeypatch.setattr(study_rows, "main", lambda args: asked.append(args[0]) or 2)
+    tokenizer, generator = chosen.rows["tokenizers/vq"], chosen.rows["ablations/flexvar"]
+    runs.folder(tokenizer, 0).parent.mkdir(parents=True)
+    with claimed(study_rows.lock_of(runs.folder(tokenizer, 0)), "in another process"):
+        failed = []
+        left = list(study._not_completed(runs, [(tokenizer, 0), (generator, 1)], failed))
+        assert left == [(tokenizer, 0), (generator, 1)] and failed == asked == []
+    assert list(study._not_completed(runs, left, failed)) == [] and len(failed) == 2 and asked == ["fit", "fit"]
+
+
+def test_what_decides_numbers_is_in_the_identity(split_images, tmp_path):
+    write_study(tmp_path, split_images)
+
+    def identities() -> dict[str, str]:
+        chosen = Study(str(tmp_path / "study.yaml"), str(tmp_path / "results/tables.yaml"))
+        runs = study_rows.StudyRuns(chosen, str(tmp_path / "runs"), str(tmp_path / "results"))
+        places = [(row, seed) for row in chosen.rows.values() for seed in row.seeds]
+        return {f"{row.name}-{seed}": runs.configs.identity(row, seed).config for row, seed in places}
+
+    before = identities()
+
+    def changed(file: str, *names: str, value: object) -> set[str]:
+        """Rows that a setting is of."""
+        path = tmp_path / file
+        text = path.read_text()
+        content = yaml.safe_load(text)
+        inner = content
+        for name in names[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[names[-1]] = value
+        _write_yaml(path, content)
+        after = identities()
+        path.write_text(text)
+        return {name for name, identity in after.items() if before[name] != identity}
+
+    every = set(before)
+    generators = {name for name in every if name.startswith("ablations")}
+    of_flexvar = {"ablations/flexvar-0", "ablations/flexvar-1", "samplings/steps-3-0", "samplings/sizes-x2-0"}
+    assert len(set(before.values())) == len(every) == 8
+    assert changed("configs/flexvar.yaml", "data", "init_args", "num_workers", value=3) == set()
+    assert (
+        changed("configs/flexvar.yaml", "model", "init_args", "label_drop_prob", value=0.5) == generators | of_flexvar
+    )
+    assert changed("configs/vq.yaml", "model", "init_args", "optimizer", "lr", value=0.002) == every
+    assert changed("study.yaml", "groups", "ablations", "samples", value=8) == generators | of_flexvar
+    assert changed("study.yaml", "samplings", "steps", "samples", value=8) == {"samplings/steps-3-0"}
+
+
+def test_time_that_is_up_stops_as_ctrl_c_does():
+    start = time.monotonic()
+    with pytest.raises(study._TimeIsUpError), study._at_most(0.1 / 60):
+        while time.monotonic() < start + 10:
+            time.sleep(0.01)
+    with pytest.raises(KeyboardInterrupt), study._at_most(10):
+        raise KeyboardInterrupt
+
+
+def test_requests_that_make_no_sense_are_refused(split_images, tmp_path, capsys):
+    args = write_study(tmp_path, split_images)
+    for typed, message in {
+        "--minutes=0": "--minutes is 0.0, must be positive",
+        "--name=ablations/flexvar-mamba": "has no row ablations/flexvar-mamba: it has tokenizers/vq, ",
+        "--report --cost": "two things to do instead of running rows",
+    }.items():
+        assert run(*args, *typed.split()) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "results/ablations").mkdir()
+    (tmp_path / "results/ablations/flexvar-0.json").write_text(json.dumps({"fid": 1}))
+    assert run(*args, "--report") == 2
+    assert "flexvar-0.json is no result of a study" in capsys.readouterr().err
