@@ -55,6 +55,10 @@ class RunParser(AsTyped, LightningArgumentParser):
         fill_in(config)
         return config
 
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Without checking again, which takes longer than all else: `parse_run` has."""
+        return super().dump(*args, skip_validation=True, **kwargs)
+
 
 class ScalearCLI(LightningCLI):
     """LightningCLI with one folder per run, `trainer.default_root_dir`: checkpoints/, events, configs, results.
