@@ -3,6 +3,7 @@
 import warnings
 from argparse import SUPPRESS
 from contextlib import ExitStack
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,18 +47,34 @@ for _expected in (
     warnings.filterwarnings("ignore", _expected)
 
 
+_IS_PARSING = ContextVar("_IS_PARSING", default=False)
+
+
 class RunParser(AsTyped, LightningArgumentParser):
-    """Options of `scalear {fit,validate,test,predict}`, and of commands that build the parts of a config."""
+    """Options of `scalear {fit,validate,test,predict}`, and of commands that build the parts of a config.
+
+    Checked once, as a whole, by `parse_run`: jsonargparse would check every part for every option that is typed, and
+    again for every record, which takes longer than all else.
+    """
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:
-        """As typed; and what the config of a run leaves out, as its dataset has it."""
-        config = super().parse_args(*args, **kwargs)
+        """As typed, not checked yet; and what the config of a run leaves out, as its dataset has it."""
+        token = _IS_PARSING.set(True)
+        try:
+            config = super().parse_args(*args, **kwargs | {"_skip_validation": True})
+        finally:
+            _IS_PARSING.reset(token)
         fill_in(config)
         return config
 
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """Of the whole, or of a part of it, once all is parsed."""
+        if not _IS_PARSING.get():
+            super().validate(*args, **kwargs)
+
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """Without checking again, which takes longer than all else: `parse_run` has."""
-        return super().dump(*args, skip_validation=True, **kwargs)
+        """Of what has been checked."""
+        return super().dump(*args, **kwargs | {"skip_validation": True})
 
 
 class ScalearCLI(LightningCLI):
