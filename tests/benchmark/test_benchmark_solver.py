@@ -8,6 +8,8 @@ import torch
 from cli_fixtures import run
 from model_fixtures import make_model, randomise
 
+from scalear.benchmark import solver as solver_module
+from scalear.benchmark import timing
 from scalear.benchmark.solver import CANDIDATES, SolverResult, evaluations, mark_pareto, name, parse_solver
 from scalear.draws import SeededDraws
 from scalear.flow import FAST8, FlowSolver
@@ -18,14 +20,21 @@ COMMON = ["job", "config", "batch", "threads", "precision", "machine", "seconds_
 COMMON += ["work_source", "yardstick_tflops", "fraction", "peak_rss_bytes", "parts"]
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """A small yardstick, and a reference of few steps."""
+    monkeypatch.setattr(timing, "_LONGEST", 0)
+    monkeypatch.setattr(solver_module, "REFERENCE", FlowSolver("ab3", 20))
+
+
 def solver_job(experiment, *args: str) -> int:
     settings = [arg for arg in experiment.generator("benchmark") if "samples" not in arg]
     return run("benchmark", "solver", *settings, "--images=9", "--batch=6", *args)
 
 
-def test_solvers_make_the_same_images_from_the_same_noise(experiment, tmp_path, capsys):
+def test_solvers_make_the_same_images_from_the_same_noise(experiment, tmp_path, capsys, quick):
     checkpoint, report = f"--ckpt_path={experiment.checkpoint('flowar')}", tmp_path / "report.json"
-    solvers = ["euler:3:uniform", "ab3:200:uniform", "heun:1/2/3:late"]
+    solvers = ["euler:3:uniform", "ab3:20:uniform", "heun:1/2/3:late"]
     assert solver_job(experiment, checkpoint, f"--json={report}", "--solvers", *solvers) == 0
     euler, same, heun = json.loads(report.read_text())
     assert list(euler)[: len(COMMON)] == COMMON and (euler["job"], euler["config"]) == ("solver", "fashion/flowar")
