@@ -18,8 +18,8 @@ import torch
 
 from scalear.__main__ import main
 
-_SERVER = get_context("forkserver")
-_SERVER.set_forkserver_preload(["scalear.commands.run"])
+SERVER = get_context("forkserver")
+SERVER.set_forkserver_preload(["scalear.commands.run"])
 
 
 class Forked:
@@ -35,7 +35,7 @@ class Forked:
         handle, self._output = mkstemp()
         os.close(handle)
         carried = function, args, environment or {}, self._output
-        self._process = _SERVER.Process(target=_carry_out, args=carried)
+        self._process = SERVER.Process(target=_carry_out, args=carried)
         self._process.start()
 
     @property

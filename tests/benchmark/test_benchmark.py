@@ -2,19 +2,24 @@
 
 import json
 import re
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cli_fixtures import run
+from process_fixtures import SERVER
 
-from scalear.benchmark import comparison, timing
+from scalear.benchmark import comparison, timing, worker
 from scalear.benchmark.image_files import ImageFiles
+from scalear.benchmark.subject import Subject
 from scalear.benchmark.time_shares import PARTS, part, shares
 from scalear.benchmark.timing import Timing
 from scalear.benchmark.work import counted_work, official_work
 from scalear.benchmark.worker import Bench
-from scalear.commands.benchmark import changed
+from scalear.commands.benchmark import build_subject, changed
 from scalear.data.datamodule import ShardDataModule
 from scalear.hardware.precision import fastest
 
@@ -41,6 +46,12 @@ def here(monkeypatch):
     monkeypatch.setattr(timing, "_LONGEST", 0)  # seconds: the smallest yardstick will do
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes of workers are forked from one that has imported everything; memory's test has a fresh one."""
+    monkeypatch.setattr(worker.multiprocessing, "get_context", lambda kind: SERVER)
+
+
 def benchmark(experiment, tmp_path, *args: str) -> list[dict]:
     path = tmp_path / "report.json"
     settings = [arg for arg in experiment.generator("benchmark") if "samples" not in arg]
@@ -51,9 +62,15 @@ def benchmark(experiment, tmp_path, *args: str) -> list[dict]:
     return results
 
 
-def test_memory_is_that_of_a_fresh_process(experiment, tmp_path):
+def build_without_yardstick(args: list[str], device: torch.device) -> Subject:
+    timing._LONGEST = 0  # in a process of its own
+    return build_subject(args, device)
+
+
+def test_memory_is_that_of_a_fresh_process(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr("scalear.commands.benchmark.build_subject", build_without_yardstick)
     ballast = torch.ones(2**29)  # 2 GiB of this process
-    (result,) = benchmark(experiment, tmp_path, "train", "--batch=3")
+    (result,) = benchmark(experiment, tmp_path, "train", "--batch=3", "--threads=1")
     assert (result["job"], result["config"], result["batch"]) == ("train", "fashion/flowar", 3)
     assert result["fraction"] > 0 and 100e6 < result["peak_rss_bytes"] < ballast.nbytes
     assert result["parts"]["optimizer"] > 0 and result["parts"]["head/mlp"] > 0
@@ -134,9 +151,10 @@ def test_results_have_a_place_before_anything_is_measured(job, file, message, tm
 
 def test_another_config_takes_the_place_of_the_first(tmp_path, here):
     path = tmp_path / "report.json"
-    settings = ["--model.tokenizer.weights=null", "--decoder=out", "--batch=1", "--repeats=1", "--warmup=0"]
+    settings = ["--model.tokenizer.weights=null", "--model.transformer.dim=48", "--model.transformer.depths=[1]"]
+    settings += ["--batch=1", "--repeats=1", "--warmup=0"]
     other = "--against=-c configs/fashion/var.yaml"
-    assert run("benchmark", "sample", "-c", "configs/fashion/flowar.yaml", *settings, other, f"--json={path}") == 0
+    assert run("benchmark", "train", "-c", "configs/fashion/flowar.yaml", *settings, other, f"--json={path}") == 0
     flowar, var = json.loads(path.read_text())
     assert (flowar["config"], var["config"]) == ("fashion/flowar", "fashion/var (-c configs/fashion/var.yaml)")
     assert flowar["parts"]["head/attention"] > 0 and "head/attention" not in var["parts"]
@@ -148,13 +166,20 @@ def test_a_config_of_the_other_setting_replaces_those_of_the_first():
     assert changed(["sample", "-c", "a.yaml"], ["--batch=3"]) == ["sample", "-c", "a.yaml", "--batch=3"]
 
 
-def test_options_that_end_a_command_end_it_well(experiment, capfd):
+def build_printing_into(path: Path, args: list[str], device: torch.device) -> Subject:
+    with open(path, "w") as file, redirect_stdout(file):
+        return build_subject(args, device)
+
+
+def test_options_that_end_a_command_end_it_well(experiment, tmp_path, forked, monkeypatch):
+    printed = tmp_path / "printed.txt"
+    monkeypatch.setattr("scalear.commands.benchmark.build_subject", partial(build_printing_into, printed))
     with pytest.raises(SystemExit) as end:
         run("benchmark", "sample", *experiment.generator("benchmark"), "--print_config")
-    assert end.value.code == 0 and "flow_head" in capfd.readouterr().out
+    assert end.value.code == 0 and "flow_head" in printed.read_text()
 
 
-def test_a_tokenizer_has_nothing_to_sample(experiment, capsys):
+def test_a_tokenizer_has_nothing_to_sample(experiment, capsys, forked):
     assert run("benchmark", "sample", *experiment.tokenizer()) == 2
     assert "needs a generator: try `encode`" in capsys.readouterr().err
 

@@ -134,7 +134,6 @@ def test_features_are_those_of_the_cpu_and_their_statistics_on_it():
 
 make_generators = {
     "flowar": generator.make_module,
-    "flowar, logit-normal times": lambda: _logit_normal(generator.make_module()),
     "flowar, diffusion on smaller images": lambda: generator.make_module(
         pyramid=ImagePyramid,
         head=partial(DiffusionHead, network=partial(SequenceConcatenation, dim=32, depth=1, num_heads=2)),
@@ -143,11 +142,6 @@ make_generators = {
     "flexvar": partial(code.make_module, "flexvar", code.RANDOM),
     "var": partial(code.make_module, "var"),
 }
-
-
-def _logit_normal(module):
-    module.model.generator.head.time_sampling = "logit_normal"
-    return module
 
 
 @pytest.mark.parametrize("family", make_generators)
@@ -167,7 +161,19 @@ def test_generators_train_and_sample(dataset, tmp_path, family):
     assert found_images.shape == images.shape
 
 
-@pytest.mark.parametrize("sampling", [FlowSolver(num_steps=25, grid="flowar"), FlowSolver("heun", 3), FAST8])
+def test_times_that_are_not_uniform_are_drawn_there():
+    latent_BChw = torch.randn(2, 4, 4, 4)
+
+    def run(device: torch.device) -> float:
+        model, draws = randomise(make_model()).eval().to(device), SeededDraws([(0, 0), (0, 1)], device)
+        model.generator.head.time_sampling = "logit_normal"
+        return model.loss(latent_BChw.to(device), torch.tensor([0, 1]).to(device), draws).total.item()
+
+    loss, found = on_both(torch.no_grad()(run))
+    assert found == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [FlowSolver(num_steps=5, grid="flowar"), FlowSolver("heun", 3), FAST8])
 def test_flows_are_solved_in_float32_and_see_official_times(sampling):
     def run(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         model, seen = randomise(make_model(cross_attention=True)).eval().to(device), []
