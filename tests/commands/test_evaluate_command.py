@@ -10,9 +10,12 @@ import pytest
 import torch
 from cli_fixtures import CLASSIFIER, Experiment, run
 from PIL import Image
+from torch import Tensor, nn
 
+from scalear.evaluation import extractors
 from scalear.evaluation.classifier import ImageClassifier, save_classifier
 from scalear.evaluation.extractors import ClassifierFeatures
+from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.image_set import ArraySet, ShardSet
 from scalear.evaluation.images import save_png, save_samples
 
@@ -111,7 +114,28 @@ def test_a_run_says_how_its_samples_were_made(experiment: Experiment, images, si
     assert "there is no floor: no other real images, as many as samples, were at hand" in tested["cautions"]
 
 
-def test_a_network_with_spatial_features_has_sfid_and_its_statistics(images, tmp_path):
+class Coarse(FeatureExtractor):
+    """In the place of Inception: a few averages over the image."""
+
+    kind = "inception"
+
+    def __init__(self, weights: str) -> None:
+        super().__init__(weights, num_features=8)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"pooled": 8, "spatial": 12}
+
+    def _load(self) -> nn.Module:
+        return nn.AdaptiveAvgPool2d((4, 5))
+
+    def _features(self, image_BCHW: Tensor) -> dict[str, Tensor]:
+        averages_BF = self.network(image_BCHW.float()).flatten(1)
+        return {"pooled": averages_BF[:, :8], "spatial": averages_BF[:, 8:]}
+
+
+def test_a_network_with_spatial_features_has_sfid_and_its_statistics(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(extractors, "InceptionFeatures", Coarse)
     random = ("--extractor=inception", "--weights=random:0", "--batch_size=6")
     assert run("stats", images, tmp_path / "statistics.npz", "--split=val", *random) == 0
     assert {"mu", "sigma", "mu_s", "sigma_s"} <= np.load(tmp_path / "statistics.npz").keys()
@@ -225,6 +249,6 @@ def test_grey_pictures_of_folders_that_say_rgb_are_compared(images, sides, tmp_p
     for path in sides["folder"].iterdir():
         (tmp_path / "rgb").mkdir(exist_ok=True)
         Image.open(path).convert("RGB").save(tmp_path / "rgb" / path.name)
-    random = ("--extractor=inception", "--weights=random:0", "--metrics=fid", f"--json={tmp_path / 'numbers.json'}")
+    random = ("--extractor=timm:test_vit", "--weights=random:0", "--metrics=fid", f"--json={tmp_path / 'numbers.json'}")
     assert run("evaluate", tmp_path / "rgb", f"--reference={images}", *random) == 0
     assert json.loads((tmp_path / "numbers.json").read_text())["fid"] == pytest.approx(0, abs=1e-3)
