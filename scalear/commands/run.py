@@ -67,10 +67,11 @@ class RunParser(AsTyped, LightningArgumentParser):
         fill_in(config)
         return config
 
-    def validate(self, *args: Any, **kwargs: Any) -> None:
-        """Of the whole, or of a part of it, once all is parsed."""
-        if not _IS_PARSING.get():
-            super().validate(*args, **kwargs)
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """The whole, once all is parsed; before, a name that is unknown here tells that another class is meant."""
+        known = {action.dest.partition(".")[0] for action in self._actions}
+        if not _IS_PARSING.get() or not vars(namespace).keys() <= known:
+            super().validate(namespace, *args, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """Of what has been checked."""
@@ -125,8 +126,12 @@ class ScalearCLI(LightningCLI):
         parser.add_argument("--force", type=bool, default=False, help="Replace a run or results that are there.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Without LightningCLI's warning that `args` are given: they always are."""
-        self.config = parse_run(parser, args)
+        """By the parser of the command alone: that of all commands would go through every part once more."""
+        if self._command:
+            of_command = parse_run(self._parser(self._command), args[1:])
+            self.config = Namespace({"subcommand": self._command, self._command: of_command})
+        else:
+            self.config = parse_run(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Names and `auto` become what they mean here, and are recorded like anything typed.

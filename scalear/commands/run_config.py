@@ -28,7 +28,7 @@ def parse_run(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
         parser.validate(config)
     except (TypeError, KeyError) as error:
         parser.error(str(error), error)
-    _refuse_nulls(config.get(str(config.get("subcommand")), config))
+    _refuse_nulls(config)
     return config
 
 
