@@ -147,7 +147,7 @@ def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, m
 
     def scalear(command: str, name: str, *typed: str) -> int:
         config = ("-c", ROOT / f"configs/fashion/{name}.yaml", f"--data.data_dir={coloured}")
-        return run(command, *config, *typed)
+        return run(command, *config, "--data.batch_size=16", *typed)
 
     one = "--trainer.max_steps=1"
     assert scalear("fit", "kl", one) == 0
@@ -159,7 +159,7 @@ def test_laptop_configs_train_on_any_dataset_that_is_named(coloured, tmp_path, m
     assert "num_classes: 5\n" in resolved and "image_channels: 3\n" in resolved
     assert scalear("test", "flowar", "--ckpt_path=last") == 2
     assert f"no classifier at {coloured / 'classifier.safetensors'}; train one with" in capsys.readouterr().err
-    assert scalear("fit", "classifier", one, "--data.batch_size=16", "--trainer.val_check_interval=1") == 0
+    assert scalear("fit", "classifier", one, "--trainer.val_check_interval=1") == 0
     assert scalear("test", "flowar", "--ckpt_path=last", "--model.samples.num_per_class=2") == 0
     metrics = json.loads((tmp_path / "runs/fashion/flowar/metrics.json").read_text())
     assert "of labels right, trained on data, ref" in metrics["line"] and {"fid", "accuracy"} <= metrics.keys()

@@ -43,6 +43,8 @@ def test_an_interrupted_run_saves_and_continues_as_if_it_had_not_been(experiment
 
     steps = torch.load(interrupted, weights_only=True)["global_step"] + 3
     assert 3 < steps < 100_000
+    if number != signal.SIGTERM:
+        return  # what is saved is the same for all of them
     length = f"--trainer.max_steps={steps}"
     assert run("fit", *experiment.generator(f"{name}-resumed"), length, f"--ckpt_path={interrupted}") == 0
     assert run("fit", *experiment.generator(f"{name}-straight"), length) == 0

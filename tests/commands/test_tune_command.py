@@ -28,9 +28,9 @@ def test_a_search_goes_on_and_its_winner_is_an_overlay(experiment, tmp_path, cap
     folder, path = tmp_path / "tune", tmp_path / "tune" / "trials.json"
     assert tune(experiment, folder, "--trials=2") == 0
     before = SearchRecord.read(path)
-    assert tune(experiment, folder, "--trials=5") == 0
+    assert tune(experiment, folder, "--trials=3") == 0
     after, captured = SearchRecord.read(path), capsys.readouterr()
-    assert after.trials[:2] == before.trials and len(after.trials) == 5
+    assert after.trials[:2] == before.trials and len(after.trials) == 3
     assert f"{path} holds 2 trials already" in captured.err and "fid: 12 samples leave the covariance" in captured.err
     first = after.trials[0]
     assert list(first.values.values()) == [4.5, None, None, 3] and {"is", "fid", "recall"} <= first.numbers.keys()

@@ -1,11 +1,11 @@
 """What the processes of a run agree on before a Trainer connects them."""
 
 import os
-import subprocess
-import sys
 from multiprocessing import Queue, get_context
 
 import pytest
+from process_fixtures import Forked
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from scalear.distributed.ranks import text_of_rank_zero
 
@@ -13,13 +13,19 @@ from scalear.distributed.ranks import text_of_rank_zero
 @pytest.mark.integration
 def test_processes_of_a_launcher_share_the_choice_of_rank_0():
     """As torchrun starts them, each with a choice of its own."""
-    script = (
-        "import os; from scalear.distributed.ranks import text_of_rank_zero as shared; rank = os.environ['RANK']; "
-        "print('chosen', shared(lambda: 'a' + rank) + shared(lambda: 'b' + rank), flush=True)"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    output = subprocess.run([*command, "--no-python", sys.executable, "-c", script], capture_output=True, text=True)
-    assert [line for line in output.stdout.splitlines() if "chosen" in line] == ["chosen a0b0"] * 2, output.stderr
+    output = Forked(_launch).finish()  # for the launcher handles signals of its process
+    assert "chosen ['a0b0', 'a0b0']" in output, output
+
+
+def _launch() -> None:
+    place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "rdzv_configs": {"is_host": True}}
+    config = LaunchConfig(1, 1, nproc_per_node=2, start_method="fork", run_id="here", max_restarts=0, **place)
+    print("chosen", list(elastic_launch(config, _choose_twice)().values()))
+
+
+def _choose_twice() -> str:
+    rank = os.environ["RANK"]
+    return text_of_rank_zero(lambda: f"a{rank}") + text_of_rank_zero(lambda: f"b{rank}")
 
 
 def test_processes_that_lightning_starts_inherit_the_choice(monkeypatch):

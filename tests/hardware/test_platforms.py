@@ -48,7 +48,7 @@ if __name__ == "__main__":
     source, packed, seen = sys.argv[1:]
     multiprocessing.set_start_method("spawn")
     pack(ImageFolder(source, val_fraction=0.25), packed, image_size=16, shard_size=3, name="tiny", num_workers=2)
-    data = ShardDataModule(packed, batch_size=4, num_workers=2)
+    data = ShardDataModule(packed, batch_size=4, num_workers=1)
     torch.save([vars(batch) for batch in data.train_dataloader()], seen)
 """
 
