@@ -67,6 +67,14 @@ def experiment(packed) -> Experiment:
     return made
 
 
+@pytest.fixture(scope="session")
+def predicted(experiment) -> Path:
+    """What `predict` leaves of the generator's run."""
+    typed = (*experiment.generator("predicted"), f"--ckpt_path={experiment.checkpoint('flowar')}")
+    assert run("predict", *typed) == 0
+    return experiment.root / "predicted"
+
+
 @pytest.fixture
 def gain(monkeypatch):
     """Pretends that bfloat16 products are so many times as fast as float32's."""

@@ -48,7 +48,7 @@ class Forked:
 
     def finish(self) -> str:
         """Wait for it and return what it printed; none of its own processes outlives it."""
-        self._process.join(timeout=300)
+        self._process.join(timeout=900)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.join()

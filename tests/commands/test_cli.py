@@ -49,7 +49,7 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(experiment):
             assert torch.equal(resumed[part][name], tensor), name
 
 
-def test_test_measures_the_samples_that_predict_would_write(experiment):
+def test_test_measures_the_samples_that_predict_would_write(experiment, predicted):
     folder = experiment.root / "tested"
     args = (*experiment.generator("tested"), f"--ckpt_path={experiment.checkpoint('flowar')}")
     assert run("test", *args) == 0
@@ -59,31 +59,30 @@ def test_test_measures_the_samples_that_predict_would_write(experiment):
     line = r"FID-12 [\d.]+, IS .*\(ImageClassifier \(\w{8}\), 92.3% of .*, ref all of .* val, cfg 4.5, "
     assert re.match(line, metrics["line"])
     assert "seed 0, sampled in 32-true, measured in float32 on " in metrics["line"] and "EMA" in metrics["line"]
-    tested, predicted = load_samples(folder / "samples.npz"), predict(experiment, "predicted")
-    assert all(np.array_equal(one, other) for one, other in zip(tested, predicted, strict=True))
+    tested, expected = (load_samples(place / "samples.npz") for place in (folder, predicted))
+    assert all(np.array_equal(one, other) for one, other in zip(tested, expected, strict=True))
 
 
-def test_samples_are_written_in_adm_layout_with_a_grid(experiment):
-    images, labels = predict(experiment, "layout")
+def test_samples_are_written_in_adm_layout_with_a_grid(predicted):
+    images, labels = load_samples(predicted / "samples.npz")
     assert images.dtype == np.uint8 and images.shape == (12, 32, 32, 1)
     assert labels.dtype == np.int64 and labels.tolist() == [0, 1, 2] * 4
-    folder = experiment.root / "layout"
-    assert Image.open(folder / "grid.png").size == (2 * (3 * 34 + 2), 2 * (4 * 34 + 2))  # 3 classes, 4 rows, twice
-    assert {"grid.png", "predict.yaml", "samples.npz"} <= {path.name for path in folder.iterdir()}
-    assert not list(folder.glob("*.partial*"))
+    assert Image.open(predicted / "grid.png").size == (2 * (3 * 34 + 2), 2 * (4 * 34 + 2))  # 3 classes, 4 rows, twice
+    assert {"grid.png", "predict.yaml", "samples.npz"} <= {path.name for path in predicted.iterdir()}
+    assert not list(predicted.glob("*.partial*"))
 
 
-def test_a_sample_does_not_depend_on_batch_size(experiment):
-    images, _ = predict(experiment, "six")
+def test_a_sample_does_not_depend_on_batch_size(experiment, predicted):
+    images, _ = load_samples(predicted / "samples.npz")  # in batches of 6
     others, _ = predict(experiment, "one", "--model.samples.batch_size=1")
     assert np.abs(images.astype(int) - others).max() <= 1  # a level, where rounding decides
     assert (images != others).mean() < 0.01
 
 
-def test_what_is_typed_wins_over_the_checkpoint(experiment):
-    images, _ = predict(experiment, "weight")
+def test_what_is_typed_wins_over_the_checkpoint(experiment, predicted):
+    images, _ = load_samples(predicted / "samples.npz")
     guided, _ = predict(experiment, "guided", "--model.guidance.weight=6")
-    again, _ = predict(experiment, "weight")
+    again, _ = predict(experiment, "again")
     assert not np.array_equal(images, guided) and np.array_equal(images, again)
     seeded, _ = predict(experiment, "seed", "--model.samples.seed=1")
     assert not np.array_equal(images, seeded)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from cli_fixtures import ROOT, Experiment, run
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
@@ -19,8 +20,9 @@ from scalear.commands.run_trainer import RunTrainer, trainer_arguments
 from scalear.evaluation.images import load_samples, save_samples
 from scalear.files import claimed
 from scalear.tensor_files import read_tensors
-from scalear.training.checkpoints import AtomicCheckpointIO
+from scalear.training.checkpoints import AtomicCheckpointIO, check_checkpoint
 from scalear.training.generator.module import GeneratorModule
+from scalear.training.run_folder import check_results
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -108,11 +110,10 @@ def test_results_of_other_settings_or_weights_are_not_replaced_unasked(experimen
     assert run("predict", *typed) == 2
     assert "samples.npz is there, whose settings are not recorded" in capsys.readouterr().err
     (finished / "samples.npz").unlink(), (finished / "test.yaml").unlink()
-    assert run("predict", *typed) == 2
-    assert "grid.png is there, whose settings are not recorded" in capsys.readouterr().err
-    (finished / "grid.png").unlink()
-    assert run("test", *typed) == 2
-    assert "metrics.json is there, whose settings are not recorded" in capsys.readouterr().err
+    for left, command in (("grid.png", "predict"), ("metrics.json", "test")):
+        with pytest.raises(ValueError, match=f"{left} is there, whose settings are not recorded"):
+            check_results(command, finished, {})
+        (finished / left).unlink()
 
 
 def test_checkpoints_have_names(experiment: Experiment, tmp_path, capsys):
@@ -243,10 +244,12 @@ FLAGS = {
     "model summary": ["--trainer.enable_model_summary=false"],
     "barebones": ["--trainer.barebones=true"],
     "logging": ["--trainer.log_every_n_steps=0"],
-    "profiler": ["--trainer.profiler=simple"],
-    "writer": ["--trainer.plugins=lightning.pytorch.plugins.io.AsyncCheckpointIO"],
-    "learning rates": ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"],
-    "timer": ["--trainer.callbacks+=lightning.pytorch.callbacks.Timer"],
+    "additions": [
+        "--trainer.profiler=simple",
+        "--trainer.plugins=lightning.pytorch.plugins.io.AsyncCheckpointIO",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.Timer",
+    ],
     "overfit": ["--trainer.overfit_batches=2"],
     "bare switches": ["--trainer.deterministic", "--trainer.enable_model_summary", "--trainer.logger"],
 }
@@ -331,24 +334,26 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(experiment: Ex
     assert f"cannot write into {tmp_path}/file/run" in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ("", "--ckpt_path {} is a folder, and no sharded checkpoint: name a file, or type last"),
-        ("folder", "--ckpt_path {}/folder is a folder"),
-        ("absent", "--ckpt_path {}/absent does not exist"),
-        ("text", "{}/text is not a readable checkpoint of `scalear fit`: it is damaged, or another kind of file"),
-        ("weights", "{}/weights is not a readable checkpoint of `scalear fit`: it has no pytorch-lightning_version"),
-        ("objects", "it holds more than tensors and plain values (pathlib.PosixPath)"),
-    ],
-)
-def test_what_is_no_checkpoint_is_told_before_what_is_there(experiment: Experiment, finished, content, message, capsys):
+NO_CHECKPOINTS = {
+    "": "--ckpt_path {} is a folder, and no sharded checkpoint: name a file, or type last",
+    "folder": "--ckpt_path {}/folder is a folder",
+    "absent": "--ckpt_path {}/absent does not exist",
+    "text": "{}/text is not a readable checkpoint of `scalear fit`: it is damaged, or another kind of file",
+    "weights": "{}/weights is not a readable checkpoint of `scalear fit`: it has no pytorch-lightning_version",
+    "objects": "it holds more than tensors and plain values (pathlib.PosixPath)",
+}
+
+
+def test_what_is_no_checkpoint_is_told_before_what_is_there(experiment: Experiment, finished, capsys):
     (finished / "folder").mkdir()
     (finished / "text").write_text("text")
     torch.save({"state_dict": {}}, finished / "weights")
     torch.save({"state_dict": {}, "path": Path("x")}, finished / "objects")
-    assert run("fit", *experiment.generator(finished), f"--ckpt_path={finished / content}") == 2
-    assert message.format(finished) in capsys.readouterr().err
+    for content, message in NO_CHECKPOINTS.items():
+        with pytest.raises(ValueError, match=re.escape(message.format(finished))):
+            check_checkpoint(finished / content, LightningModule())
+    assert run("fit", *experiment.generator(finished), f"--ckpt_path={finished / 'text'}") == 2
+    assert NO_CHECKPOINTS["text"].format(finished) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", FLAGS)

@@ -58,9 +58,13 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(re.split(r"(?<=\S) {3,}", match[1])[0]) for match in found if match]
 
 
-def at_home(args: list[str]) -> list[str]:
-    """With configs as `arguments` names them, so that what is typed in their comments is read once."""
-    return [str(ROOT / arg) if arg.startswith("configs/") else arg for arg in args]
+def as_fit(args: list[str]) -> list[str]:
+    """The same files and options for `fit`, which reads them as `test` and `predict` do: each is read once."""
+    options = [str(ROOT / arg) if arg.startswith("configs/") else arg for arg in args[1:]]  # as `arguments` names them
+    if "--ckpt_path" in options:
+        place = options.index("--ckpt_path")
+        del options[place : place + 2]
+    return ["fit", *options]
 
 
 def stated_parameters(name: str) -> int | None:
@@ -168,7 +172,8 @@ def test_commands_in_comments_can_be_typed(path):
         if args[0] == "data":
             data_parser().parse_args(args[1:])
         else:
-            parsed(*at_home(args))
+            assert args[0] in ("fit", "validate", "test", "predict")
+            parsed(*as_fit(args))
 
 
 @pytest.mark.parametrize("path", [*PAGES, Path("Makefile")], ids=str)

@@ -1,5 +1,6 @@
 """Processes that wait for each other longer than their collectives may take, and look at images together."""
 
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,11 @@ from scalear.evaluation.image_set import ArraySet
 
 def work_together(folder: Path) -> None:
     """What each of two ranks does."""
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=1))
+    place, rank = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), int(os.environ["RANK"])
+    store = torch.distributed.TCPStore(*place, world_size=2, is_master=rank == 0)
+    store.set(str(rank), "here")
+    store.wait(["0", "1"])  # on a busy machine one begins late
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=1))
     ranks, calls = PatientRanks.connect(), []
 
     def work_for_long() -> str:
