@@ -57,7 +57,7 @@ class RunParser(AsTyped, LightningArgumentParser):
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """Without checking again, which takes longer than all else: `parse_run` has."""
-        return super().dump(*args, skip_validation=True, **kwargs)
+        return super().dump(*args, **kwargs | {"skip_validation": True})
 
 
 class ScalearCLI(LightningCLI):
