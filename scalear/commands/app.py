@@ -57,8 +57,9 @@ def run(args: list[str]) -> None:
     request = AppRequest(**{field.name: options[field.name] for field in fields(AppRequest)})
     folder = _model_folder(Path(request.run))
     is_exported = (folder / CONFIG).is_file()
-    if is_exported and others:
-        raise ValueError(f"{folder} is an exported model, which has no config to change: leave out {others[0]}")
+    typed = [*others, *(arg for arg in own if arg.startswith("--ckpt_path"))]
+    if is_exported and typed:
+        raise ValueError(f"{folder} is an exported model, with one set of weights and no config: leave out {typed[0]}")
     with PageServer(request.port) as server:  # a port that is taken is known before anything is loaded
         model, schedule, class_names = _exported(folder) if is_exported else _of_run(folder, args[1:])
         server.playground = Playground(model, schedule, class_names, request.run, request.precision)

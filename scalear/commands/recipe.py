@@ -86,7 +86,7 @@ def check_request(num_pictures: int, num_classes: int, image_size: int, minutes:
         )
     if not LEAST_MINUTES <= minutes < math.inf:
         raise ValueError(
-            f"minutes is {minutes:g}, which is too short to learn anything: give {LEAST_MINUTES:g} or more"
+            f"minutes is {minutes:g}, but must be a number from {LEAST_MINUTES:g}, below which nothing is learned"
         )
 
 
@@ -105,9 +105,9 @@ def stride(image_size: int, family: Family) -> int:
     return min(8, token_width(image_size, family))
 
 
-def val_fraction(num_pictures: int) -> float:
-    """Part that is held out to measure with: up to 2,000 pictures, and no more than 15 %."""
-    return min(0.15, 2000 / num_pictures)
+def val_fraction(num_pictures: int, num_classes: int) -> float:
+    """Part that is held out to measure with: up to 2,000 pictures or one of a class, and no more than 15 %."""
+    return min(0.15, max(2000, num_classes) / num_pictures)
 
 
 def max_images(seconds: float, seconds_per_picture: float, num_classes: int) -> int:

@@ -9,7 +9,7 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,7 +145,7 @@ class Try:
         train, val = self._images("train", _COMPARED), self._images("val", _HELD_OUT)
         found = find_neighbours(samples, train, val, extractor)
         save_png(self.folder / _PICTURE, found.picture)
-        write_json(self.folder / _COPYING, {"nearest": found.nearest})
+        write_json(self.folder / _COPYING, {"nearest": found.nearest, "compared": len(train)})
 
     def _decided(self, name: str, decide: Callable[[], tuple[Config, list[str]]]) -> Path:
         """The YAML file of a stage: as it was written before, or as it is decided now, with remarks above."""
@@ -171,7 +171,7 @@ class Try:
             "root": self.request.pictures,
             "labelled": self.request.labelled,
             "max_images": most if most < len(self._entries) else None,
-            "val_fraction": 0.0 if self._has_val else recipe.val_fraction(count),
+            "val_fraction": 0.0 if self._has_val else recipe.val_fraction(count, self._num_classes),
             "balance": recipe.BALANCE,
         }
         return {
@@ -281,7 +281,10 @@ class Try:
         return Facts(index.num_samples("train"), index.image_channels, index.image_size, flip)
 
     def _images(self, split: str, most: int) -> ArraySet:
-        return ShardSet(self.data, split, min(most, DatasetIndex.load(self.data).num_samples(split))).load()
+        """Each once: pictures of small classes are packed several times."""
+        found = ShardSet(self.data, split, min(most, DatasetIndex.load(self.data).num_samples(split))).load()
+        places = list({image_HWC.tobytes(): place for place, image_HWC in enumerate(found.images)}.values())
+        return replace(found, images=found.images[places], labels=found.labels[places])
 
     def _report(self) -> None:
         seconds, generator_dir = self.work.seconds, self.folder / self.request.family
@@ -297,8 +300,9 @@ class Try:
             print(f"Of {len(self._entries):,} pictures {most:,} were taken, for more would have taken too long.")
         verdict = "the samples are copies" if metrics["nearest"] < COPIES else "the samples are no copies"
         print(
-            f"Nearest training pictures: {self.folder / _PICTURE}; {verdict}, for they are {metrics['nearest']:.2f} "
-            f"times as far from them as real pictures that were held out (copies: below {COPIES})."
+            f"Nearest of {metrics['compared']:,} training pictures: {self.folder / _PICTURE}; {verdict} of these, for "
+            f"they are {metrics['nearest']:.2f} times as far from them as real pictures that were held out (copies: "
+            f"below {COPIES})."
         )
         print(f"Pictures: {generator_dir / 'grid.png'}. Curves and grids: make tensorboard LOGS={self.folder}")
         print("Train either for longer, here or on a GPU, in a new folder:")

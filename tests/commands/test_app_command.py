@@ -68,10 +68,9 @@ def test_it_opens_runs_folders_of_one_run_and_exported_models(experiment, tmp_pa
     one, *others = ([*page.sample({"labels": [1], "seeds": [3]})][-1]["pictures"] for page in opened)
     assert len(others) == 2 and one == others[0] == others[1]
     assert {tuple(page.class_names) for page in opened} == {("class0", "class1", "class2")}
-    assert run("app", f"--run={exported}", "--port=0", "--model.fast=false") == 2
-    assert (
-        "is an exported model, which has no config to change: leave out --model.fast=false" in capsys.readouterr().err
-    )
+    for typed in ("--model.fast=false", "--ckpt_path=best"):
+        assert run("app", f"--run={exported}", "--port=0", typed) == 2
+        assert f"exported model, with one set of weights and no config: leave out {typed}" in capsys.readouterr().err
     assert run("app", f"--run={experiment.root / 'flowar'}", "--port=0", "--model.guidance.weight=2.5") == 0
     assert opened[-1].sliders()["model.guidance.weight"]["value"] == 2.5
 
