@@ -82,7 +82,7 @@ def test_a_sample_does_not_depend_on_batch_size(experiment, predicted):
 def test_what_is_typed_wins_over_the_checkpoint(experiment, predicted):
     images, _ = load_samples(predicted / "samples.npz")
     guided, _ = predict(experiment, "guided", "--model.guidance.weight=6")
-    again, _ = predict(experiment, "again")
+    again, _ = predict(experiment, "repeated")
     assert not np.array_equal(images, guided) and np.array_equal(images, again)
     seeded, _ = predict(experiment, "seed", "--model.samples.seed=1")
     assert not np.array_equal(images, seeded)
