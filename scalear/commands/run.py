@@ -126,12 +126,15 @@ class ScalearCLI(LightningCLI):
         parser.add_argument("--force", type=bool, default=False, help="Replace a run or results that are there.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """By the parser of the command alone: that of all commands would go through every part once more."""
-        if self._command:
+        """By the parser of the command alone: that of all commands would go through every part once more.
+
+        It prints configs, though, when all that they leave out is found.
+        """
+        if self._command is None or any(arg.startswith("--print_config") for arg in args):
+            self.config = parse_run(parser, args)
+        else:
             of_command = parse_run(self._parser(self._command), args[1:])
             self.config = Namespace({"subcommand": self._command, self._command: of_command})
-        else:
-            self.config = parse_run(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """Names and `auto` become what they mean here, and are recorded like anything typed.
