@@ -73,6 +73,16 @@ class RunParser(AsTyped, LightningArgumentParser):
         if not _IS_PARSING.get() or not vars(namespace).keys() <= known:
             super().validate(namespace, *args, **kwargs)
 
+    def parse_object(self, obj: Namespace | dict[str, Any], *args: Any, **kwargs: Any) -> Namespace:
+        """A part, while parsing; to check the whole, jsonargparse would parse its parts once more."""
+        if _IS_PARSING.get() or not isinstance(obj, Namespace):
+            return super().parse_object(obj, *args, **kwargs)
+        try:
+            self.validate(obj)
+        except (TypeError, KeyError) as error:
+            self.error(str(error), error)
+        return obj
+
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """Of what has been checked."""
         return super().dump(*args, **kwargs | {"skip_validation": True})
