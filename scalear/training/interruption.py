@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.training.checkpoints import save_last_steps
@@ -23,7 +24,7 @@ class SaveOnInterrupt(Checkpoint):
 
     They leave a checkpoint, and what the module exports at the end of training. An error in training leaves a
     checkpoint of the last good step. However else training ends, callbacks that keep `last.ckpt` have the last step in
-    it.
+    it. Where nothing is trained, they end the command at once.
 
     It is a `Checkpoint` so that Lightning runs it after all other callbacks: the loader's position and the
     average are those of the finished step.
@@ -34,6 +35,23 @@ class SaveOnInterrupt(Checkpoint):
         self._previous: dict[int, object] = {}
         self._first_step: int | None = None  # None before training
         self._is_training = False
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:  # and not within `fit`
+            self._be_ended()
+
+    def on_test_start(self, trainer, pl_module) -> None:
+        self._be_ended()
+
+    def on_predict_start(self, trainer, pl_module) -> None:
+        self._be_ended()
+
+    def _be_ended(self) -> None:
+        """By SIGTERM, of which Lightning takes note and heeds the note in training alone."""
+        self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, number: int, frame) -> None:
+        raise SystemExit(130)
 
     def on_sanity_check_start(self, trainer, pl_module) -> None:
         self._listen()

@@ -41,8 +41,9 @@ def test_a_killed_job_goes_on_where_it_was(experiment: Experiment, undisturbed, 
     partial = tmp_path / "samples.partial"
     while process.returncode is None and len(list(partial.glob("[0-9]*.npz"))) < 3:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.finish()
+    process.send_signal(signal.SIGTERM)
+    output = process.finish()
+    assert process.returncode == 130, output
     there = {path.name: path.stat().st_mtime_ns for path in partial.glob("[0-9]*.npz")}
     assert 3 <= len(there) < 15 and not (tmp_path / "samples.npz").exists()
 
