@@ -24,7 +24,7 @@ FEWEST_OF_CLASS = 8
 """Pictures of a class, on average: one of them is held out."""
 LEAST_MINUTES = 4.0
 """Below, each training would have some seconds."""
-SHARES = {"pack": 0.05, "measure": 0.1, "tokenizer": 0.16, "cache": 0.05, "generator": 0.52, "sample": 0.12}
+SHARES = {"pack": 0.05, "measure": 0.07, "tokenizer": 0.16, "cache": 0.05, "generator": 0.55, "sample": 0.12}
 """Of the whole time, in the order of the work: packing, training the network that measures, the tokenizer, testing it
 and caching latents, the generator, sampling and measuring."""
 BALANCE = 1 / 3
@@ -91,12 +91,12 @@ def check_request(num_pictures: int, num_classes: int, image_size: int, minutes:
 
 
 def token_width(image_size: int, family: Family) -> int:
-    """Pixels per token and side: what a generator costs goes with the number of tokens, 4x4 to 8x8 up to 128 px.
+    """Pixels per token and side: what a generator costs goes with the number of tokens.
 
-    FlowAR's tokens are many numbers. Codes say less, and are finer.
+    FlowAR's tokens are many numbers: 4x4 to 9x9 of them. Codes say less: 8x8 to 16x16.
     """
     if family == "flowar":
-        return 4 if image_size < 32 else 8 if image_size < 64 else 16
+        return 4 if image_size < 32 else 8 if image_size < 80 else 16
     return 4 if image_size < 48 else 8
 
 
