@@ -78,7 +78,7 @@ def test_batches_fit_small_datasets_and_the_rate_goes_with_them():
     assert [recipe.batch_size(64, count) for count in (20, 85, 300, 510, 512, 10**6)] == [8, 8, 32, 32, 64, 64]
     assert recipe.batch_size(16, 85) == 8 and recipe.batch_size(250, 1700) == 128
     config = base("flowar")
-    same, small = (recipe.with_batch(config, facts(count), "flowar") for count in (10_000, 85))
+    same, small = (recipe.with_batch(config, facts(count, size=32), "flowar") for count in (10_000, 85))
     assert same == {"data.init_args.batch_size": 64, "data.init_args.flip": True}
     assert small["model.init_args.optimizer.lr"] == pytest.approx(2e-3 * math.sqrt(8 / 64), rel=0.01)
 
