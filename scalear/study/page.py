@@ -55,10 +55,10 @@ def page_of(study: Study, results: Results, folder: str | Path, page: str | Path
     places = [(name, seed) for name, row in study.rows.items() for seed in row.seeds]
     there = sum(seed in results.get(name, {}) for name, seed in places)
     parts = [_HEAD.format(there=there, places=len(places), **_chosen(study))]
-    for table in study.tables:
-        parts += [f"## {table.title}", *_section(study, table, results, Path(folder), Path(page).parent)]
     tokenizers = {name: None for name, row in study.rows.items() if isinstance(row, TokenizerRow)}
-    parts += ["## Tokenizers", _table(study, Table(title="", rows=tokenizers, orders=[]), results)]
+    of_tokenizers = Table(title="Tokenizers", rows=tokenizers, orders=[])
+    for table in (*study.tables, of_tokenizers):
+        parts += [f"## {table.title}", *_section(study, table, results, Path(folder), Path(page).parent)]
     parts += ["## What it takes", *_budget(study, read_costs(folder))]
     return "\n\n".join(parts) + "\n"
 
