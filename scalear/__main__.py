@@ -46,7 +46,7 @@ SCALEAR_TRACEBACK=1 shows where an error comes from.
 """
 
 
-_INTERRUPTED = 130  # as shells have it
+INTERRUPTED = 130  # as shells have it
 
 
 def main(args: list[str] | None = None) -> int:
@@ -74,13 +74,13 @@ def main(args: list[str] | None = None) -> int:
         print(f"scalear: error: {message_of(error)}", file=sys.stderr)
         if isinstance(error, argparse.ArgumentError):
             print(f"scalear {args[0]} --help lists the options", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning has said so, and exits with 1
-            return _INTERRUPTED
+            return INTERRUPTED
         raise
     return 0
 

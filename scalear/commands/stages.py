@@ -6,11 +6,42 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scalear.__main__ import main
+from scalear.__main__ import INTERRUPTED, main
 from scalear.files import write_json
+from scalear.training.guarded_module import NonFiniteLossError
 
 Stage = Callable[[], list[str] | None]
 """Gives the arguments of the `scalear` command that does it, once all before it is done; or does it, and gives None."""
+
+
+class CommandError(RuntimeError):
+    """A command failed; its message stands above."""
+
+
+class DivergedError(CommandError):
+    """A command met numbers that are not finite."""
+
+
+def run_command(args: list[str], failure: str) -> None:
+    """A `scalear` command, as if it were typed.
+
+    Args:
+        args: From the command's name on.
+        failure: What an error says.
+
+    Raises:
+        CommandError: It failed.
+        KeyboardInterrupt: It was stopped.
+    """
+    print(f"scalear {' '.join(args)}", flush=True)
+    try:
+        code = main(args)
+    except SystemExit as end:  # by a signal: what was trained is saved
+        code = end.code
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
+        raise (DivergedError if code == NonFiniteLossError.exit_code else CommandError)(failure)
 
 
 class Stages:
@@ -42,7 +73,8 @@ class Stages:
             stages: By name.
 
         Raises:
-            RuntimeError: A command failed; its message stands above.
+            CommandError: A command failed.
+            KeyboardInterrupt: One was stopped.
         """
         for number, (name, stage) in enumerate(stages.items(), start=1):
             place = f"[{number}/{len(stages)}] {name}:"
@@ -53,9 +85,7 @@ class Stages:
             print(f"\n{place}", flush=True)
             args = stage()
             if args is not None:
-                print(f"scalear {' '.join(args)}", flush=True)
-                if main(args):
-                    raise RuntimeError(f"the {self.name} stopped at stage {number}, {name}")
+                run_command(args, f"the {self.name} stopped at stage {number}, {name}")
             self.seconds[name] = round(time.perf_counter() - self._start, 1)
             self._start = None
             self._write()

@@ -3,18 +3,19 @@
 import _thread
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from scalear.commands.parser import function_parser
+from scalear.commands.stages import CommandError, run_command
+from scalear.commands.study_configs import StudyConfigs, typed
 from scalear.commands.study_cost import measure_costs
-from scalear.commands.study_rows import AtWorkError, StudyRuns, carry_out
+from scalear.commands.study_rows import AtWorkError, StudyRuns, alone_in
 from scalear.data.index import INDEX_NAME
 from scalear.study.page import write_page
 from scalear.study.plan import Study, StudyRow
-
-_PACK = ("--source=FashionMNIST", "--source.num_train=58000", "--source.num_val=2000", "--source.num_test=10000")
 
 
 def study(
@@ -54,10 +55,9 @@ def study(
         raise ValueError("--report and --cost are two things to do instead of running rows: take one of them")
     chosen = Study(config, tables)
     if report:
-        return write_page(chosen, results_dir, page)
+        return write_page(chosen, results_dir, page, StudyConfigs(chosen).identity if _has_data(chosen) else None)
     rows = chosen.named(name)
-    if not Path(chosen.data, INDEX_NAME).is_file():
-        carry_out("data", "pack", *_PACK, f"--output_dir={chosen.data}", "--image_size=32")
+    _pack(chosen)
     runs = StudyRuns(chosen, runs_dir, results_dir)
     if cost:
         return measure_costs(runs, rows)
@@ -81,6 +81,26 @@ def study(
 _PATIENCE = 30.0  # seconds, where another process is at all that is left
 
 
+def _has_data(study: Study) -> bool:
+    return Path(study.data, INDEX_NAME).is_file()
+
+
+def _pack(study: Study) -> None:
+    """Make the dataset, or wait until another process has made it."""
+    while not _has_data(study):
+        if not study.pack:
+            raise ValueError(
+                f"there is no dataset in {study.data}, and no `pack` in the config that says how to make it"
+            )
+        try:
+            with alone_in(Path(study.data)):
+                if not _has_data(study):
+                    args = ["data", "pack", *typed(study.pack), f"--output_dir={study.data}"]
+                    run_command(args, f"{study.data} was not made")
+        except AtWorkError:
+            time.sleep(_PATIENCE)
+
+
 def _not_completed(
     runs: StudyRuns, places: Sequence[tuple[StudyRow, int]], failed: list[str]
 ) -> Iterator[tuple[StudyRow, int]]:
@@ -92,7 +112,9 @@ def _not_completed(
             runs.complete(row, seed)
         except AtWorkError:
             yield row, seed
-        except RuntimeError as error:
+        except Exception as error:
+            if not isinstance(error, CommandError):
+                traceback.print_exc()
             print(f"{row.name}, seed {seed}: {error}", flush=True)
             failed.append(f"{row.name} (seed {seed})")
 

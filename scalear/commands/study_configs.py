@@ -10,13 +10,17 @@ from scalear.commands.run import PartsOnly
 from scalear.data.index import DatasetIndex
 from scalear.study.plan import GeneratorRow, SamplingRow, Study, StudyRow, TrainedRow, settings_of_tokenizer
 from scalear.study.results import Identity
+from scalear.training.run_folder import by_dotted_names, without_speed
+from scalear.yaml_files import parse_yaml
 
 _CHECKPOINT_STEPS = 200  # so much is lost, at most, when a session is killed
+_CHECKPOINTS = "RunCheckpoint"
 # Callbacks of the laptop's configs that cost time and change nothing.
 _LEFT_OUT = {"SampleGrid", "BestCheckpoint"}
-# Settings that say where something is, and how fast it goes.
-_NOT_OF_NUMBERS = {"data_dir", "latents_dir", "cache_dir", "weights", "num_workers", "fast", "compile"}
-_OF_TRAINER = ("max_steps", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
+_PLACES = {"data_dir", "latents_dir", "weights"}
+# The study types it over, as a part of the row's group.
+_TYPED_OVER = {"model.samples.num_images"}
+_OF_TRAINER = ("max_steps", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "precision")
 
 
 class StudyConfigs:
@@ -53,19 +57,21 @@ class StudyConfigs:
             **row.settings,
         }
 
-    def resolved(self, row: TrainedRow) -> Iterator[tuple[str, Any]]:
-        """Of a row as it is resolved, by dotted names."""
+    def resolved(self, row: TrainedRow) -> dict[str, Any]:
+        """Of a row as it is resolved, by dotted names; without what is as it is by default.
+
+        So an option that is new changes no row. One whose default changes is for `METHOD`.
+        """
         if row.name not in self._resolved:
             settings = self.settings(row)
             parts = _ConfigOnly([*files_of(row), *typed(settings), "--seed_everything=false"])
-            parts._dump_config()
+            said = parse_yaml(parts.parser.dump(parts.config, skip_default=True, skip_none=False))
             of_trainer = {name: parts.config.trainer[name] for name in _OF_TRAINER}
-            of_trainer["callbacks"] = settings["trainer.callbacks"]
-            self._resolved[row.name] = {
-                **{name: parts.config_dump[name] for name in ("model", "data")},
-                "trainer": of_trainer,
-            }
-        return _flat(self._resolved[row.name])
+            of_trainer["callbacks"] = [call for call in settings["trainer.callbacks"] if _kind(call) != _CHECKPOINTS]
+            self._resolved[row.name] = by_dotted_names(
+                {"model": said["model"], "data": said["data"], "trainer": of_trainer}
+            )
+        return self._resolved[row.name]
 
     def _follows(self, row: StudyRow) -> dict[str, Any]:
         """What numbers of a row follow from, but for its seed and the data."""
@@ -74,7 +80,13 @@ class StudyConfigs:
             return {"needs": needed, "scales": row.scales, "samples": row.samples}
         if not isinstance(row, TrainedRow):
             return {"needs": needed}
-        follows = {"needs": needed, "config": {name: value for name, value in self.resolved(row) if _decides(name)}}
+        settings = without_speed(self.resolved(row))
+        decides = {
+            name: value
+            for name, value in settings.items()
+            if name not in _TYPED_OVER and name.rpartition(".")[2] not in _PLACES
+        }
+        follows = {"needs": needed, "config": decides}
         if isinstance(row, GeneratorRow):
             follows |= {"samples": row.group.samples, "trials": [row.group.trials, row.group.trial_samples]}
             follows |= {"search": self._study.search}
@@ -100,26 +112,15 @@ class _ConfigOnly(PartsOnly):
 def _callbacks(given: Sequence[Any]) -> Iterator[Any]:
     """Those of a config that results follow from, and checkpoints often."""
     for callback in given:
-        path = callback if isinstance(callback, str) else callback["class_path"]
-        name = path.rpartition(".")[2]
-        if name == "RunCheckpoint":
-            yield {"class_path": path, "init_args": {"every_n_train_steps": _CHECKPOINT_STEPS}}
-        elif name not in _LEFT_OUT:
+        if _kind(callback) == _CHECKPOINTS:
+            yield {"class_path": _CHECKPOINTS, "init_args": {"every_n_train_steps": _CHECKPOINT_STEPS}}
+        elif _kind(callback) not in _LEFT_OUT:
             yield callback
 
 
-def _decides(name: str) -> bool:
-    """Whether numbers follow from a setting."""
-    return name.rpartition(".")[2] not in _NOT_OF_NUMBERS
-
-
-def _flat(value: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
-    for key, entry in value.items():
-        inner = name if key == "init_args" else f"{name}.{key}".lstrip(".")
-        if isinstance(entry, Mapping) and entry:
-            yield from _flat(entry, inner)
-        else:
-            yield inner, entry
+def _kind(callback: Any) -> str:
+    """Name of its class."""
+    return (callback if isinstance(callback, str) else callback["class_path"]).rpartition(".")[2]
 
 
 def _data_identity(study: Study) -> str:

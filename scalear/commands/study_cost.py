@@ -7,15 +7,17 @@ import torch
 from torch import nn
 
 from scalear.benchmark.jobs import SampleJob, TrainJob
+from scalear.benchmark.subject import Subject
 from scalear.commands.benchmark import build_subject
-from scalear.commands.study_rows import StudyRuns
+from scalear.commands.study_rows import StudyRuns, alone_in
 from scalear.hardware.machine import best_device, describe, stopwatch
 from scalear.study.cost import Cost, hours, read_costs, write_costs
-from scalear.study.plan import GeneratorRow, StudyRow, TokenizerRow, TrainedRow
+from scalear.study.plan import GeneratorRow, SamplingRow, StudyRow, TokenizerRow, TrainedRow
 from scalear.training.optim import RunLength
 
 _REPEATS = 2  # of a step, after one to warm up
 _SAMPLED = 25  # images at a time
+_DRAWN = 101  # lists of scales, of which training is timed with the one of the median length
 
 
 def measure_costs(runs: StudyRuns, rows: Sequence[StudyRow]) -> None:
@@ -24,30 +26,51 @@ def measure_costs(runs: StudyRuns, rows: Sequence[StudyRow]) -> None:
     Args:
         runs: Of the study.
         rows: Those that are timed.
+
+    Raises:
+        AtWorkError: Another process times rows: it would be in the way, and write the same file.
     """
     device = best_device()
-    machine, costs = describe(device), read_costs(runs.results)
-    for row in rows:
-        if not isinstance(row, TrainedRow) or (row.name in costs and costs[row.name].machine == machine):
-            continue
-        time_it = _of_generator if isinstance(row, GeneratorRow) else _of_tokenizer
-        costs[row.name] = time_it(runs, row, device)
-        print(f"{row.name}: {costs[row.name]}", flush=True)
-        write_costs(runs.results, costs)
-    of_rows = hours(runs.study, costs)
+    with alone_in(runs.runs / "cost"):
+        machine, costs = describe(device), read_costs(runs.results)
+        for row in rows:
+            is_timed = isinstance(row, TrainedRow) or (isinstance(row, SamplingRow) and row.samples)
+            if not is_timed or (row.name in costs and costs[row.name].machine == machine):
+                continue
+            costs[row.name] = _TIMED[type(row)](runs, row, device)
+            print(f"{row.name}: {costs[row.name]}", flush=True)
+            write_costs(runs.results, costs)
+    of_rows = hours(runs.study, {name: cost for name, cost in costs.items() if cost.machine == machine})
     for name, spent in of_rows.items():
         print(f"{spent:8.2f} h  {name}")
     print(f"{sum(of_rows.values()):8.2f} h  in all on {machine}")
 
 
 def _of_generator(runs: StudyRuns, row: GeneratorRow, device: torch.device) -> Cost:
-    """On random latents, or on images where its config has no cached ones; with random weights."""
-    args = [*_arguments(runs, row), "--model.tokenizer.weights=null", "--data.latents_dir=null"]
-    subject = build_subject(args, device)
-    parts = subject.model.generator
-    per_image = _seconds(SampleJob(subject, _SAMPLED, decoder=True).run, device) / _SAMPLED
+    """On random latents, or on images where its config has no cached ones."""
+    subject = _generator(runs, row, device)
+    per_image, schedules = _seconds_per_image(subject), subject.module.schedules
+    if schedules is not None:
+        drawn = sorted((schedules.draw(0, step) for step in range(_DRAWN)), key=lambda schedule: schedule.num_tokens)
+        subject = _generator(runs, row, device, drawn[_DRAWN // 2])
     step = TrainJob(subject, row.batch_size, loader=not row.reads_latents, plain=False)
-    return _cost(parts, step.run, device, seconds_per_image=per_image)
+    return _cost(subject.model.generator, step.run, device, seconds_per_image=per_image)
+
+
+def _of_sampling(runs: StudyRuns, row: SamplingRow, device: torch.device) -> Cost:
+    subject = _generator(runs, row.of, device, row.scales)
+    return Cost(machine=describe(device), seconds_per_image=_seconds_per_image(subject))
+
+
+def _generator(runs: StudyRuns, row: GeneratorRow, device: torch.device, scales: object = None) -> Subject:
+    """With random weights; its own scales are others, if they are given."""
+    others = [] if scales is None else [f"--model.transformer.scales={scales}"]
+    weights = ("--model.tokenizer.weights=null", "--data.latents_dir=null")
+    return build_subject([*_arguments(runs, row), *weights, *others], device)
+
+
+def _seconds_per_image(subject: Subject) -> float:
+    return _seconds(SampleJob(subject, _SAMPLED, decoder=True).run, subject.device) / _SAMPLED
 
 
 def _of_tokenizer(runs: StudyRuns, row: TokenizerRow, device: torch.device) -> Cost:
@@ -84,7 +107,10 @@ def _cost(parts: nn.Module, step: Callable[[], object], device: torch.device, **
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one thread on a CPU those that it computed: what else the CPU did in between is left out."""
+    """One thread's are those that a CPU computed: what else it did in between is left out."""
     start = time.process_time()
     passed = stopwatch(run, device)
     return time.process_time() - start if device.type == "cpu" and torch.get_num_threads() == 1 else passed
+
+
+_TIMED = {GeneratorRow: _of_generator, SamplingRow: _of_sampling, TokenizerRow: _of_tokenizer}

@@ -2,17 +2,16 @@
 
 import json
 import pydoc
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from scalear.__main__ import main
-from scalear.commands.stages import Stages
+from scalear.commands.stages import DivergedError, Stage, Stages
 from scalear.commands.study_configs import StudyConfigs, files_of, typed
 from scalear.data.index import INDEX_NAME
-from scalear.files import claimed
+from scalear.files import claimed, write_bytes
 from scalear.hardware.machine import best_device, describe
 from scalear.study.curves import training_record
 from scalear.study.plan import (
@@ -33,7 +32,7 @@ _BATCHES = (1, 100)  # of images, that sampling is timed with
 _SHEET_ROWS = 4
 
 
-class AtWorkError(Exception):
+class AtWorkError(ValueError):
     """Another process does what is to be done."""
 
 
@@ -55,16 +54,18 @@ class StudyRuns:
         self._there: set[Path] = set()  # runs that are complete
 
     def is_done(self, row: StudyRow, seed: int) -> bool:
-        """Whether there is a result, of the row as it is now."""
+        """Whether there is a result, of the row as it is now, with all that its group asks for."""
         result = StudyResult.read(result_path(self.results, row, seed))
-        return result is not None and result.identity == self.configs.identity(row, seed)
+        if result is None or result.identity != self.configs.identity(row, seed):
+            return False
+        return bool(result.speed) or result.has_failed or not _is_timed(row, seed)
 
     def complete(self, row: StudyRow, seed: int) -> None:
         """Do what of a row is not done yet, and of those that it needs; write the result.
 
         Raises:
             AtWorkError: Another process does it, or what it needs.
-            RuntimeError: A command failed; its message stands above.
+            CommandError: A command failed.
             KeyboardInterrupt: It was stopped.
         """
         folder = self.folder(row, seed)
@@ -74,24 +75,28 @@ class StudyRuns:
             self.complete(needed, needed.seeds[0])
         if seed != row.seeds[0] and not self.is_done(row, row.seeds[0]):
             self.complete(row, row.seeds[0])
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(claimed(lock_of(folder), f"is at work in {folder}"))
-            except ValueError as error:
-                raise AtWorkError(str(error)) from error
+        with alone_in(folder):
             self._complete(row, seed, folder)
         self._there.add(folder)
 
     def _complete(self, row: StudyRow, seed: int, folder: Path) -> None:
         print(f"\n{row.name}, seed {seed}, in {folder}", flush=True)
-        Stages(folder, "row", {}).carry_out(self._stages(row, seed, folder))
         path, identity = result_path(self.results, row, seed), self.configs.identity(row, seed)
-        if (old := StudyResult.read(path)) is None or old.identity != identity:
-            self._result(row, identity, folder).write(path)
-            sheet = folder / (PICTURE_NAME if isinstance(row, ReconstructionRow) else "grid.png")
-            if seed == row.seeds[0] and sheet.is_file():
-                shutil.copyfile(sheet, path.with_suffix(".png"))
+        try:
+            Stages(folder, "row", {}).carry_out(self._stages(row, seed, folder))
+        except DivergedError:
+            if not isinstance(row, GeneratorRow):
+                raise
+            StudyResult(
+                identity=identity, numbers={"fid": inf}, line="Training fails: numbers that are not finite."
+            ).write(path)
+            return
+        if self.is_done(row, seed):
+            return
+        sheet = folder / (PICTURE_NAME if isinstance(row, ReconstructionRow) else "grid.png")
+        if seed == row.seeds[0] and sheet.is_file():
+            write_bytes(path.with_suffix(".png"), sheet.read_bytes())
+        self._result(row, identity, folder).write(path)  # last: with it the row is done
 
     def folder(self, row: StudyRow, seed: int) -> Path:
         """Of a run: another one where it follows from something else, so that nothing is replaced."""
@@ -112,24 +117,28 @@ class StudyRuns:
                 settings["data.latents_dir"] = str(tokenizer / "latents")
         return [*files_of(row), *typed(settings)]
 
-    def _stages(self, row: StudyRow, seed: int, folder: Path) -> dict[str, Callable[[], None]]:
+    def _stages(self, row: StudyRow, seed: int, folder: Path) -> dict[str, Stage]:
         """The commands of a row, by name, in their order."""
         last = f"--ckpt_path={folder / _LAST}"
         if isinstance(row, TrainedRow):
             args = self.arguments(row, seed, folder)
-            stages = {"train": lambda: _train(folder, args)}
+            stages: dict[str, Stage] = {"train": lambda: _train(folder, args)}
             if isinstance(row, TokenizerRow):
-                stages["test"] = lambda: carry_out("test", *args, last)
+                stages["test"] = lambda: ["test", *args, last]
                 if not (folder / "latents" / INDEX_NAME).is_file():  # which is written before the stage is recorded
-                    stages["cache latents"] = lambda: carry_out("predict", *args, last)
+                    stages["cache latents"] = lambda: ["predict", *args, last]
                 return stages
             if row.group.trials and seed == row.seeds[0]:
                 stages["search guidance"] = lambda: self._search(row, args, last, folder)
-            stages["sample and measure"] = lambda: carry_out(
-                "test", *args, *self._found(row, folder), last, *self._measured(row.group.samples)
-            )
-            if row.group.speed and seed == row.seeds[0]:
-                stages["time"] = lambda: self._time(row, args, folder)
+            stages["sample and measure"] = lambda: [
+                *("test", *args, *self._found(row, folder), last, *self._measured(row.group.samples))
+            ]
+            if _is_timed(row, seed):
+                for batch in _BATCHES:
+                    options = {"batch": batch, "json": str(_speed_path(folder, batch)), "force": True}
+                    stages[f"time a batch of {batch}"] = lambda options=options: [
+                        *("benchmark", "sample", *args, *self._found(row, folder), *typed(options))
+                    ]
             return stages
         of = self.folder(row.of, row.of.seeds[0])
         args = [*self.arguments(row.of, row.of.seeds[0], of), f"--trainer.default_root_dir={folder}"]
@@ -139,32 +148,27 @@ class StudyRuns:
                 title: str(self.folder(other, other.seeds[0]) / EXPORT_NAME) for title, other in row.beside.items()
             }
             drawn = [{"class_path": ScalePicture.__name__, "init_args": {"others": others}}]
-            return {"test": lambda: carry_out("test", *args, *typed({"trainer.callbacks": drawn}), last)}
-        args += typed({"model.samples.scales": row.scales})
+            return {"test": lambda: ["test", *args, *typed({"trainer.callbacks": drawn}), last]}
+        args += [*self._found(row.of, of), last, *typed({"model.samples.scales": row.scales})]
         if row.samples:
-            return {
-                "sample and measure": lambda: carry_out(
-                    "test", *args, *self._found(row.of, of), last, *self._measured(row.samples)
-                )
-            }
-        few = typed({"model.samples.num_per_class": _SHEET_ROWS})
-        return {"sample": lambda: carry_out("predict", *args, *self._found(row.of, of), last, *few)}
+            return {"sample and measure": lambda: ["test", *args, *self._measured(row.samples)]}
+        return {"sample": lambda: ["predict", *args, *typed({"model.samples.num_per_class": _SHEET_ROWS})]}
 
     def _measured(self, samples: int) -> list[str]:
         """Against the images that no setting was chosen by."""
         count = {"model.samples.num_images": samples, "model.samples.grid_rows": _SHEET_ROWS}
         return typed({"model.report.reference_split": "test", **count})
 
-    def _search(self, row: GeneratorRow, args: list[str], last: str, folder: Path) -> None:
+    def _search(self, row: GeneratorRow, args: list[str], last: str, folder: Path) -> list[str]:
         """Guidance by the validation split, which `model.report` names unless told otherwise."""
-        sampling = pydoc.locate(dict(self.configs.resolved(row))["model.sampling.class_path"])
+        sampling = pydoc.locate(self.configs.resolved(row)["model.sampling.class_path"])
         search = dict.fromkeys(sampling.searched) | self.study.search  # null is not searched
         budget = {
             "trials": row.group.trials,
             "num_samples": row.group.trial_samples,
             "output_dir": str(folder / "tune"),
         }
-        carry_out("tune", *args, last, *typed(budget | {"search": search}))
+        return ["tune", *args, last, *typed(budget | {"search": search})]
 
     def _found(self, row: GeneratorRow, folder: Path) -> list[str]:
         """The overlay that the search of the first seed left, for all seeds."""
@@ -176,11 +180,6 @@ class StudyRuns:
             found = folder / "winner.yaml"
             found.write_text(to_yaml({"model": {"init_args": dict(settings)}}))
         return ["-c", str(found)]
-
-    def _time(self, row: GeneratorRow, args: list[str], folder: Path) -> None:
-        for batch in _BATCHES:
-            options = {"batch": batch, "json": str(folder / f"speed-{batch}.json"), "force": True}
-            carry_out("benchmark", "sample", *args, *self._found(row, folder), *typed(options))
 
     def _result(self, row: StudyRow, identity: Identity, folder: Path) -> StudyResult:
         """Of what the stages left."""
@@ -205,7 +204,7 @@ class StudyRuns:
         if isinstance(row, GeneratorRow) and row.group.trials:
             overlay = read_yaml(self._found(row, folder)[-1])
             known["settings"] = overlay["model"]["init_args"]
-        if (folder / f"speed-{_BATCHES[0]}.json").is_file():
+        if _speed_path(folder, _BATCHES[-1]).is_file():
             known["speed"] = dict(_speed(folder))
         return StudyResult(identity=identity, **known)
 
@@ -213,37 +212,38 @@ class StudyRuns:
 _MACHINES = "machines.txt"  # one line for each time that training went on
 
 
-def lock_of(folder: Path) -> Path:
-    """Beside a run: the folder itself is to be new."""
-    return folder.with_name(f".{folder.name}.lock")
-
-
-def carry_out(*args: str) -> None:
-    """A command, as if it were typed.
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process makes this folder, which is to be new: the lock lies beside it.
 
     Raises:
-        RuntimeError: It failed.
-        KeyboardInterrupt: It was stopped.
+        AtWorkError: Another process does.
     """
-    print(f"scalear {' '.join(args)}", flush=True)
-    try:
-        code = main(list(args))
-    except SystemExit as end:  # by a signal: what was trained is saved
-        code = end.code
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        raise RuntimeError(f"scalear {args[0]} ended with exit code {code}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(folder.with_name(f".{folder.name}.lock"), f"is at work in {folder}"))
+        except ValueError as error:
+            raise AtWorkError(str(error)) from error
+        yield
 
 
-def _train(folder: Path, args: Sequence[str]) -> None:
+def _train(folder: Path, args: list[str]) -> list[str]:
     with (folder / _MACHINES).open("a") as file:
         file.write(f"{describe(best_device())}\n")
-    carry_out("fit", *args, "--ckpt_path=last")
+    return ["fit", *args, "--ckpt_path=last"]
+
+
+def _is_timed(row: StudyRow, seed: int) -> bool:
+    return isinstance(row, GeneratorRow) and row.group.speed and seed == row.seeds[0]
+
+
+def _speed_path(folder: Path, batch: int) -> Path:
+    return folder / f"speed-{batch}.json"
 
 
 def _speed(folder: Path) -> Iterator[tuple[str, float]]:
     for batch in _BATCHES:
-        record = json.loads((folder / f"speed-{batch}.json").read_text())[0]
+        record = json.loads(_speed_path(folder, batch).read_text())[0]
         yield f"seconds_per_image_{batch}", record["seconds_per_image"]
     yield "tflop_per_image", record["work_tflop"]

@@ -18,7 +18,8 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     capability = torch.backends.cpu.get_cpu_capability()
-    cpu = f"{_cpu_name()}, {capability}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"{_cpu_name()}, {capability}, {threads} thread{'s' * (threads > 1)}"
     return cpu if device.type == "cpu" else f"{device.type} beside {cpu}"
 
 

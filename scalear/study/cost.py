@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scalear.files import write_json
-from scalear.study.plan import GeneratorRow, SamplingRow, Study, StudyRow, TrainedRow
+from scalear.study.plan import GeneratorRow, SamplingRow, Study, StudyRow
 
 COST_NAME = "cost.json"
 _LAST_JUDGED = 2  # measurements of a search beside its trials: of the config, and of the winner
@@ -18,14 +18,14 @@ class Cost:
 
     Attributes:
         machine: Kind of machine that it was timed on.
-        parameters: That are trained.
-        seconds_per_step: Of the optimizer; of a batch as the config has it.
+        parameters: That are trained; None where nothing is, as of a sampling.
+        seconds_per_step: Of the optimizer, with a batch as the config has it; or None.
         seconds_per_image: From noise to pixels, guided; None for a tokenizer.
     """
 
     machine: str
-    parameters: int
-    seconds_per_step: float
+    parameters: int | None = None
+    seconds_per_step: float | None = None
     seconds_per_image: float | None = None
 
 
@@ -55,11 +55,10 @@ def hours(study: Study, costs: Mapping[str, Cost]) -> dict[str, float]:
 
 
 def _seconds(row: StudyRow, costs: Mapping[str, Cost]) -> float | None:
-    if isinstance(row, SamplingRow) and row.of.name in costs:
-        return row.samples * costs[row.of.name].seconds_per_image
-    if not isinstance(row, TrainedRow) or row.name not in costs:
+    if (cost := costs.get(row.name)) is None:
         return None
-    cost = costs[row.name]
+    if isinstance(row, SamplingRow):
+        return row.samples * cost.seconds_per_image
     seconds = len(row.seeds) * row.steps * cost.seconds_per_step
     if isinstance(row, GeneratorRow):
         tried = (row.group.trials + _LAST_JUDGED) * row.group.trial_samples if row.group.trials else 0

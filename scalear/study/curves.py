@@ -1,10 +1,13 @@
-"""What the events of a run tell: its loss, how long its steps took, and how many parameters learned."""
+"""What TensorBoard's files of a run tell: its loss, how long its steps took, and how many parameters learned."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scalear.yaml_files import read_yaml
 
 _POINTS = 100  # of a curve, at most
 
@@ -39,14 +42,13 @@ def training_record(folder: str | Path) -> TrainingRecord:
 
     try:
         rates = scalars("perf/images_per_second").values()
-        loss, parameters = scalars("train/loss"), scalars("perf/trainable_parameters")
+        loss = scalars("train/loss")
     except KeyError as error:
         raise ValueError(
             f"the events in {folder} have no {error}: train for at least trainer.log_every_n_steps"
         ) from error
-    return TrainingRecord(
-        thinned(sorted(loss.items())), fmean(1 / rate for rate in rates), round(min(parameters.values()))
-    )
+    parameters = read_yaml(Path(folder, TensorBoardLogger.NAME_HPARAMS_FILE))["trainable_parameters"]
+    return TrainingRecord(thinned(sorted(loss.items())), fmean(1 / rate for rate in rates), parameters)
 
 
 def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

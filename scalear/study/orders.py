@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import inf
 from statistics import fmean, stdev
 
 from scalear.study.plan import Table
@@ -9,7 +10,7 @@ from scalear.study.results import StudyResult
 
 Results = Mapping[str, Mapping[int, StudyResult]]
 """By name of the row and seed."""
-VERDICTS = ("holds", "does not", "within the spread")
+VERDICTS = ("holds", "does not", "within the spread", "one seed")
 _NUMBER = "fid"
 
 
@@ -22,12 +23,14 @@ def compared(results: Results, better: str, worse: str) -> str | None:
     """Whether the row that a paper has before another one has the lower mean FID here, too.
 
     Returns:
-        "holds" or "does not", or "within the spread" where the two means differ by less than the larger of the
-        deviations over seeds; None where a row has no FID.
+        "holds" or "does not"; "within the spread" where the two means differ by less than the larger of the
+        deviations over seeds, and "one seed" where a row has no deviation. None where a row has no FID.
     """
     fids = [_fids(results, name) for name in (better, worse)]
     if not all(fids):
         return None
+    if min(map(len, fids)) < 2:
+        return "one seed"
     difference = fmean(fids[1]) - fmean(fids[0])
     if abs(difference) < max(map(spread, fids)):
         return "within the spread"
@@ -35,8 +38,8 @@ def compared(results: Results, better: str, worse: str) -> str | None:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Deviation over seeds (n - 1); 0 of a single one."""
-    return stdev(values) if len(values) > 1 else 0.0
+    """Deviation over seeds (n - 1); 0 where training fails, of which FID is infinite."""
+    return 0.0 if inf in values else stdev(values)
 
 
 def _fids(results: Results, name: str) -> list[float]:

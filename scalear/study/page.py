@@ -12,7 +12,7 @@ from scalear.study.cost import Cost, hours, read_costs
 from scalear.study.drawing import draw_losses
 from scalear.study.orders import VERDICTS, Results, claims, compared, spread
 from scalear.study.plan import Study, Table, TokenizerRow, TrainedRow
-from scalear.study.results import StudyResult, read_results, result_path
+from scalear.study.results import IdentityOf, StudyResult, read_results, result_path
 
 # Titles of columns, and how their numbers are written.
 _NUMBERS = {"fid": ("FID", ".2f"), "kid": ("KID", ".5f"), "is": ("IS", ".2f"), "precision": ("precision", ".3f")}
@@ -22,42 +22,44 @@ _SPEED = {"seconds_per_image_1": "s/image, batch 1", "seconds_per_image_100": "s
 _NOT_RUN = "not run"
 
 
-def write_page(study: Study, folder: str | Path, page: str | Path) -> None:
+def write_page(study: Study, folder: str | Path, page: str | Path, identity: IdentityOf | None = None) -> None:
     """Write the page and its curves; sheets of images are there already.
 
     Args:
         study: What it is about.
         folder: Of the results; gets the curves.
         page: The file.
+        identity: What results follow from now, by which those that are out of date are left out; None where there is no
+            dataset.
 
     Raises:
         ValueError: A file is none of a result.
     """
-    results = read_results(folder, study)
+    results = read_results(folder, study, identity)
     for table in study.tables:
         if curves := _curves(table, results):
             draw_losses(Path(folder, _curves_name(table)), curves)
-    text = page_of(study, results, read_costs(folder), os.path.relpath(folder, Path(page).parent))
+    text = page_of(study, results, folder, page)
     write_bytes(page, text.encode())
 
 
-def page_of(study: Study, results: Results, costs: Mapping[str, Cost], folder: str) -> str:
+def page_of(study: Study, results: Results, folder: str | Path, page: str | Path) -> str:
     """The page as Markdown.
 
     Args:
         study: Rows and tables.
         results: Those that are there.
-        costs: What was timed.
-        folder: Of results and pictures, from the page.
+        folder: Of sheets, and of what was timed.
+        page: Where the page is to be, for links.
     """
     places = [(name, seed) for name, row in study.rows.items() for seed in row.seeds]
     there = sum(seed in results.get(name, {}) for name, seed in places)
     parts = [_HEAD.format(there=there, places=len(places), **_chosen(study))]
-    for table in study.tables:
-        parts += [f"## {table.title}", *_section(study, table, results, folder)]
     tokenizers = {name: None for name, row in study.rows.items() if isinstance(row, TokenizerRow)}
-    parts += ["## Tokenizers", _table(study, Table(title="", rows=tokenizers, orders=[]), results)]
-    parts += ["## What it takes", *_budget(study, costs)]
+    of_tokenizers = Table(title="Tokenizers", rows=tokenizers, orders=[])
+    for table in (*study.tables, of_tokenizers):
+        parts += [f"## {table.title}", *_section(study, table, results, Path(folder), Path(page).parent)]
+    parts += ["## What it takes", *_budget(study, read_costs(folder))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -70,19 +72,20 @@ without one is "not run".
 `make study` trains, samples and measures what is missing, and goes on wherever it was stopped; with
 `NAME=ablations/flowar-adaln` it does one row and what this needs, with `MINUTES=50` it stops in time. What is run
 stands in [configs/study.yaml](../configs/study.yaml), what the papers have in [study/tables.yaml](study/tables.yaml).
-A result that follows from another config, other data or an older method is done anew.
+A result that follows from another config, other data or an older method is left out here, and done anew.
 
 - **Data.** Fashion-MNIST: 58,000 training and 2,000 validation images of the original training file, and the 10,000 of
   its test file (Debian's dataset-fashion-mnist). FID, KID, precision and recall are against the test images.
 - **Features** are those of the embedded classifier, which has seen 45,000 of the training images and none of the test
   images. Its numbers compare with each other and with no paper's.
 - **Guidance** of each row is the best of {trials} tries with its first seed, against halves of the validation images
-  (`scalear tune`, the weight alone). No test image had a part in it. All else is as in the config of the family.
+  (`scalear tune`, the weight alone). No test image had a part in it. All else is as in the config of the family, but
+  for what configs/study.yaml types over it.
 - **Trainings.** Seeds are 0, 1, 2 in this order; none is left out.
 {lengths}
 - **±** is the deviation over seeds (n - 1). "Order" compares the mean FID of a row with that of the row which the paper
-  has before it: the order *holds*, or *does not*, or the two differ by less than the larger of their deviations. A row
-  whose training fails, says the paper, comes last."""
+  has before it: the order *holds*, or *does not*, or the two differ by less than the larger of their deviations; of
+  *one seed* it says nothing. A row whose training *fails*, by numbers that are not finite, comes last."""
 
 
 def _chosen(study: Study) -> dict[str, str]:
@@ -97,22 +100,35 @@ def _chosen(study: Study) -> dict[str, str]:
     return {"trials": " or ".join(map(str, trials)) or "no", "lengths": "\n".join(lengths)}
 
 
-def _section(study: Study, table: Table, results: Results, folder: str) -> Iterator[str]:
+def _section(study: Study, table: Table, results: Results, folder: Path, above: Path) -> Iterator[str]:
     if table.rows:
         yield _table(study, table, results)
-    if table.orders:
+    if claims(table):
         yield _verdict(table, results)
+    yield from _cautions(table, results)
     if table.remark:
         yield table.remark
     if _curves(table, results):
-        yield f"![losses of training]({folder}/{_curves_name(table)})"
+        yield f"![losses of training]({_link(folder / _curves_name(table), above)})"
     elif table.curves:
         yield f"Losses of {' and '.join(map(_short, table.curves))}: {_NOT_RUN}."
     for name in table.rows:
         row = study.rows[name]
         if row.seeds[0] in results.get(name, {}):
             sheet = result_path(folder, row, row.seeds[0]).with_suffix(".png")
-            yield f"{_short(name)}: {_first(results[name]).line}\n\n![{_short(name)}]({sheet.as_posix()})"
+            picture = f"\n\n![{_short(name)}]({_link(sheet, above)})" if sheet.is_file() else ""
+            yield f"{_short(name)}: {_first(results[name]).line}{picture}"
+
+
+def _cautions(table: Table, results: Results) -> Iterator[str]:
+    """What is to be known of numbers, and of which rows."""
+    of_cautions: dict[str, dict[str, None]] = {}
+    for name in table.rows:
+        for result in results.get(name, {}).values():
+            for caution in result.cautions:
+                of_cautions.setdefault(caution, {})[_short(name)] = None
+    if of_cautions:
+        yield "\n".join(f"- {caution} ({', '.join(names)})" for caution, names in of_cautions.items())
 
 
 def _table(study: Study, table: Table, results: Results) -> str:
@@ -120,11 +136,12 @@ def _table(study: Study, table: Table, results: Results) -> str:
     of_rows = {name: list(results.get(name, {}).values()) for name in table.rows}
     every = [result for found in of_rows.values() for result in found]
     numbers = [name for name in _NUMBERS if any(name in result.numbers for result in every)] or ["fid"]
-    of_paper, is_ordered = any(table.rows.values()), bool(table.orders)
+    of_paper, is_ordered = any(table.rows.values()), bool(claims(table))
     trained = sorted({result.machines[0] for result in every if len(result.machines) == 1})
     timed = sorted({result.measured_on for result in every if result.speed})
     head = ["", *(["FID (paper)", "IS (paper)"] if of_paper else []), *(_NUMBERS[name][0] for name in numbers)]
-    head += [*(["order"] if is_ordered else []), "parameters", *(f"s to train ({machine})" for machine in trained)]
+    head += [*(["order"] if is_ordered else []), "parameters", *(["precision"] if every else [])]
+    head += [*(f"s to train ({machine})" for machine in trained)]
     head += [f"{title} ({machine})" for machine in timed for title in _SPEED.values()]
     rows = [head + (["GFLOP/image"] if timed else [])]
     for name, found in of_rows.items():
@@ -137,6 +154,8 @@ def _table(study: Study, table: Table, results: Results) -> str:
         cells += ours if found else [_NOT_RUN, *ours[1:]]
         cells += [_order(table, name, results)] if is_ordered else []
         cells.append(", ".join(f"{count:,}" for count in {r.parameters for r in found} - {None}))
+        # Seeds of several precisions are averaged, and so named.
+        cells += [", ".join(sorted({r.precision for r in found} - {""}))] if every else []
         cells += [_mean((r.train_seconds for r in found if r.machines == [machine]), ".0f") for machine in trained]
         for machine in timed:
             speeds = [result.speed for result in found if result.speed and result.measured_on == machine]
@@ -165,18 +184,21 @@ def _budget(study: Study, costs: Mapping[str, Cost]) -> Iterator[str]:
         yield "Nothing was timed: `scalear study --cost` times a step and an image of every row."
         return
     of_rows, machines = hours(study, costs), sorted({cost.machine for cost in costs.values()})
+    spent = [
+        f"{sum(spent for name, spent in of_rows.items() if costs[name].machine == machine):.1f} hours on {machine}"
+        for machine in machines
+    ]
     yield (
-        f"{sum(of_rows.values()):.1f} hours for all seeds of the {len(of_rows)} rows below, by a training step and "
-        f"sampling of each (`scalear study --cost`: random weights, {'; '.join(machines)}). That is training, search "
-        "and sampling, without validation, measuring and starting."
+        f"{', '.join(spent)} for all seeds of the {len(of_rows)} rows below, by a training step and sampling of each "
+        "(`scalear study --cost`: random weights; seconds of one thread are those that its CPU computed). That is "
+        "training, search and sampling, without validation, measuring and starting."
     )
     rows = [["", "parameters", "s/step", "images/step", "s/sample", "seeds", "hours"]]
     for name, spent in of_rows.items():
-        row, cells = study.rows[name], ["", "", "", ""]
+        row, cost, cells = study.rows[name], costs[name], ["", "", ""]
         if isinstance(row, TrainedRow):
-            cost = costs[name]
-            sampled = "" if cost.seconds_per_image is None else f"{cost.seconds_per_image:.4f}"
-            cells = [f"{cost.parameters:,}", f"{cost.seconds_per_step:.3f}", str(row.batch_size), sampled]
+            cells = [f"{cost.parameters:,}", f"{cost.seconds_per_step:.3f}", str(row.batch_size)]
+        cells.append("" if cost.seconds_per_image is None else f"{cost.seconds_per_image:.4f}")
         rows.append([name, *cells, str(len(row.seeds)), f"{spent:.2f}"])
     yield markdown(rows)
 
@@ -193,6 +215,8 @@ def _curves_name(table: Table) -> str:
 
 def _mean(values: Iterable[float | None], form: str) -> str:
     known = [value for value in values if value is not None]
+    if failed := known.count(math.inf):
+        return "fails" if failed == len(known) else f"{failed} of {len(known)} fail"
     deviation = f" ± {spread(known):{form}}" if len(known) > 1 else ""
     return f"{fmean(known):{form}}{deviation}" if known else ""
 
@@ -201,6 +225,10 @@ def _paper(numbers: tuple[float, float] | None) -> list[str]:
     if numbers is None:
         return ["", ""]
     return ["fails", ""] if math.isinf(numbers[0]) else [f"{value:g}" for value in numbers]
+
+
+def _link(path: Path, above: Path) -> str:
+    return Path(os.path.relpath(path, above)).as_posix()
 
 
 def _short(name: str) -> str:

@@ -193,6 +193,7 @@ class Study:
 
     Attributes:
         data: Folder of the dataset.
+        pack: Options of `scalear data pack` that make it; none where it must be there.
         extractor: File of the network that measures.
         search: Of guidance, as `scalear tune --search` takes it.
         tables: In order.
@@ -205,6 +206,7 @@ class Study:
         self._config = read_yaml(config)
         self._path = config
         self.data: str = self._config["data"]
+        self.pack: Settings = self._config.get("pack") or {}
         self.extractor: str = self._config["extractor"]
         self.search: dict[str, Any] = self._config.get("search") or {}
         self.tables = [_table(title, content) for title, content in read_yaml(tables).items()]

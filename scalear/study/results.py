@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ class StudyResult:
     settings: Mapping[str, Any] = field(default_factory=dict)
     loss: list[tuple[int, float]] = field(default_factory=list)
 
+    @property
+    def has_failed(self) -> bool:
+        """Training met numbers that are not finite: FID is infinite, and nothing else is known."""
+        return math.isinf(self.numbers.get("fid", 0.0))
+
     def write(self, path: Path) -> None:
         """Completely or not at all."""
         write_json(path, asdict(self))
@@ -93,10 +99,26 @@ def result_path(folder: str | Path, row: StudyRow, seed: int) -> Path:
     return Path(folder, f"{row.name}-{seed}.json")
 
 
-def read_results(folder: str | Path, study: Study) -> dict[str, dict[int, StudyResult]]:
-    """All that are there, by name of the row and seed."""
-    found = {}
+IdentityOf = Callable[[StudyRow, int], Identity]
+"""What a result of a row and a seed follows from now."""
+
+
+def read_results(
+    folder: str | Path, study: Study, identity: IdentityOf | None = None
+) -> dict[str, dict[int, StudyResult]]:
+    """All that are there and not out of date, by name of the row and seed.
+
+    Args:
+        folder: Of the results.
+        study: Its rows.
+        identity: None where there is no dataset: then the method alone is compared.
+    """
+    found: dict[str, dict[int, StudyResult]] = {name: {} for name in study.rows}
     for name, row in study.rows.items():
-        of_seeds = {seed: StudyResult.read(result_path(folder, row, seed)) for seed in row.seeds}
-        found[name] = {seed: result for seed, result in of_seeds.items() if result is not None}
+        for seed in row.seeds:
+            result = StudyResult.read(result_path(folder, row, seed))
+            if result is None:
+                continue
+            if result.identity == identity(row, seed) if identity else result.identity.method == METHOD:
+                found[name][seed] = result
     return found

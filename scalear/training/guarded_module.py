@@ -21,7 +21,13 @@ from scalear.training.run_length import run_length
 
 
 class NonFiniteLossError(ValueError):
-    """A loss, its gradient or a metric is NaN or infinite. All ranks raise it at once, so that a step can be saved."""
+    """A loss, its gradient or a metric is NaN or infinite. All ranks raise it at once, so that a step can be saved.
+
+    Attributes:
+        exit_code: Of a command that ends so.
+    """
+
+    exit_code = 3
 
 
 def mean_losses(

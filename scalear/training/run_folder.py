@@ -20,10 +20,10 @@ _REMEDY = "choose another --{}, or replace it with --force"
 _IDENTITY = "weights: "
 # Results of `test`, beside its record.
 _MEASURED = ("metrics.json", "scales.png")
-# Settings that change speed, memory and training alone.
-_WITHOUT_INFLUENCE = ("model.optimizer", "model.fast", "model.compile", "model.samples.batch_size")
-_WITHOUT_INFLUENCE += ("model.samples.part", "data.batch_size", "data.eval_batch_size", "data.global_batch")
-_WITHOUT_INFLUENCE += ("data.num_workers", "data.cache_dir", "data.seed")
+_OF_SPEED = ("model.fast", "model.compile", "model.samples.batch_size", "model.samples.part")
+_OF_SPEED += ("data.eval_batch_size", "data.num_workers", "data.cache_dir")
+_OF_TRAINING = ("model.optimizer", "data.batch_size", "data.global_batch", "data.seed")
+_WITHOUT_INFLUENCE = (*_OF_SPEED, *_OF_TRAINING)
 _ON_NUMBERS_ALONE = ("model.report",)
 
 
@@ -118,6 +118,11 @@ def sample_origin(origin: Origin) -> Origin:
 def by_dotted_names(config: dict[str, Any]) -> dict[str, Any]:
     """All settings of a config by their names on the command line, as in `model.optimizer.lr`."""
     return dict(_flat(config))
+
+
+def without_speed(settings: Origin) -> Origin:
+    """Settings by dotted names, but for those that change speed and memory alone."""
+    return _without(settings, _OF_SPEED)
 
 
 def record_line(weights: str | Path | None) -> str:

@@ -1,6 +1,8 @@
 """`scalear study` on tiny rows: to the end, stopped and continued, not repeated, and done anew where they changed."""
 
+import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import yaml
 from cli_fixtures import CLASSIFIER, run, write_folders
 from code_fixtures import flexvar_config, tokenizer_config
 
-from scalear.commands import study, study_rows
+from scalear.commands import stages, study, study_rows
 from scalear.commands.benchmark import parse_setting
 from scalear.evaluation.images import load_samples
-from scalear.files import claimed, write_json
+from scalear.files import write_json
+from scalear.study.cost import read_costs, write_costs
 from scalear.study.plan import Study
 from scalear.study.results import StudyResult
 
@@ -86,7 +89,7 @@ def _write_yaml(path: Path, content: dict) -> None:
 def done(monkeypatch) -> list[str]:
     """Names of the commands of rows, as they are carried out; benchmarks are read and not timed."""
     names: list[str] = []
-    carry_out = study_rows.main
+    carry_out = stages.main
 
     def main(args: list[str]) -> int:
         names.append(args[0])
@@ -97,7 +100,7 @@ def done(monkeypatch) -> list[str]:
         write_json(options.json, [{"seconds_per_image": 0.5 / options.batch, "work_tflop": 0.002}])
         return 0
 
-    monkeypatch.setattr(study_rows, "main", main)
+    monkeypatch.setattr(stages, "main", main)
     return names
 
 
@@ -116,12 +119,14 @@ def test_rows_go_on_where_they_were_stopped_and_are_done_once(split_images, tmp_
     }
     assert run(*args) == 0 and done == COMMANDS
     assert "8 of 8 results are there" in capsys.readouterr().out
+    check_what_a_result_lacks_is_added(tmp_path, args, done, monkeypatch)
 
     first, second = (StudyResult.read(results / f"ablations/flexvar-{seed}.json") for seed in (0, 1))
     assert {"fid", "kid", "is", "precision", "recall", "accuracy"} <= first.numbers.keys()
     assert "images test" in first.line and first.steps == 3 and len(first.loss) == 3 and first.train_seconds > 0
     assert first.speed == {"seconds_per_image_1": 0.5, "seconds_per_image_100": 0.005, "tflop_per_image": 0.002}
     assert first.settings == second.settings and 1 <= first.settings["guidance"]["weight"] <= 3
+    assert first.parameters > 10_000 and first.parameters == second.parameters
     assert first.numbers["fid"] != second.numbers["fid"] and first.precision == "32-true" and len(first.machines) == 1
     (folder,) = (tmp_path / "runs/ablations/flexvar").glob("1-*")
     tested = yaml.safe_load((folder / "test.yaml").read_text())["model"]["init_args"]
@@ -135,6 +140,8 @@ def test_rows_go_on_where_they_were_stopped_and_are_done_once(split_images, tmp_
     # A fresh clone has results and no runs: a row whose config changed is done anew, and nothing else.
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     _write_yaml(tmp_path / "configs/flexvar/level.yaml", LEVEL | {"trainer": {"gradient_clip_val": 0.5}})
+    assert run(*args, "--report=true") == 0
+    assert "**6 of 8 results are there**" in (tmp_path / "study.md").read_text()  # others are out of date
     done.clear()
     assert run(*args, "--name=ablations/flexvar-level") == 0
     assert done == [*TOKENIZER, *FIRST_SEED, "fit", "test"]
@@ -148,29 +155,72 @@ def test_rows_go_on_where_they_were_stopped_and_are_done_once(split_images, tmp_
     assert len(pictures) == 6 and all((tmp_path / picture).is_file() for picture in pictures)
 
 
+def check_what_a_result_lacks_is_added(root: Path, args: list[str], done: list[str], monkeypatch) -> None:
+    # Its group did not ask for speed when the run ended.
+    result, count = root / "results/ablations/flexvar-0.json", len(done)
+    content = result.read_bytes()
+    (record,) = (root / "runs/ablations/flexvar").glob("0-*/row.json")
+    seconds = json.loads(record.read_text())["seconds"]
+    untimed = {name: spent for name, spent in seconds.items() if not name.startswith("time ")}
+    write_json(record, {"settings": {}, "seconds": untimed})
+    write_json(result, json.loads(content) | {"speed": {}})
+    assert run(*args) == 0 and done[count:] == ["benchmark", "benchmark"] and result.read_bytes() == content
+    # Killed where the result is written, its sheet is there.
+    result, sheet = (root / f"results/samplings/steps-3-0.{suffix}" for suffix in ("json", "png"))
+    content = result.read_bytes()
+    result.unlink()
+    sheet.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyResult, "write", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            run(*args)
+    assert sheet.is_file() and not result.exists()
+    assert run(*args) == 0 and result.read_bytes() == content
+
+
 def stop_after(count: int, monkeypatch) -> None:
     """Press Ctrl-C in the place of a command that comes after so many."""
-    carry_out = study_rows.main
+    carry_out = stages.main
     left = [count]
 
     def main(args: list[str]) -> int:
         if not left[0]:
-            monkeypatch.setattr(study_rows, "main", carry_out)
+            monkeypatch.setattr(stages, "main", carry_out)
             return 130
         left[0] -= 1
         return carry_out(args)
 
-    monkeypatch.setattr(study_rows, "main", main)
+    monkeypatch.setattr(stages, "main", main)
 
 
 def test_a_row_that_fails_does_not_keep_others(split_images, tmp_path, capsys, monkeypatch):
     args = write_study(tmp_path, split_images)
     asked = []
-    monkeypatch.setattr(study_rows, "main", lambda args: asked.append(args[0]) or 2)
+    monkeypatch.setattr(stages, "main", lambda args: asked.append(args[0]) or 2)
     assert run(*args, "--name=ablations") == 2
     assert asked == ["fit"] * 4 and not list((tmp_path / "results").glob("*/*.json"))
     error = capsys.readouterr().err
     assert "4 rows failed, whose messages stand above: ablations/flexvar (seed 0), ablations/flexvar (seed 1)" in error
+
+    def faulty(args: list[str]) -> int:
+        raise KeyError(args[0])
+
+    monkeypatch.setattr(stages, "main", faulty)
+    assert run(*args, "--name=ablations") == 2
+    error = capsys.readouterr().err
+    assert "4 rows failed" in error and "Traceback" in error and "KeyError: 'fit'" in error
+
+
+def test_a_training_that_diverges_has_a_result(split_images, tmp_path, capsys, monkeypatch):
+    args = [*write_study(tmp_path, split_images), "--name=ablations/flexvar-level"]
+    far = {"init_args": LEVEL["model"]["init_args"] | {"optimizer": {"lr": 1e30}}}
+    _write_yaml(tmp_path / "configs/flexvar/level.yaml", {"model": far})
+    assert run(*args) == 0
+    for seed in (0, 1):
+        result = StudyResult.read(tmp_path / f"results/ablations/flexvar-level-{seed}.json")
+        assert result.has_failed and result.line == "Training fails: numbers that are not finite."
+    monkeypatch.setattr(stages, "main", lambda args: pytest.fail("is done again"))
+    assert run(*args) == 0 and "2 of 2 results are there" in capsys.readouterr().out
 
 
 def test_two_processes_share_the_rows(split_images, tmp_path, monkeypatch):
@@ -178,10 +228,10 @@ def test_two_processes_share_the_rows(split_images, tmp_path, monkeypatch):
     chosen = Study(str(tmp_path / "study.yaml"), str(tmp_path / "results/tables.yaml"))
     runs = study_rows.StudyRuns(chosen, str(tmp_path / "runs"), str(tmp_path / "results"))
     asked = []
-    monkeypatch.setattr(study_rows, "main", lambda args: asked.append(args[0]) or 2)
+    monkeypatch.setattr(stages, "main", lambda args: asked.append(args[0]) or 2)
     tokenizer, generator = chosen.rows["tokenizers/vq"], chosen.rows["ablations/flexvar"]
     runs.folder(tokenizer, 0).parent.mkdir(parents=True)
-    with claimed(study_rows.lock_of(runs.folder(tokenizer, 0)), "in another process"):
+    with study_rows.alone_in(runs.folder(tokenizer, 0)):
         failed = []
         left = list(study._not_completed(runs, [(tokenizer, 0), (generator, 1)], failed))
         assert left == [(tokenizer, 0), (generator, 1)] and failed == asked == []
@@ -217,13 +267,66 @@ def test_what_decides_numbers_is_in_the_identity(split_images, tmp_path):
     generators = {name for name in every if name.startswith("ablations")}
     of_flexvar = {"ablations/flexvar-0", "ablations/flexvar-1", "samplings/steps-3-0", "samplings/sizes-x2-0"}
     assert len(set(before.values())) == len(every) == 8
-    assert changed("configs/flexvar.yaml", "data", "init_args", "num_workers", value=3) == set()
+    for name, value in {"num_workers": 3, "eval_batch_size": 7, "shuffle_shards": 16}.items():  # the last: a default
+        assert changed("configs/flexvar.yaml", "data", "init_args", name, value=value) == set()
+    for name in ("num_images", "batch_size"):
+        assert changed("configs/flexvar.yaml", *INIT, "samples", name, value=5) == set()
+    checkpoints = [{"class_path": "RunCheckpoint", "init_args": {"every_n_train_steps": 7}}]
+    assert changed("configs/flexvar.yaml", "trainer", "callbacks", value=checkpoints) == set()
+    assert changed("configs/flexvar.yaml", "trainer", "precision", value="bf16-mixed") == generators | of_flexvar
     assert (
         changed("configs/flexvar.yaml", "model", "init_args", "label_drop_prob", value=0.5) == generators | of_flexvar
     )
     assert changed("configs/vq.yaml", "model", "init_args", "optimizer", "lr", value=0.002) == every
     assert changed("study.yaml", "groups", "ablations", "samples", value=8) == generators | of_flexvar
     assert changed("study.yaml", "samplings", "steps", "samples", value=8) == {"samplings/steps-3-0"}
+
+
+def test_a_dataset_is_packed_once_and_as_the_config_says(split_images, tmp_path, monkeypatch):
+    write_study(tmp_path, split_images)
+    content = yaml.safe_load((tmp_path / "study.yaml").read_text()) | {"data": str(tmp_path / "packed")}
+
+    def chosen() -> Study:
+        _write_yaml(tmp_path / "study.yaml", content)
+        return Study(str(tmp_path / "study.yaml"), str(tmp_path / "results/tables.yaml"))
+
+    with pytest.raises(ValueError, match="no dataset in .*packed, and no `pack` in the config"):
+        study._pack(chosen())
+    content["pack"] = {"source": "FashionMNIST", "source.num_train": 10, "image_size": 32}
+    asked = []
+
+    def main(args: list[str]) -> int:
+        asked.append(args)
+        shutil.copytree(split_images, tmp_path / "packed")
+        return 0
+
+    monkeypatch.setattr(stages, "main", main)
+    with study_rows.alone_in(tmp_path / "packed"):  # another process packs, and is waited for
+        monkeypatch.setattr(study.time, "sleep", lambda _: main(["another"]))
+        study._pack(chosen())
+    assert asked == [["another"]]
+    shutil.rmtree(tmp_path / "packed")
+    study._pack(chosen())
+    options = ["--source=FashionMNIST", "--source.num_train=10", "--image_size=32"]
+    assert asked[1:] == [["data", "pack", *options, f"--output_dir={tmp_path / 'packed'}"]]
+
+
+def test_costs_are_of_one_process_and_one_kind_of_machine(split_images, tmp_path, capsys):
+    args = [*write_study(tmp_path, split_images), "--cost=true"]
+    with study_rows.alone_in(tmp_path / "runs/cost"):
+        assert run(*args) == 2
+    assert "another process is at work in" in capsys.readouterr().err
+    assert run(*args) == 0
+    costs = read_costs(tmp_path / "results")
+    assert costs.keys() == {"tokenizers/vq", "ablations/flexvar", "ablations/flexvar-level", "samplings/steps-3"}
+    assert costs["samplings/steps-3"].parameters is None and costs["samplings/steps-3"].seconds_per_image > 0
+    names = [line.split()[2] for line in capsys.readouterr().out.splitlines() if line[9:12] == "h  "]
+    assert names == [*costs, "in"]
+    others = {name: dataclasses.replace(cost, machine="another") for name, cost in costs.items()}
+    write_costs(tmp_path / "results", others | {"tokenizers/vq": costs["tokenizers/vq"]})
+    assert run(*args, "--name=samplings/steps-3") == 0
+    names = [line.split()[2] for line in capsys.readouterr().out.splitlines() if line[9:12] == "h  "]
+    assert names == ["tokenizers/vq", "samplings/steps-3", "in"]
 
 
 def test_time_that_is_up_stops_as_ctrl_c_does():
