@@ -184,11 +184,15 @@ def tokenizer_shape(facts: Facts, family: Family) -> Overlay:
     return found
 
 
-def token_patch(facts: Facts, family: Family) -> Overlay:
-    """Cells of the latent per token."""
-    cells = token_width(facts.image_size, family) // stride(facts.image_size, family)
-    pyramid = {"class_path": "LatentPyramid", "init_args": {"patch_size": cells}}
-    return {"model.init_args.pyramid": pyramid} if cells > 1 else {}
+def token_settings(facts: Facts, family: Family) -> Overlay:
+    """Cells of the latent per token; and guidance, of which many tokens need less than the base's few."""
+    width = token_width(facts.image_size, family)
+    found: Overlay = {}
+    if (cells := width // stride(facts.image_size, family)) > 1:
+        found["model.init_args.pyramid"] = {"class_path": "LatentPyramid", "init_args": {"patch_size": cells}}
+    if family == "flowar" and facts.image_size // width >= 8:
+        found["model.init_args.guidance.weight"] = 3.0
+    return found
 
 
 def with_batch(base: Config, facts: Facts, family: Family) -> Overlay:

@@ -215,7 +215,7 @@ class Try:
         if stage != "measure":
             overlay |= recipe.tokenizer_shape(self.facts, self.request.family)
         if stage == "generator":
-            overlay |= recipe.token_patch(self.facts, self.request.family)
+            overlay |= recipe.token_settings(self.facts, self.request.family)
             overlay |= {
                 "model.init_args.tokenizer.init_args.weights": str(self.folder / "tokenizer/tokenizer.safetensors"),
                 "model.init_args.samples.seed": seed,

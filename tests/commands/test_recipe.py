@@ -133,6 +133,14 @@ def test_an_overlay_goes_where_the_base_has_a_place():
         recipe.laid_over({"a": {"b": 1}}, {"c.d": 2})
 
 
+def test_tokens_of_several_cells_and_guidance_of_many_tokens():
+    guidance = {"model.init_args.guidance.weight": 3.0}
+    coarse = {"model.init_args.pyramid": {"class_path": "LatentPyramid", "init_args": {"patch_size": 2}}}
+    found = [recipe.token_settings(facts(size=size), "flowar") for size in (32, 64, 96, 128)]
+    assert found == [{}, guidance, coarse, coarse | guidance]
+    assert recipe.token_settings(facts(size=128), "flexvar") == {}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokenizer_and_generator_have_one_tokenizer(family):
     shape = recipe.tokenizer_shape(facts(), family)
