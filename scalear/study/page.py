@@ -83,6 +83,7 @@ A result that follows from another config, other data or an older method is left
   for what configs/study.yaml types over it.
 - **Trainings.** Seeds are 0, 1, 2 in this order; none is left out.
 {lengths}
+- **Seconds** to train and per image are those of the clock, on a machine that may have had other work.
 - **±** is the deviation over seeds (n - 1). "Order" compares the mean FID of a row with that of the row which the paper
   has before it: the order *holds*, or *does not*, or the two differ by less than the larger of their deviations; of
   *one seed* it says nothing. A row whose training *fails*, by numbers that are not finite, comes last."""
