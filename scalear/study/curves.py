@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scalear.yaml_files import read_yaml
 
 _POINTS = 100  # of a curve, at most
+_HPARAMS = "hparams.yaml"  # of Lightning's TensorBoardLogger
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def training_record(folder: str | Path) -> TrainingRecord:
         raise ValueError(
             f"the events in {folder} have no {error}: train for at least trainer.log_every_n_steps"
         ) from error
-    parameters = read_yaml(Path(folder, TensorBoardLogger.NAME_HPARAMS_FILE))["trainable_parameters"]
+    parameters = read_yaml(Path(folder, _HPARAMS))["trainable_parameters"]
     return TrainingRecord(thinned(sorted(loss.items())), fmean(1 / rate for rate in rates), parameters)
 
 
