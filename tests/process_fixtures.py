@@ -103,5 +103,6 @@ def _carry_out(function: Callable[..., None], args: Sequence[Any], environment: 
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in what they start in the background
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
     torch.set_num_threads(1)  # as for those of this process, with which it is compared
     function(*args)

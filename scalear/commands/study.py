@@ -1,6 +1,7 @@
 """`scalear study`: the experiments of the papers' tables, in pieces that go on where they were stopped."""
 
 import _thread
+import signal
 import threading
 import time
 import traceback
@@ -130,16 +131,20 @@ def _at_most(minutes: float | None) -> Iterator[None]:
     Raises:
         _TimeIsUpError: The time is up.
     """
+    if minutes is None:
+        yield
+        return
     up = threading.Event()
 
     def stop() -> None:
         up.set()
         _thread.interrupt_main()
 
-    timer = threading.Timer(60 * minutes, stop) if minutes is not None else None
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
+    timer = threading.Timer(60 * minutes, stop)
+    timer.daemon = True
+    # What a shell starts in the background ignores it, and then there would be nothing to simulate.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer.start()
     try:
         yield
     except KeyboardInterrupt:
@@ -147,8 +152,8 @@ def _at_most(minutes: float | None) -> Iterator[None]:
             raise _TimeIsUpError from None
         raise
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
+        signal.signal(signal.SIGINT, previous)
 
 
 def run(args: list[str]) -> None:

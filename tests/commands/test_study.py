@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -329,11 +330,16 @@ def test_costs_are_of_one_process_and_one_kind_of_machine(split_images, tmp_path
     assert names == ["tokenizers/vq", "samplings/steps-3", "in"]
 
 
-def test_time_that_is_up_stops_as_ctrl_c_does():
-    start = time.monotonic()
-    with pytest.raises(study._TimeIsUpError), study._at_most(0.1 / 60):
-        while time.monotonic() < start + 10:
-            time.sleep(0.01)
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_time_that_is_up_stops_as_ctrl_c_does_also_in_the_background(handler):
+    start, previous = time.monotonic(), signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(study._TimeIsUpError), study._at_most(0.1 / 60):
+            while time.monotonic() < start + 10:
+                time.sleep(0.01)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, previous)
     with pytest.raises(KeyboardInterrupt), study._at_most(10):
         raise KeyboardInterrupt
 
