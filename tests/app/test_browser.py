@@ -99,8 +99,8 @@ class Page:
 
 
 def pixels(image) -> np.ndarray:
-    """Of an image element, which the browser must have decoded."""
-    assert int(image.get_property("naturalWidth")) == SIDE
+    """Of an image element, once the browser has decoded it."""
+    WebDriverWait(image.parent, 60, 0.05).until(lambda _: int(image.get_property("naturalWidth")) == SIDE)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.get_attribute("src").partition(",")[2]))))
 
 
