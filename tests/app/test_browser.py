@@ -13,6 +13,7 @@ import torch
 from app_fixtures import served
 from PIL import Image
 from selenium import webdriver
+from selenium.common import StaleElementReferenceException
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -53,7 +54,8 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition) -> None:
-        WebDriverWait(self.driver, 60, 0.05).until(lambda _: condition())
+        """Until it holds of what is there then: the page replaces its pictures."""
+        WebDriverWait(self.driver, 60, 0.05, [StaleElementReferenceException]).until(lambda _: condition())
 
     def click(self, selector: str) -> None:
         self[selector].click()
