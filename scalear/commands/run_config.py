@@ -23,11 +23,7 @@ def parse_run(parser: ArgumentParser, args: Sequence[str]) -> Namespace:
     """
     _refuse_overlays_alone(args)
     # What is left out is found before anything is missed.
-    config = parser.parse_args([*args, *_replaced(args)])
-    try:
-        parser.validate(config)
-    except (TypeError, KeyError) as error:
-        parser.error(str(error), error)
+    config = parser.parse_object(parser.parse_args([*args, *_replaced(args)]))
     _refuse_nulls(config)
     return config
 

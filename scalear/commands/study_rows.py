@@ -178,7 +178,7 @@ class StudyRuns:
         if not found.is_file():
             settings = StudyResult.read(result_path(self.results, row, row.seeds[0])).settings
             found = folder / "winner.yaml"
-            found.write_text(to_yaml({"model": {"init_args": dict(settings)}}))
+            write_bytes(found, to_yaml({"model": {"init_args": dict(settings)}}).encode())
         return ["-c", str(found)]
 
     def _result(self, row: StudyRow, identity: Identity, folder: Path) -> StudyResult:
