@@ -2,14 +2,13 @@
 
 import signal
 import time
-from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.training.checkpoints import save_last_steps
+from scalear.training.checkpoints import checkpoint_folders, save_last_steps
 from scalear.training.ema import averaged
 from scalear.training.guarded_module import GuardedModule, NonFiniteLossError
 
@@ -120,7 +119,7 @@ class SaveOnInterrupt(Checkpoint):
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:
             return
-        checkpoint = checkpoint_folder(trainer) / name
+        checkpoint = checkpoint_folders(trainer)[0] / name
         trainer.save_checkpoint(checkpoint, weights_only=False)
         rank_zero_info(f"\nStopped after step {trainer.global_step}. Resume with: --ckpt_path {checkpoint}")
 
@@ -128,11 +127,3 @@ class SaveOnInterrupt(Checkpoint):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-
-def checkpoint_folder(trainer) -> Path:
-    """Where this run keeps its checkpoints."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath:
-            return Path(callback.dirpath)
-    return Path(trainer.default_root_dir) / "checkpoints"

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scalear.training.checkpoints import checkpoint_folders, continues
 from scalear.training.generator.sample_store import Origin, sample_origins
-from scalear.training.interruption import checkpoint_folder
 from scalear.training.named_checkpoints import REQUEUED, checkpoints_of, identity
 from scalear.yaml_files import parse_yaml
 
@@ -38,10 +37,10 @@ def check_new_run(trainer: Trainer, ckpt_path: str | Path | None, exports: list[
     Raises:
         ValueError: The folder holds a run; says what can be done.
     """
-    folder, root = checkpoint_folder(trainer), Path(trainer.default_root_dir)
+    root = Path(trainer.default_root_dir)
     if trainer.fast_dev_run or continues(trainer, ckpt_path):
         return
-    there = checkpoints_of(root, [folder]) + [path for path in map(Path, exports) if path.exists()]
+    there = checkpoints_of(root, checkpoint_folders(trainer)) + [path for path in map(Path, exports) if path.exists()]
     if ckpt_path is None and SLURMEnvironment.detect() and any(path.match(REQUEUED) for path in there):
         return  # Lightning requeued the job, and resumes from there
     if there:

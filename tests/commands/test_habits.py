@@ -46,6 +46,9 @@ def test_a_run_is_not_trained_over_unasked(experiment: Experiment, finished, cap
     assert f"{finished} holds a run already" in error and "--ckpt_path last" in error and "--force" in error
     elsewhere = f"--ckpt_path={experiment.checkpoint('flowar')}"  # of another folder
     assert run("fit", *experiment.generator(finished), elsewhere) == 2
+    # Whatever else keeps checkpoints, and wherever.
+    keeper = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(finished.with_name("others"))}}
+    assert run("fit", *experiment.generator(finished), f"--trainer.callbacks={json.dumps([keeper])}") == 2
     assert state_of(finished) == before
     assert run("fit", *experiment.generator(finished), "--force", "--data.val_split=nosuch") == 2
     assert state_of(finished) == before

@@ -15,8 +15,8 @@ from scalear.tensor_files import read_metadata
 from scalear.tokenizers.base import Tokenizer
 from scalear.tokenizers.trainable import TrainableTokenizer
 from scalear.tokenizers.weights import save_tokenizer
-from scalear.training.checkpoints import AtomicCheckpointIO, BestCheckpoint
-from scalear.training.interruption import INTERRUPTED, checkpoint_folder
+from scalear.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, checkpoint_folders
+from scalear.training.interruption import INTERRUPTED
 from scalear.training.named_checkpoints import metadata, newest_step
 
 EXPORT_NAME = "tokenizer.safetensors"
@@ -143,7 +143,7 @@ def store_statistics(tokenizer: Tokenizer, checkpoints: list[Path]) -> None:
 
 def _of_last_step(trainer: Trainer) -> list[Path]:
     """Checkpoints of the weights that training ended with."""
-    saved = [str(checkpoint_folder(trainer) / INTERRUPTED)]
+    saved = [str(checkpoint_folders(trainer)[0] / INTERRUPTED)]
     for callback in trainer.checkpoint_callbacks:
         # A best.ckpt of this step that was not saved now may have other weights, of another end of the run.
         if isinstance(callback, BestCheckpoint) and callback._last_global_step_saved != trainer.global_step:

@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_step(dataset, tmp_path, 
     with pytest.raises(NonFiniteLossError, match=r"not finite at step 3: .*'loss_scale_2': nan.*keys: \['image0"):
         callbacks = [EMA(DECAY), NanAt(3), SaveOnInterrupt()]
         fit(dataset, tmp_path / "bad", 6, callbacks=callbacks, **settings)
-    path = tmp_path / "bad" / "last_good.ckpt"
+    path = tmp_path / "bad/checkpoints/last_good.ckpt"
     check_checkpoint(path, make_module())
     bad, good = load(path), load(tmp_path / "good" / "end.ckpt")
     for part in ("state_dict", "current_model_state"):
@@ -241,7 +241,7 @@ def test_a_gradient_that_is_not_finite_is_never_stepped(dataset, tmp_path, setti
         callbacks = [EMA(DECAY), SpoilGradient(3, value), SaveOnInterrupt()]
         fit(dataset, tmp_path / "bad", 6, callbacks=callbacks, **settings)
     assert str(caught.value).count("image0") == 4 * settings.get("accumulate_grad_batches", 1)
-    path = tmp_path / "bad" / "last_good.ckpt"
+    path = tmp_path / "bad/checkpoints/last_good.ckpt"
     bad, good = load(path), load(tmp_path / "good" / "end.ckpt")
     for part in ("state_dict", "current_model_state"):
         assert_equal_states(bad[part], good[part])
@@ -258,7 +258,7 @@ def test_a_validation_that_is_not_finite_is_no_score(dataset, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"val/loss is nan, .*val/loss_scale_2 is nan at step 2: the weights"):
         callbacks = [EMA(DECAY), SpoilValidation(), SaveOnInterrupt()]
         fit(dataset, tmp_path, 4, callbacks=callbacks, val_check_interval=2)
-    assert load(tmp_path / "last_good.ckpt")["global_step"] == 2
+    assert load(tmp_path / "checkpoints/last_good.ckpt")["global_step"] == 2
 
 
 def test_loss_scaling_leaves_out_steps_itself(dataset, tmp_path):
