@@ -33,7 +33,7 @@ class PictureRequest:
     """Draw what a generator of any scale can do: flexible.png and editing.png.
 
     Raises:
-        ValueError: A picture is there already.
+        ValueError: A picture is there already, or would show nothing.
     """
 
     output_dir: str
@@ -50,6 +50,8 @@ class PictureRequest:
     """Replace pictures that are there."""
 
     def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ValueError(f"--num_images must be at least 1, got {self.num_images}")
         for name in _PICTURES:
             check_new_file(Path(self.output_dir, name), self.force)
 

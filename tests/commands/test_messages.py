@@ -64,6 +64,23 @@ def test_settings_of_the_trainer_that_may_be_of_several_kinds(monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
+    "config, typed, message",
+    [
+        ("flexvar", ["model.samples.grid_rows=0"], "grid_rows must be at least 1, got None, 2000, 250, None, 0"),
+        ("flexvar", ["model.samples.grid_columns=-1"], "must be at least 1, got None, 2000, 250, -1, 10"),
+        ("kl", ["model.statistics_samples=0"], "need statistics_samples >= 1 and grid_images >= 0, got 0 and 16"),
+        ("flexvar", ["trainer.callbacks+=SampleGrid", "trainer.callbacks.max_classes=0"], "1, got 500, 4 and 0"),
+        ("vq", ["trainer.callbacks+=ScalePicture", "trainer.callbacks.num_images=0"], "at least 1, got 0 and 2"),
+        ("kl", ["trainer.callbacks+=LatentWriter", "trainer.callbacks.block_size=0"], "at least 1, got 0 and 32"),
+    ],
+)
+def test_a_count_of_nothing_is_refused_before_any_work(monkeypatch, capsys, config, typed, message):
+    monkeypatch.chdir(ROOT)
+    assert run("fit", "-c", f"configs/fashion/{config}.yaml", *(f"--{option}" for option in typed)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "written, instead, message",
     [
         (

@@ -25,8 +25,11 @@ class SampleGrid(Callback):
     """
 
     def __init__(self, every_n_steps: int = 500, num_per_class: int = 4, max_classes: int = 10) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if min(every_n_steps, num_per_class, max_classes) < 1:
+            raise ValueError(
+                "every_n_steps, num_per_class and max_classes must be at least 1, got "
+                f"{every_n_steps}, {num_per_class} and {max_classes}"
+            )
         self.every_n_steps = every_n_steps
         self.num_per_class = num_per_class
         self.max_classes = max_classes

@@ -47,11 +47,12 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         counts = self.num_per_class.values() if isinstance(self.num_per_class, dict) else [self.num_per_class]
-        given = [count for count in (*counts, self.num_images, self.batch_size) if count is not None]
+        others = (self.num_images, self.batch_size, self.grid_columns, self.grid_rows)
+        given = [count for count in (*counts, *others) if count is not None]
         if not counts or min(given) < 1:
             raise ValueError(
-                "num_per_class, num_images and batch_size must be at least 1, got "
-                f"{self.num_per_class}, {self.num_images}, {self.batch_size}"
+                "num_per_class, num_images, batch_size, grid_columns and grid_rows must be at least 1, got "
+                f"{', '.join(map(str, (self.num_per_class, *others)))}"
             )
         if isinstance(self.num_per_class, dict) and self.classes is not None:
             raise ValueError(

@@ -25,6 +25,10 @@ class LatentWriter(Callback):
     """
 
     def __init__(self, output_dir: str | None = None, block_size: int = 256, blocks_per_shard: int = 32) -> None:
+        if min(block_size, blocks_per_shard) < 1:
+            raise ValueError(
+                f"block_size and blocks_per_shard must be at least 1, got {block_size} and {blocks_per_shard}"
+            )
         self.output_dir = output_dir
         self.block_size = block_size
         self.blocks_per_shard = blocks_per_shard

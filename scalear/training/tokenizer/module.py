@@ -51,7 +51,7 @@ class TokenizerModule(GuardedModule):
             scaling factor: channels of little energy, such as fine detail, then stay small, and a generator spends
             less on them.
         grid_images: Validation images shown in TensorBoard, originals above reconstructions; with a codebook, a few of
-            them at every scale, too.
+            them at every scale, too. 0 shows none.
         sizes: Latent sizes at which a scalable tokenizer is trained besides the full one; None for the full one alone.
         scales: Latent sizes that are measured one by one, for tokenizers with a codebook; one with scales of its own
             is measured at those.
@@ -80,6 +80,10 @@ class TokenizerModule(GuardedModule):
         fast: bool = True,
     ) -> None:
         super().__init__()
+        if statistics_samples < 1 or grid_images < 0:
+            raise ValueError(
+                f"need statistics_samples >= 1 and grid_images >= 0, got {statistics_samples} and {grid_images}"
+            )
         self.tokenizer = tokenizer
         if fast:
             accelerate(tokenizer)
@@ -178,7 +182,7 @@ class TokenizerModule(GuardedModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         reconstructed = self.metrics.update(self.tokenizer, batch.inputs)
         self.log_dict({f"val/{name}": metric for name, metric in self.metrics.named().items()}, batch_size=len(batch))
-        if batch_index == 0:
+        if batch_index == 0 and self.grid_images:
             self._show(batch.inputs[: self.grid_images], reconstructed[: self.grid_images])
 
     def test_step(self, batch: Batch, batch_index: int) -> None:

@@ -39,6 +39,8 @@ class ScalePicture(Callback):
         num_images: int = 3,
         enlarge: int = 2,
     ) -> None:
+        if min(num_images, enlarge) < 1:
+            raise ValueError(f"num_images and enlarge must be at least 1, got {num_images} and {enlarge}")
         self.schedule = None if scales is None else ScaleSchedule.parse(scales)
         self.others = others or {}
         self._tokenizers: list[Tokenizer] = []

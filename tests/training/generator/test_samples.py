@@ -17,7 +17,7 @@ def test_every_class_can_have_a_number_of_its_own():
     with pytest.raises(ValueError, match=r"classes \[1, 2, 1\] name 1 twice: num_per_class says"):
         SampleRequest(classes=[1, 2, 1])
     for counts in (0, {}, {1: 0}):
-        with pytest.raises(ValueError, match="num_per_class, num_images and batch_size must be at least 1"):
+        with pytest.raises(ValueError, match="num_per_class, num_images, .* must be at least 1"):
             SampleRequest(num_per_class=counts)
 
 
@@ -42,7 +42,7 @@ def test_a_number_of_images_is_shared_out_over_the_classes():
     assert SampleRequest(num_images=5, classes=[7, 3]).labels(10).tolist() == [7, 3, 7, 3, 7]
     assert SampleRequest(num_images=5, num_per_class=1).labels(2).tolist() == [0, 1]
     assert SampleRequest().labels(3).bincount().tolist() == [10] * 3
-    with pytest.raises(ValueError, match="must be at least 1, got None, 0, 100"):
+    with pytest.raises(ValueError, match="must be at least 1, got None, 0, 100, None, 10"):
         SampleRequest(num_images=0)
 
 

@@ -149,6 +149,12 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
     assert "val/psnr" in events.Tags()["scalars"]
 
 
+def test_no_images_are_shown_where_none_are_wanted(dataset, tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    make_trainer(tmp_path, logger=logger).test(make_module(grid_images=0), datamodule=make_data(dataset))
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == []
+
+
 def test_lpips_is_measured_on_stored_levels_and_is_in_no_checkpoint(dataset, tmp_path):
     module = make_module(lpips=LPIPS(str(tmp_path / "vgg16.pth"))).eval()
     with pytest.raises(ValueError, match="no VGG-16 weights"):
