@@ -6,15 +6,14 @@ Train the tokenizer, test it, cache latents, train the generator, sample and mea
 import functools
 from pathlib import Path
 
-import torch
-
 from scalear.benchmark.jobs import TrainJob
 from scalear.commands.benchmark import build_subject
 from scalear.commands.outcome import table, write_outcome
 from scalear.commands.parser import add_arguments_file, function_parser
+from scalear.commands.run import PartsOnly
 from scalear.commands.stages import Stage, Stages
 from scalear.data.index import INDEX_NAME
-from scalear.hardware.machine import stopwatch
+from scalear.hardware.machine import best_device, stopwatch
 from scalear.training.performance import Forecast, minutes
 from scalear.yaml_files import read_yaml
 
@@ -43,13 +42,10 @@ def demo(
 
     Raises:
         RuntimeError: A stage failed; its message stands above.
-        ValueError: `output_dir` holds a demo with other settings, or something else.
+        ValueError: `output_dir` holds a demo with other settings, or something else; or a config is none of a training.
     """
     folder = Path(output_dir)
     tokenizer_dir, generator_dir = folder / "tokenizer", folder / generator_name
-    settings = {"tokenizer": read_yaml(tokenizer)}
-    settings |= {"generator": read_yaml(generator), "generator_name": generator_name}
-    work = Stages(folder, "demo", settings | {"pictures": pictures, "seed": seed, "fast": fast})
     weights, latents = tokenizer_dir / "tokenizer.safetensors", tokenizer_dir / "latents"
     seeds = [f"--{name}={seed}" for name in ("seed_everything", "model.seed", "data.seed")]
     in_tokenizer = ["-c", tokenizer, f"--trainer.default_root_dir={tokenizer_dir}", *seeds]
@@ -60,8 +56,11 @@ def demo(
     shorten = ["--trainer.max_steps=2"] if fast else []
     few = ["--model.samples.num_per_class=2"] if fast else []
     last = "checkpoints/last.ckpt"
-    steps = settings["generator"]["trainer"]["max_steps"]
+    steps = _steps([*in_generator, *shorten])
     expected = functools.cache(lambda: _generator_seconds(in_generator, steps))  # of training the generator
+    settings = {"tokenizer": read_yaml(tokenizer)}
+    settings |= {"generator": read_yaml(generator), "generator_name": generator_name}
+    work = Stages(folder, "demo", settings | {"pictures": pictures, "seed": seed, "fast": fast})
     stages: dict[str, Stage] = {
         "train tokenizer": lambda: [
             *("fit", *in_tokenizer, *shorten, "--ckpt_path=last"),
@@ -100,9 +99,17 @@ def demo(
 _REST = 0.2  # of the time that training the generator takes: sampling, measuring, caching latents
 
 
+def _steps(args: list[str]) -> int:
+    """Of the generator's training: nothing is claimed before its config is known to be one."""
+    steps = PartsOnly(args, prog="scalear demo").config.trainer.max_steps
+    if steps < 1:
+        raise ValueError(f"trainer.max_steps is {steps}, by which the demo tells its time: set it in the config")
+    return steps
+
+
 def _generator_seconds(args: list[str], steps: int) -> float:
     """What so many steps of training the generator will take, from a few on random latents."""
-    subject = build_subject([*args, "--model.tokenizer.weights=null"], torch.device("cpu"))
+    subject = build_subject([*args, "--model.tokenizer.weights=null"], best_device())
     job = TrainJob(subject, subject.data.batch_size, loader=False, plain=False)
     seconds = [stopwatch(job.run, subject.device) for _ in range(4)]
     return min(seconds) * steps

@@ -103,9 +103,10 @@ class Stages:
             if not differing:
                 return record["seconds"]
             why = f"holds an earlier {self.name}, which differs in {' and '.join(differing)}"
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            why = f"holds something else than a {self.name}, or one without {self._path.name}"
         else:
+            why = f"holds something else than a {self.name}, or one without {self._path.name}"
+        # One that was refused before it made anything has left its record alone.
+        if not self.folder.exists() or (self.folder.is_dir() and {*self.folder.iterdir()} <= {self._path}):
             self.seconds = {}
             self._write()
             return {}

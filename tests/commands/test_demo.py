@@ -73,6 +73,18 @@ def test_a_demo_that_was_stopped_goes_on_and_another_is_refused(images, tmp_path
     assert "holds something else than a demo" in capsys.readouterr().err
 
 
+def test_a_demo_that_was_refused_leaves_its_folder_to_the_next(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = ["demo", f"--output_dir={tmp_path / 'demo'}"]
+    assert run(*args, "--generator=configs/fashion/flowar/adaln.yaml") == 2  # an overlay
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and not (tmp_path / "demo").exists(), error
+    monkeypatch.setattr(stages, "main", lambda args: 2)
+    for settings in ([], ["--seed=1"]):
+        assert run(*args, *settings) == 2
+        assert "the demo stopped at stage 1, train tokenizer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("target", ["demo-flexvar", "demo-var"])
 def test_demos_of_the_makefile_name_configs_that_exist(target):
     makefile = (ROOT / "Makefile").read_text()
