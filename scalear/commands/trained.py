@@ -43,6 +43,8 @@ class Trained(PartsOnly):
         parser.add_class_arguments(self._request_type)
         what = "Checkpoint of the run, or last, or best; not needed where model.weights names a converted model."
         parser.add_argument("--ckpt_path", type=str | None, help=what)
+        trusts = "False reads also a checkpoint that holds more than tensors and plain values: if you trust its source."
+        parser.add_argument("--weights_only", type=bool | None, help=trusts)
         super().add_arguments_to_parser(parser)
 
     def before_instantiate_classes(self) -> None:
@@ -63,8 +65,9 @@ class Trained(PartsOnly):
         Raises:
             ValueError: There are none, or they are of another model.
         """
-        path = named_checkpoint(self.config.ckpt_path, self.config.trainer, self.parser.prog)
-        load_weights(self.module, path)
+        weights_only = self.config.weights_only is not False
+        path = named_checkpoint(self.config.ckpt_path, self.config.trainer, self.parser.prog, weights_only)
+        load_weights(self.module, path, weights_only)
         self.weights = path or self.module.weights
         self.module.to(device).eval()
 

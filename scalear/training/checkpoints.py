@@ -203,12 +203,13 @@ def _readable(path: Path, weights_only: bool) -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(module: LightningModule, path: str | Path | None) -> None:
+def load_weights(module: LightningModule, path: str | Path | None, weights_only: bool = True) -> None:
     """Give a generator's module the weights that the Trainer would predict with: averages, where the run kept them.
 
     Args:
         module: A `GeneratorModule`.
         path: Checkpoint; None reads the file of weights that the module names instead.
+        weights_only: As in `torch.load`.
 
     Raises:
         ValueError: The checkpoint is sharded, not one of this module, or of another tokenizer; or nothing is named.
@@ -217,7 +218,7 @@ def load_weights(module: LightningModule, path: str | Path | None) -> None:
         if module.weights is None:
             raise ValueError("this needs trained weights: give --ckpt_path, or --model.weights for a converted model")
         return module.setup("weights")
-    check_checkpoint(path, module)
+    check_checkpoint(path, module, weights_only=weights_only)
     if Path(path).is_dir():
         raise ValueError(
             f"{path} is a sharded checkpoint: make one file of it first with "
@@ -225,6 +226,6 @@ def load_weights(module: LightningModule, path: str | Path | None) -> None:
         )
     module.weights = None  # the checkpoint holds all of them
     module.setup("weights")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])

@@ -359,6 +359,17 @@ def test_what_is_no_checkpoint_is_told_before_what_is_there(experiment: Experime
     assert NO_CHECKPOINTS["text"].format(finished) in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_is_trusted_may_hold_more_than_tensors(experiment: Experiment, finished, tmp_path, capsys):
+    """In commands without a Trainer, too, and by the name of the newest."""
+    path = finished / "checkpoints/last.ckpt"
+    torch.save(torch.load(path, weights_only=True) | {"written_by": Path("x")}, path)
+    typed = ["export", *experiment.generator(finished), f"--output_dir={tmp_path / 'model'}"]
+    assert run(*typed, f"--ckpt_path={path}") == 2
+    assert "if you trust its source, --weights_only false reads it" in capsys.readouterr().err
+    assert run(*typed, "--ckpt_path=last", "--weights_only=false") == 0
+    assert (tmp_path / "model/model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("flag", FLAGS)
 def test_defaults_step_back_where_a_flag_contradicts_them(experiment: Experiment, tmp_path, flag, capfd):
     typed = [*experiment.generator(tmp_path), "--trainer.max_steps=1", "--trainer.limit_val_batches=1"]
