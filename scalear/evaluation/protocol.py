@@ -135,8 +135,9 @@ def sampling_words(origin: Mapping[str, Any]) -> list[str]:
         words.append(f"cfg {origin['model.guidance.weight']}")
     sampling = {name.removeprefix("model.sampling."): value for name, value in origin.items() if "sampling." in name}
     if "num_steps" in sampling:
+        solver = sampling.get("method") or sampling.get("class_path", "").rpartition(".")[2]
         grid = sampling.get("grid", "uniform")
-        words.append(f"{sampling.get('method')} {sampling['num_steps']}{'' if grid == 'uniform' else f' {grid}'}")
+        words.append(f"{solver} {sampling['num_steps']}{'' if grid == 'uniform' else f' {grid}'}")
     for name, off in {"temperature": 1.0, "top_k": None, "top_p": 1.0}.items():
         if sampling.get(name, off) != off:
             words.append(f"{name.replace('_', '-')} {sampling[name]}")

@@ -89,6 +89,8 @@ def test_sampling_is_told_in_the_words_of_papers():
     assert ", ".join(sampling_words(flow)) == "cfg 4.3, euler 25 flowar, EMA, seed 0, sampled in bf16-mixed"
     tokens = {"model.sampling.temperature": 0.9, "model.sampling.top_k": 900, "model.sampling.top_p": 1.0}
     assert sampling_words(tokens | {"weights": "step 7, saved at 1.5"}) == ["temperature 0.9", "top-k 900"]
+    ddim = {"model.sampling.class_path": "scalear.diffusion.DDIM", "model.sampling.num_steps": 25}
+    assert sampling_words(ddim) == ["DDIM 25"]
     assert sampling_words({}) == []
 
 
