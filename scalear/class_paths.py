@@ -24,25 +24,23 @@ def build(base: type[T], part: Part) -> T:
         part: `class_path` and `init_args`; the arguments may hold further parts.
 
     Raises:
-        ValueError: A class is unknown, of another kind or of a package that is not imported; an argument is wrong.
+        ValueError: `part` is no such thing; a class is unknown, of another kind or of a module that is not imported; an
+            argument is wrong.
     """
-    found = _find(part["class_path"])
-    if not issubclass(found, base):
-        raise ValueError(f"{part['class_path']} is not a {base.__name__}")
-    return _make(found, part)
+    return _make(_find(base, part), part)
 
 
 def build_settings(part: Part) -> Any:
     """As `build`, for a dataclass such as a solver, whose kind only those who use it know."""
-    found = _find(part["class_path"])
+    found = _find(object, part)
     if not dataclasses.is_dataclass(found):
         raise ValueError(f"{part['class_path']} is not a dataclass of settings")
     return _make(found, part)
 
 
-def build_class(part: Part) -> Callable[..., Any]:
-    """A class with some of its arguments given, of which the first are still to come."""
-    return partial(_find(part["class_path"]), **part.get("init_args", {}))
+def build_class(base: type[T], part: Part) -> Callable[..., T]:
+    """As `build`, of an object whose first arguments are still to come: a function of these."""
+    return partial(_find(base, part), **_arguments(part))
 
 
 def settings_part(settings: object) -> Part:
@@ -51,7 +49,8 @@ def settings_part(settings: object) -> Part:
     return {"class_path": path, "init_args": dataclasses.asdict(settings)}
 
 
-def _find(path: str) -> type:
+def _find(base: type[T], part: Part) -> type[T]:
+    path = part["class_path"]
     module, _, name = path.rpartition(".")
     _check_trusted(path)
     try:
@@ -60,16 +59,23 @@ def _find(path: str) -> type:
         raise ValueError(f"there is no class {path} in this version of scalear: {error}") from error
     if not isinstance(found, type):
         raise ValueError(f"{path} is not a class")
+    if not issubclass(found, base):
+        raise ValueError(f"{path} is not a {base.__name__}")
     return found
 
 
-def _make(found: type[T], part: Part) -> T:
-    for path in _import_paths(part["init_args"]):
+def _arguments(part: Part) -> dict[str, Any]:
+    arguments = part.get("init_args", {})
+    for path in _import_paths(arguments):
         _check_trusted(path)
+    return arguments
+
+
+def _make(found: type[T], part: Part) -> T:
     parser, name = ArgumentParser(exit_on_error=False), found.__name__  # which stands in its messages
     parser.add_class_arguments(found, name)
     try:
-        config = parser.parse_object({name: part["init_args"]})
+        config = parser.parse_object({name: _arguments(part)})
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"cannot build {part['class_path']}: {error}") from error
     return parser.instantiate_classes(config)[name]
@@ -84,7 +90,10 @@ def _import_paths(value: object) -> Iterator[str]:
 
 
 def _check_trusted(path: str) -> None:
-    """Let a downloaded config name nothing but scalear's parts, and those of packages that the user has imported."""
+    """Let a downloaded config name nothing but scalear's parts and what is imported already, by whomever.
+
+    Python's own modules, which always are, have no parts.
+    """
     module = path.rpartition(".")[0]
     package = module.partition(".")[0]
     if package != "scalear" and (module not in sys.modules or package in sys.stdlib_module_names):

@@ -21,6 +21,7 @@ from scalear.draws import SeededDraws
 from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel
 from scalear.interop.hub.pretrained import ScaleARModel, label_indices
+from scalear.pyramid import Pyramid
 from scalear.scales import ScaleSchedule
 
 
@@ -110,7 +111,7 @@ class ScaleARPipeline(DiffusionPipeline):
             generator, scheduler = self.transformer.part, self.scheduler
             self._image_model = ImageModel(
                 self.vae.part,
-                build_class(scheduler.config.pyramid),
+                build_class(Pyramid, scheduler.config.pyramid),
                 lambda context_dim: generator.transformer,
                 lambda content, cond_dim, schedule: generator.head,
                 scheduler.sampling,

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from cli_fixtures import NUM_CLASSES, ROOT, Experiment, run
 
-from scalear.class_paths import build
+from scalear.class_paths import build, build_class
 from scalear.evaluation.images import load_samples
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.models.generator import Generator
 from scalear.models.weights import generator_metadata
+from scalear.pyramid import Pyramid
 from scalear.tensor_files import write_tensors
 
 
@@ -197,4 +198,10 @@ def test_a_config_imports_nothing_but_scalear():
     ):
         with pytest.raises(ValueError, match=message):
             build(Generator, {"class_path": path, "init_args": arguments})
+    for path, arguments, message in (
+        ("torch.nn.Linear", {}, "torch.nn.Linear is not a Pyramid"),
+        ("scalear.pyramid.LatentPyramid", {"patch_size": ["this.Zen"]}, "this.Zen is not a part of scalear"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_class(Pyramid, {"class_path": path, "init_args": arguments})
     assert "this" not in sys.modules
