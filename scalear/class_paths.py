@@ -43,6 +43,11 @@ def build_class(base: type[T], part: Part) -> Callable[..., T]:
     return partial(_find(base, part), **_arguments(part))
 
 
+def with_arguments(part: Part, **arguments: Any) -> Part:
+    """The same part with these arguments in place of its own."""
+    return part | {"init_args": part.get("init_args", {}) | arguments}
+
+
 def settings_part(settings: object) -> Part:
     """The part that `build_settings` makes this dataclass instance from."""
     path = f"{type(settings).__module__}.{type(settings).__qualname__}"

@@ -94,7 +94,7 @@ class ScaleARPipeline(DiffusionPipeline):
         """The pipeline of a model; the two share their weights."""
         names = model.class_names and {str(index): name for index, name in enumerate(model.class_names)}
         images = model.model
-        pyramid = model.config["model"]["init_args"]["pyramid"]
+        pyramid = model.model_part["init_args"]["pyramid"]
         return cls(
             ScaleARComponent.wrap(model.generator_part, images.generator),
             ScaleARComponent.wrap(model.tokenizer_part, images.tokenizer),

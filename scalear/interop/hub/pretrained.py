@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import scalear
-from scalear.class_paths import Part, build
+from scalear.class_paths import Part, build, settings_part, with_arguments
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
 from scalear.files import atomic_folder
@@ -72,22 +72,28 @@ class ScaleARModel(
         self, model: Part, scales: str | None = None, class_names: list[str] | None = None, fast: bool = True
     ) -> None:
         super().__init__()
-        self.config = {"model": model, "scales": scales, "class_names": class_names, "fast": fast}
-        self.model = build(ImageModel, model | {"init_args": model["init_args"] | {"fast": fast}})
+        self._part = model
+        self.model = build(ImageModel, with_arguments(model, fast=fast))
         self.scales = scales
         self.class_names = class_names
         self.fast = fast
         self.eval()
 
     @property
+    def model_part(self) -> Part:
+        """The whole, as it samples now."""
+        settings = {"sampling": settings_part(self.model.sampling), "guidance": asdict(self.model.guidance)}
+        return with_arguments(self._part, **settings)
+
+    @property
     def generator_part(self) -> Part:
         """The generator alone, as a part that needs no tokenizer to be built."""
-        return generator_part(self.config["model"]["init_args"], self.model)
+        return generator_part(self._part["init_args"], self.model)
 
     @property
     def tokenizer_part(self) -> Part:
         """The tokenizer alone."""
-        return self.config["model"]["init_args"]["tokenizer"]
+        return self._part["init_args"]["tokenizer"]
 
     @torch.inference_mode()
     def generate(
@@ -179,7 +185,8 @@ class ScaleARModel(
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = {"scalear_version": scalear.__version__, **self.config}
+        config = {"scalear_version": scalear.__version__, "model": self.model_part, "scales": self.scales}
+        config |= {"class_names": self.class_names, "fast": self.fast}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         save_file(tensors, save_directory / WEIGHTS, {"format": "pt"})

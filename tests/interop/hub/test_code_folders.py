@@ -116,8 +116,8 @@ def test_flexvar_samples_other_scales():
 
 def test_parts_that_do_not_fit_are_refused():
     model = make_model("var")
-    parts = model.config["model"]["init_args"]
-    other = make_model("flexvar").config["model"]["init_args"]["tokenizer"]
+    parts = model.model_part["init_args"]
+    other = make_model("flexvar").tokenizer_part
     with pytest.raises(ValueError, match="take a tokenizer with ResidualQuantizer"):
         ScaleARModel(part("image_model.ImageModel", **parts | {"tokenizer": other}))
     flow = {"class_path": "scalear.flow.FlowSolver", "init_args": {}}

@@ -83,7 +83,7 @@ def test_it_is_one_model_and_as_fast_as_its_run(experiment, folder, pipe, tmp_pa
         slow.save_pretrained(tmp_path / "again")
         assert ScaleARPipeline.from_pretrained(tmp_path / "again").config.fast is False
     fast = ScaleARModel.from_pretrained(tmp_path / "plain", fast=True)
-    assert is_fast(ScaleARPipeline.from_model(fast)) and fast.config["fast"]
+    assert is_fast(ScaleARPipeline.from_model(fast)) and fast.fast
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

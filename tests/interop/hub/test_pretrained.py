@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,17 @@ def test_a_model_saved_again_is_the_same(exported, tmp_path):
         again = tmp_path / "again" / path.name
         assert path.read_bytes() == again.read_bytes() and path.stat().st_mode == again.stat().st_mode
     assert len({path.stat().st_mode for path in exported.iterdir()}) == 1  # weights are as readable as the rest
+
+
+def test_what_was_replaced_in_a_model_is_saved_with_it(exported, tmp_path):
+    model = ScaleARModel.from_pretrained(exported)
+    model.model.sampling = replace(model.model.sampling, num_steps=7)
+    model.model.guidance = replace(model.model.guidance, weight=2.5)
+    model.scales, model.class_names = None, ["a", "b", "c"]
+    model.save_pretrained(tmp_path / "model")
+    again = ScaleARModel.from_pretrained(tmp_path / "model")
+    assert (again.model.sampling, again.model.guidance) == (model.model.sampling, model.model.guidance)
+    assert (again.scales, again.class_names) == (None, ["a", "b", "c"])
 
 
 def test_no_lightning_is_needed(exported):
