@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scalear.data.index import DatasetIndex, LatentInfo, Shard, shard_url
-from scalear.data.samples import SampleReader, encoded_image, has_image
+from scalear.data.samples import Members, SampleReader, encoded_image, has_image
 from scalear.data.shards import Content, is_compressed, read_samples, shard_content
 from scalear.files import write_bytes
 
@@ -108,7 +108,12 @@ class LatentShard:
     """
 
     def __init__(self, members: dict[str, dict[str, memoryview]], latents: LatentInfo) -> None:
-        self._blocks = [_LatentBlock.read(key, files, latents) for key, files in members.items()]
+        self._blocks = []
+        for key, files in members.items():
+            try:
+                self._blocks.append(LatentBlock.read(files, latents))
+            except ValueError as error:
+                raise ValueError(f"block {key}: {error}") from error
         self._block_size = latents.block_size
         if any(len(block.keys) != latents.block_size for block in self._blocks[:-1]):
             raise ValueError(f"a block before the last has not {latents.block_size} samples")
@@ -122,22 +127,35 @@ class LatentShard:
         return LatentSample(block.moments[row], block.flipped[row], block.labels[row], block.keys[row])
 
 
-class _LatentBlock(NamedTuple):
+class LatentBlock(NamedTuple):
+    """Several samples: views into the files that hold them, moments of the images and their mirror images."""
+
+    labels: list[int]
     moments: np.ndarray
     flipped: np.ndarray
-    labels: list[int]
     keys: list[str]
 
     @classmethod
-    def read(cls, key: str, files: dict[str, memoryview], latents: LatentInfo) -> "_LatentBlock":
+    def read(cls, files: Members, latents: LatentInfo) -> "LatentBlock":
+        """The block of these files, none of which is copied.
+
+        Args:
+            files: By extension.
+            latents: What the arrays must look like.
+
+        Raises:
+            ValueError: A file is missing, or not what it must be.
+        """
         if missing := {"moments.npy", "flipped.npy", "labels.npy", "keys.json"} - files.keys():
-            raise ValueError(f"block {key!r} lacks {sorted(missing)}")
+            raise ValueError(f"has no {' and '.join(sorted(missing))} among its members {sorted(files)}")
         keys = json.loads(bytes(files["keys.json"]))
+        if not isinstance(keys, list) or not 1 <= len(keys) <= latents.block_size:
+            raise ValueError(f"keys.json must be a list of 1 to {latents.block_size} names")
         shape = (len(keys), *latents.moments_shape)
         return cls(
-            _array(files["moments.npy"], shape, latents.dtype),
-            _array(files["flipped.npy"], shape, latents.dtype),
-            _array(files["labels.npy"], shape[:1], "int64").tolist(),
+            _array(files, "labels.npy", shape[:1], "int64").tolist(),
+            _array(files, "moments.npy", shape, latents.dtype),
+            _array(files, "flipped.npy", shape, latents.dtype),
             keys,
         )
 
@@ -232,12 +250,14 @@ def _content(url: str, shard: Shard, cache_dir: str | None) -> Content:
     return shard_content(str(cached))
 
 
-def _array(content: memoryview, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def _array(files: Members, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """The array of an .npy file, without a copy."""
+    content = files[name]
     stream = io.BytesIO(content[:1024])
     if (version := np.lib.format.read_magic(stream)) != (1, 0):
-        raise ValueError(f".npy format {version}, expected (1, 0)")
+        raise ValueError(f"{name} has .npy format {version}, must have (1, 0)")
     found_shape, fortran_order, found_dtype = np.lib.format.read_array_header_1_0(stream)
     if found_shape != shape or found_dtype != np.dtype(dtype) or fortran_order:
-        raise ValueError(f"array of shape {found_shape} and type {found_dtype}, the index says {shape} and {dtype}")
+        order = " in Fortran order" * fortran_order
+        raise ValueError(f"{name} is {found_dtype} {found_shape}{order}, must be {dtype} {shape}")
     return np.frombuffer(content, found_dtype, offset=stream.tell()).reshape(shape)

@@ -3,8 +3,6 @@
 import contextlib
 import gzip
 import hashlib
-import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from scalear.data.index import DatasetIndex, Shard, shard_url
 from scalear.data.parallel import check_stop, run_parallel
+from scalear.data.reader import LatentBlock
 from scalear.data.samples import Members, SampleReader, has_image
 from scalear.data.shards import Content, is_compressed, read_members, shard_content
 from scalear.hardware.cpus import allowed_cpus
@@ -217,31 +216,13 @@ class _LatentLabels:
         self._thorough = thorough
 
     def __call__(self, key: str, members: Members) -> list[int]:
-        return _checked_block(members, self._index) if self._thorough else _load_array(members, "labels.npy").tolist()
-
-
-def _checked_block(members: Members, index: DatasetIndex) -> list[int]:
-    labels = _load_array(members, "labels.npy")
-    if labels.dtype != np.int64 or labels.ndim != 1 or not 1 <= len(labels) <= index.latents.block_size:
-        raise ValueError(f"labels are {labels.dtype} {labels.shape}, must be int64 (1 to {index.latents.block_size},)")
-    _check_labels(labels.tolist(), index)
-    expected = (len(labels), *index.latents.moments_shape)
-    for name in ("moments.npy", "flipped.npy"):
-        moments = _load_array(members, name)
-        if moments.shape != expected or moments.dtype != np.dtype(index.latents.dtype):
-            raise ValueError(f"{name} is {moments.dtype} {moments.shape}, must be {index.latents.dtype} {expected}")
-        if not np.isfinite(moments).all():
-            raise ValueError(f"{name} has values that are not finite")
-    keys = json.loads(bytes(members["keys.json"])) if "keys.json" in members else None
-    if not isinstance(keys, list) or len(keys) != len(labels):
-        raise ValueError(f"keys.json must be a list of {len(labels)} names")
-    return labels.tolist()
-
-
-def _load_array(members: Members, name: str) -> np.ndarray:
-    if name not in members:
-        raise ValueError(f"has no {name} among its members {sorted(members)}")
-    return np.load(io.BytesIO(members[name]), allow_pickle=False)
+        block = LatentBlock.read(members, self._index.latents)
+        if self._thorough:
+            _check_labels(block.labels, self._index)
+            for name in ("moments", "flipped"):
+                if not np.isfinite(getattr(block, name)).all():
+                    raise ValueError(f"{name}.npy has values that are not finite")
+        return block.labels
 
 
 def _check_labels(labels: list[int], index: DatasetIndex) -> None:

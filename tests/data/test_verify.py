@@ -9,6 +9,7 @@ from PIL import Image
 
 from scalear.data.imaging import encode
 from scalear.data.index import DatasetIndex, LatentInfo
+from scalear.data.reader import open_shard
 from scalear.data.shards import ShardFile
 from scalear.data.verify import stats, verify
 
@@ -32,9 +33,9 @@ def flip_byte(path, position):
     path.write_bytes(flipped(path.read_bytes(), position))
 
 
-def npy(array):
+def npy(array, version=(1, 0)):
     with io.BytesIO() as stream:
-        np.save(stream, array)
+        np.lib.format.write_array(stream, array, version)
         return stream.getvalue()
 
 
@@ -200,9 +201,13 @@ WHOLE = block_members(0, 4)
         (WHOLE | {"moments.npy": npy(np.zeros((4, *MOMENTS), np.float32))}, "moments.npy is float32"),
         (WHOLE | {"flipped.npy": npy(np.zeros((3, *MOMENTS), np.float16))}, "flipped.npy is float16 (3, 4, 2, 2)"),
         (WHOLE | {"moments.npy": npy(np.full((4, *MOMENTS), np.nan, np.float16))}, "not finite"),
-        (WHOLE | {"labels.npy": npy(np.zeros(4, np.int32))}, "labels are int32"),
+        (WHOLE | {"labels.npy": npy(np.zeros(4, np.int32))}, "labels.npy is int32 (4,), must be int64 (4,)"),
         (WHOLE | {"labels.npy": npy(np.full(4, 2))}, "label 2 is out of range [0, 1]"),
-        (WHOLE | {"keys.json": b'["a", "b", "c"]'}, "list of 4 names"),
+        (WHOLE | {"keys.json": b'["a", "b", "c"]'}, "labels.npy is int64 (4,), must be int64 (3,)"),
+        (WHOLE | {"keys.json": b'{"a": 1}'}, "keys.json must be a list of 1 to 4 names"),
+        (block_members(0, 5), "keys.json must be a list of 1 to 4 names"),
+        (WHOLE | {"moments.npy": npy(np.asfortranarray(np.zeros((4, *MOMENTS), np.float16)))}, "in Fortran order"),
+        (WHOLE | {"moments.npy": npy(np.zeros((4, *MOMENTS), np.float16), (2, 0))}, "has .npy format (2, 0)"),
         ({name: WHOLE[name] for name in ("moments.npy", "labels.npy", "keys.json")}, "has no flipped.npy"),
         (WHOLE | {"moments.npy": WHOLE["moments.npy"][:-8]}, "sample bad"),
         (block_members(0, 3), "only the last may be small"),
@@ -213,6 +218,10 @@ def test_bad_blocks_are_named(tmp_path, capsys, members, message):
     blocks = [("bad", members, count), ("good", block_members(1, 4), 4)]
     lines, _ = problems_of(write_dataset(tmp_path / "data", [blocks], LATENTS), capsys)
     assert len(lines) == 1 and lines[0].startswith("train-0.tar: ") and message in lines[0] and "bad" in lines[0]
+    if "finite" not in message and "label 2" not in message:  # which are not looked for when a shard is opened
+        index = DatasetIndex.load(tmp_path / "data")
+        with pytest.raises(ValueError, match="cannot read shard train-0.tar"):
+            open_shard(str(tmp_path / "data"), index, index.shards("train")[0])
 
 
 def test_stats_of_latents_and_of_broken_shards(latents, capsys):
