@@ -83,8 +83,10 @@ def _of_tokenizer(runs: StudyRuns, row: TokenizerRow, device: torch.device) -> C
     optimizer = module.optimizer.build([module.tokenizer, module.loss], run)["optimizer"]
 
     def step() -> None:
-        reconstructions = module.tokenizer.reconstruct(image_BCHW, request)
-        module.loss(reconstructions, module.tokenizer.last_layer, 0)["loss"].backward()
+        with subject.autocast():
+            reconstructions = module.tokenizer.reconstruct(image_BCHW, request)
+            loss = module.loss(reconstructions, module.tokenizer.last_layer, 0)["loss"]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
