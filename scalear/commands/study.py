@@ -15,6 +15,7 @@ from scalear.commands.study_configs import StudyConfigs, typed
 from scalear.commands.study_cost import measure_costs
 from scalear.commands.study_rows import AtWorkError, StudyRuns, alone_in
 from scalear.data.index import INDEX_NAME
+from scalear.idle_settings import refuse_idle
 from scalear.study.page import write_page
 from scalear.study.plan import Study, StudyRow
 
@@ -48,12 +49,16 @@ def study(
 
     Raises:
         RuntimeError: Rows failed; the others are done.
-        ValueError: There is no such row, or no dataset and nothing to pack it from.
+        ValueError: There is no such row, or no dataset and nothing to pack it from; or an option is not used.
     """
     if minutes is not None and minutes <= 0:
         raise ValueError(f"--minutes is {minutes}, must be positive")
     if report and cost:
         raise ValueError("--report and --cost are two things to do instead of running rows: take one of them")
+    if report:
+        refuse_idle(study, "--report writes the page of all", name=name, minutes=minutes)
+    if cost:
+        refuse_idle(study, "--cost times every row to its end", minutes=minutes)
     chosen = Study(config, tables)
     if report:
         return write_page(chosen, results_dir, page, StudyConfigs(chosen).identity if _has_data(chosen) else None)

@@ -8,17 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from cli_fixtures import CLASSIFIER, run, write_folders
 from code_fixtures import flexvar_config, tokenizer_config
 
-from scalear.commands import stages, study, study_rows
+from scalear.commands import benchmark, stages, study, study_rows
 from scalear.commands.benchmark import parse_setting
 from scalear.evaluation.images import load_samples
 from scalear.files import write_json
 from scalear.study.cost import read_costs, write_costs
 from scalear.study.plan import Study
 from scalear.study.results import StudyResult
+from scalear.tokenizers.objective import TokenizerLoss
 
 LEVEL = {
     "model": {"init_args": {"transformer": {"positions": "scalear.models.positions.LevelPositions"}, "schedules": None}}
@@ -330,6 +332,17 @@ def test_costs_are_of_one_process_and_one_kind_of_machine(split_images, tmp_path
     assert names == ["tokenizers/vq", "samplings/steps-3", "in"]
 
 
+def test_costs_of_a_tokenizer_are_of_the_precision_that_trains(split_images, tmp_path, monkeypatch):
+    """Which on other machines than this one may be mixed."""
+    is_mixed, forward = [], TokenizerLoss.forward
+    monkeypatch.setattr(benchmark, "fastest", lambda device: "bf16-mixed")
+    monkeypatch.setattr(
+        TokenizerLoss, "forward", lambda *args: is_mixed.append(torch.is_autocast_enabled("cpu")) or forward(*args)
+    )
+    assert run(*write_study(tmp_path, split_images), "--cost=true", "--name=tokenizers") == 0
+    assert is_mixed and all(is_mixed)
+
+
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
 def test_time_that_is_up_stops_as_ctrl_c_does_also_in_the_background(handler):
     start, previous = time.monotonic(), signal.signal(signal.SIGINT, handler)
@@ -350,6 +363,9 @@ def test_requests_that_make_no_sense_are_refused(split_images, tmp_path, capsys)
         "--minutes=0": "--minutes is 0.0, must be positive",
         "--name=ablations/flexvar-mamba": "has no row ablations/flexvar-mamba: it has tokenizers/vq, ",
         "--report --cost": "two things to do instead of running rows",
+        "--report --name=ablations": "name ablations is not used, for --report writes the page of all: leave it out",
+        "--report --minutes=5": "minutes 5.0 is not used, for --report writes the page of all",
+        "--cost --minutes=5": "minutes 5.0 is not used, for --cost times every row to its end",
     }.items():
         assert run(*args, *typed.split()) == 2
         assert message in capsys.readouterr().err
