@@ -124,7 +124,7 @@ def check_new_folder(folder: str | Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another folder")
     if not force and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; choose another folder, or replace it with force (--force true)")
+        raise ValueError(f"{folder} is not empty; choose another folder, or replace it with --force")
 
 
 def check_new_file(path: str | Path, force: bool) -> None:

@@ -189,7 +189,7 @@ def test_a_folder_is_replaced_only_when_asked_and_only_as_a_whole(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     fill(folder, "old", "notes.txt")
-    with pytest.raises(ValueError, match="is not empty; choose another folder, or replace it with force"):
+    with pytest.raises(ValueError, match="is not empty; choose another folder, or replace it with --force"):
         with atomic_folder(folder):
             pytest.fail("must be refused before the work begins")
     with pytest.raises(ValueError, match="also holds notes.txt; move them away"), atomic_folder(folder, True) as new:

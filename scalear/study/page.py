@@ -81,7 +81,7 @@ A result that follows from another config, other data or an older method is left
 - **Guidance** of each row is the best of {trials} tries with its first seed, against halves of the validation images
   (`scalear tune`, the weight alone). No test image had a part in it. All else is as in the config of the family, but
   for what configs/study.yaml types over it.
-- **Trainings.** Seeds are 0, 1, 2 in this order; none is left out.
+- **Trainings.** Seeds are {seeds} in this order; none is left out.
 {lengths}
 - **Seconds** to train and per image are those of the clock, on a machine that may have had other work.
 - **±** is the deviation over seeds (n - 1). "Order" compares the mean FID of a row with that of the row which the paper
@@ -98,7 +98,9 @@ def _chosen(study: Study) -> dict[str, str]:
         measured = f", {group.samples:,} samples of each" if group.samples else ""
         lengths.append(f"  - {name}: {group.images:,} images, {seeds}{measured}")
     trials = sorted({group.trials for group in groups.values() if group.trials})
-    return {"trials": " or ".join(map(str, trials)) or "no", "lengths": "\n".join(lengths)}
+    seeds = dict.fromkeys(seed for group in groups.values() for seed in group.seeds)
+    chosen = {"trials": " or ".join(map(str, trials)) or "no", "seeds": ", ".join(map(str, seeds))}
+    return chosen | {"lengths": "\n".join(lengths)}
 
 
 def _section(study: Study, table: Table, results: Results, folder: Path, above: Path) -> Iterator[str]:

@@ -52,7 +52,7 @@ def test_without_results_every_row_is_shown_as_not_run(tmp_path):
     assert [cells["FID (paper)"] for cells in table_of(page, "Heads").values()] == ["3.61", "14.28", "", "fails"]
     assert "The paper's order, 2 comparisons: 2 not run." in page
     assert "Losses of flowar and flexvar: not run." in page and "![" not in page
-    assert "Nothing was timed" in page
+    assert "Nothing was timed" in page and "Seeds are 0, 1 in this order" in page
     assert "The paper's order" not in section_of(page, "Scales") + section_of(page, "Convergence")
 
 
