@@ -44,7 +44,12 @@ def build_class(base: type[T], part: Part) -> Callable[..., T]:
 
 
 def with_arguments(part: Part, **arguments: Any) -> Part:
-    """The same part with these arguments in place of its own."""
+    """The same part with these arguments in place of its own.
+
+    Raises:
+        ValueError: `part` is no such thing.
+    """
+    _check_form(part)
     return part | {"init_args": part.get("init_args", {}) | arguments}
 
 
@@ -54,7 +59,15 @@ def settings_part(settings: object) -> Part:
     return {"class_path": path, "init_args": dataclasses.asdict(settings)}
 
 
+def _check_form(part: object) -> None:
+    """Files that hold parts may be damaged, or written by hand."""
+    path, arguments = (part.get("class_path"), part.get("init_args", {})) if isinstance(part, dict) else (None, None)
+    if not (isinstance(path, str) and isinstance(arguments, dict)):
+        raise ValueError(f"a part of a model has a class_path and init_args, and this is {part!r:.80}")
+
+
 def _find(base: type[T], part: Part) -> type[T]:
+    _check_form(part)
     path = part["class_path"]
     module, _, name = path.rpartition(".")
     _check_trusted(path)

@@ -91,7 +91,10 @@ def _model_folder(folder: Path) -> Path:
 
 
 def _is_generator(config: Path) -> bool:
-    kind = pydoc.locate(read_yaml(config)["model"]["class_path"])
+    try:
+        kind = pydoc.locate(read_yaml(config)["model"]["class_path"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{config} is no record of a run, for it names no class of its model: move it away") from error
     return isinstance(kind, type) and issubclass(kind, GeneratorModule)
 
 

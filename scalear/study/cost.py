@@ -30,9 +30,18 @@ class Cost:
 
 
 def read_costs(folder: str | Path) -> dict[str, Cost]:
-    """By name of the row; none where none were timed."""
+    """By name of the row; none where none were timed.
+
+    Raises:
+        ValueError: The file is none of costs.
+    """
     path = Path(folder, COST_NAME)
-    return {name: Cost(**cost) for name, cost in json.loads(path.read_text()).items()} if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return {name: Cost(**cost) for name, cost in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no costs of a study ({error}): remove it, and time the rows again") from error
 
 
 def write_costs(folder: str | Path, costs: Mapping[str, Cost]) -> None:

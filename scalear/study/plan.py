@@ -1,6 +1,7 @@
 """What is to be run: the rows of a study, in the order in which they need each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -205,14 +206,15 @@ class Study:
     def __init__(self, config: str, tables: str) -> None:
         self._config = read_yaml(config)
         self._path = config
-        self.data: str = self._config["data"]
-        self.pack: Settings = self._config.get("pack") or {}
-        self.extractor: str = self._config["extractor"]
-        self.search: dict[str, Any] = self._config.get("search") or {}
-        self.tables = [_table(title, content) for title, content in read_yaml(tables).items()]
-        self._groups = {
-            name: Group(**group | {"seeds": tuple(group["seeds"])}) for name, group in self._config["groups"].items()
-        }
+        with _written_in(config):
+            self.data: str = self._config["data"]
+            self.pack: Settings = self._config.get("pack") or {}
+            self.extractor: str = self._config["extractor"]
+            self.search: dict[str, Any] = self._config.get("search") or {}
+            groups = self._config["groups"].items()
+            self._groups = {name: Group(**group | {"seeds": tuple(group["seeds"])}) for name, group in groups}
+        with _written_in(tables):
+            self.tables = [_table(title, content) for title, content in read_yaml(tables).items()]
 
     @cached_property
     def rows(self) -> dict[str, StudyRow]:
@@ -230,7 +232,7 @@ class Study:
         return rows
 
     def named(self, name: str | None) -> list[StudyRow]:
-        """Rows of this name or group, and what they need; all without a name.
+        """Rows of this name or group, without what they need; all without a name.
 
         Raises:
             ValueError: There are none.
@@ -244,8 +246,12 @@ class Study:
         """What GROUP/NAME means.
 
         Raises:
-            ValueError: It means nothing.
+            ValueError: It means nothing, or what it means is not written as it must be.
         """
+        with _written_in(self._path):
+            return self._row(name)
+
+    def _row(self, name: str) -> StudyRow:
         group, _, own = name.partition("/")
         if group == "samplings":
             return self._sampling(name, own)
@@ -289,6 +295,16 @@ class Study:
                     of = self.row(chosen["of"])
                     return SamplingRow(name=name, of=of, scales=scales, samples=chosen.get("samples", 0))
         raise ValueError(f"{self._path} has no sampling {own}")
+
+
+@contextmanager
+def _written_in(path: str) -> Iterator[None]:
+    """Inside, what a file does not have, or has of another kind, is told as a mistake in it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} does not describe a study: {reason}") from error
 
 
 def _table(title: str, content: dict[str, Any]) -> Table:

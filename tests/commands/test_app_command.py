@@ -92,6 +92,8 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path, capsys):
         (tmp_path / name / "fit.yaml").write_text(f"model: {{class_path: {kind}}}")
     error = refused(f"--run={tmp_path}")
     assert f"holds several generators, {tmp_path / 'one'}, {tmp_path / 'two'}: name one of them" in error
+    (tmp_path / "two/fit.yaml").write_text("model: FlowAR")
+    assert "two/fit.yaml is no record of a run, for it names no class of its model" in refused(f"--run={tmp_path}")
     with PageServer(0) as taken:
         error = refused(f"--run={tmp_path / 'one'}", f"--port={taken.server_port}")
     assert f"--port {taken.server_port} cannot be had" in error and "give another one" in error

@@ -65,6 +65,29 @@ def test_what_is_not_there_is_named(tmp_path, group, name, message):
         _ = study.rows
 
 
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"data": None, "groups": None}, "study.yaml does not describe a study: 'NoneType' object has no attribute"),
+        ({"groups": {"tokenizers": {"images": 320}}}, "study.yaml does not describe a study: it has no 'seeds'"),
+        ({"groups": {"tokenizers": {"seeds": [0], "image": 3}}}, "got an unexpected keyword argument 'image'"),
+        ({"tokenizers": {"kl": None, "vq": None}}, "study.yaml does not describe a study: 'NoneType' object"),
+        ({"rows": {"headline/flowar": "none"}}, "study.yaml does not describe a study: 'str' object"),
+    ],
+)
+def test_what_is_mistyped_in_a_config_is_told_as_such(tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        _ = made_up_study(tmp_path, **config).rows
+
+
+def test_what_holds_no_costs_is_named(tmp_path):
+    assert read_costs(tmp_path) == {}
+    for content in ("{", "[]", '{"headline/flowar": {"machine": "A", "hours": 3}}'):
+        (tmp_path / "cost.json").write_text(content)
+        with pytest.raises(ValueError, match=r"cost.json holds no costs of a study \("):
+            read_costs(tmp_path)
+
+
 def test_the_papers_order_is_that_of_their_numbers_unless_a_table_says_otherwise(tmp_path, committed):
     heads = made_up_study(tmp_path).tables[1]
     assert heads.orders == [["ablations/flowar", "ablations/flowar-adaln", "ablations/flowar-wide"]]

@@ -177,6 +177,12 @@ def test_damaged_and_absent_models_are_named(exported, tmp_path, monkeypatch):
         tmp_path: "holds no config.json",
         "some/folder/that/is/absent": "neither a folder nor",
     }
+    for model, message in (
+        (7, "a part of a model has a class_path and init_args, and this is 7"),
+        ({"init_args": {}}, "a part of a model has a class_path"),
+        ({"class_path": config["model"]["class_path"]}, "cannot build scalear.image_model.ImageModel"),
+    ):
+        cases[broken("config.json", json.dumps(config | {"model": model}).encode())] = message
     head = config["model"]["init_args"]["head"]
     head["init_args"]["network"]["init_args"]["depth"] = 3
     cases[broken("config.json", json.dumps(config).encode())] = "is damaged, or not what config.json"
