@@ -147,11 +147,8 @@ class FlowSolver(Sampling):
     `FAST8` (configs/fast8.yaml) takes a third of the official evaluations for the same FID: docs/performance.md.
     """
 
-    searched = Sampling.searched | {
-        "model.guidance.start_time": [0.0, 0.5],
-        "model.guidance.end_time": [0.6, 1.0],
-        "model.sampling.num_steps": [4, 25],
-    }
+    searched = {"num_steps": [4, 25]}
+    guided_in_time = True
 
     method: Literal["euler", "midpoint", "heun", "ab2", "ab3"] = "euler"
     """ODE solver; midpoint and heun evaluate the network twice a step, Adams-Bashforth of order 2 and 3 once."""
