@@ -142,10 +142,7 @@ _GRIDS = {"uniform": uniform_times, "flowar": flowar_times}
 
 @dataclass(frozen=True)
 class FlowSolver(Sampling):
-    """How a scale's noise is carried to data.
-
-    `FAST8` (configs/fast8.yaml) takes a third of the official evaluations for the same FID: docs/performance.md.
-    """
+    """How a scale's noise is carried to data; docs/performance.md compares solvers."""
 
     searched = {"num_steps": [4, 25]}
     guided_in_time = True
@@ -202,6 +199,3 @@ class FlowSolver(Sampling):
             x = _METHODS[self.method](lambda x, t, to=before: velocity(x, min(t, to)), x, times[first : last + 1])
             first = last
         return _METHODS[self.method](velocity, x, times[first:]).to(x_0.dtype)
-
-
-FAST8 = FlowSolver("ab3", 8, "late")
