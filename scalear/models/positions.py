@@ -163,8 +163,9 @@ class SinCosPositions(Positions):
         self.start = start_vector(dim)
 
     def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
-        tables = [_sincos_table(size, self.side, len(self.start), self.start.device) for size in schedule.sizes]
-        return with_start(torch.cat(tables[first:last]), self.start, schedule, first)
+        dim, device = len(self.start), self.start.device
+        tables = [_sincos_table(size, self.side, dim, device) for size in schedule.sizes[first:last]]
+        return with_start(torch.cat(tables), self.start, schedule, first)
 
 
 @cached_table
