@@ -198,7 +198,7 @@ class Playground:
         return torch.tensor([_whole(label, "a class", last) for label in labels], device=self.model.device)
 
     def _draws(self, seeds: list[Any]) -> SeededDraws:
-        return SeededDraws([(0, _whole(seed, "a seed", _MAX_SEED)) for seed in seeds], self.model.device)
+        return SeededDraws.of_images(0, [_whole(seed, "a seed", _MAX_SEED) for seed in seeds], self.model.device)
 
 
 def _whole(value: Any, what: str, last: int) -> int:

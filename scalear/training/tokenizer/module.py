@@ -163,7 +163,7 @@ class TokenizerModule(GuardedModule):
 
     def request(self, batch: Batch) -> TrainingRequest:
         """What the next training pass over a batch needs beside its images."""
-        draws = SeededDraws([(self.seed, TRAINING, position) for position in batch.position.tolist()], self.device)
+        draws = SeededDraws.of_batch(self.seed, TRAINING, batch.position, self.device)
         full = self.tokenizer.latent_size(batch.inputs.shape[-2:])
         sizes = self.sizes.draw(self.seed, self.global_step, full) if self.sizes else ()
         return TrainingRequest(draws, sizes, self.loss.penalty_weights)
