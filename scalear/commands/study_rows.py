@@ -188,7 +188,7 @@ class StudyRuns:
         metrics = json.loads(path.read_text()) if path.is_file() else {}
         known: dict[str, Any] = {
             "numbers": {
-                name.removeprefix("val/"): value
+                name: value
                 for name, value in metrics.items()
                 if isinstance(value, int | float) and not isinstance(value, bool)
             },

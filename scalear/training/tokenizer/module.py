@@ -195,7 +195,7 @@ class TokenizerModule(GuardedModule):
         line = self.metrics.line(values, count, self.trainer)
         rank_zero_info(f"\n{self.metrics.table(values)}\n{line}")
         if self.trainer.is_global_zero:
-            write_metrics(self.trainer, {f"val/{name}": value for name, value in values.items()} | {"line": line})
+            write_metrics(self.trainer, values | {"line": line})
             log_text(self.loggers, "test/line", line)
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
