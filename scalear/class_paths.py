@@ -55,8 +55,12 @@ def with_arguments(part: Part, **arguments: Any) -> Part:
 
 def settings_part(settings: object) -> Part:
     """The part that `build_settings` makes this dataclass instance from."""
-    path = f"{type(settings).__module__}.{type(settings).__qualname__}"
-    return {"class_path": path, "init_args": dataclasses.asdict(settings)}
+    return {"class_path": class_path(type(settings)), "init_args": dataclasses.asdict(settings)}
+
+
+def class_path(kind: type) -> str:
+    """Where Python finds a class, as configs name it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _check_form(part: object) -> None:

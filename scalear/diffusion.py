@@ -45,11 +45,8 @@ def levels(schedule: NoiseSchedule) -> Tensor:
 class DDIM(Sampling):
     """How a diffusion head carries noise to data: few steps, and no noise but the first (Song et al., 2020)."""
 
-    searched = Sampling.searched | {
-        "model.guidance.start_time": [0.0, 0.5],
-        "model.guidance.end_time": [0.6, 1.0],
-        "model.sampling.num_steps": [8, 50],
-    }
+    searched = {"num_steps": [8, 50]}
+    guided_in_time = True
 
     num_steps: int = 25
     """Steps, from 1 to 1000; each evaluates the network once. Evenly spaced, from a step's length away from pure

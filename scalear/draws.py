@@ -6,6 +6,8 @@ A sample owns a stream that is named by integers:
     (seed, TRAINING, position)     training sample at a place of the endless stream of batches (`Batch.position`),
                                    which says the optimizer step and the row of the global batch
     (seed, VALIDATION, index)      validation sample
+    (seed, DROPOUT, position)      seed of the global generator, from which alone dropout draws, in a training step
+                                   whose batch begins there
     (seed, SCHEDULES, step)        what all samples of a step share; in place of the step, for what those of a batch
                                    share, the position of its first sample
     (seed, CODEBOOK, step)         which vectors become codes, at the start and when codes are revived
@@ -54,6 +56,11 @@ class SeededDraws:
     def of_images(cls, seed: int, places: Iterable[int], device: torch.device | str = "cpu") -> "SeededDraws":
         """What the generated images at these places of a set are made of: image i of (seed, i), whoever samples it."""
         return cls([(seed, place) for place in places], device)
+
+    @classmethod
+    def of_batch(cls, seed: int, stream: int, position_B: Tensor, device: torch.device | str = "cpu") -> "SeededDraws":
+        """What the samples of a batch draw, by their `Batch.position`; the stream is `TRAINING` or `VALIDATION`."""
+        return cls([(seed, stream, position) for position in position_B.tolist()], device)
 
     def uniform(self, name: str, *shape: int) -> Tensor:
         return self._draw(torch.rand, shape)

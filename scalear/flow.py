@@ -142,16 +142,10 @@ _GRIDS = {"uniform": uniform_times, "flowar": flowar_times}
 
 @dataclass(frozen=True)
 class FlowSolver(Sampling):
-    """How a scale's noise is carried to data.
+    """How a scale's noise is carried to data; docs/performance.md compares solvers."""
 
-    `FAST8` (configs/fast8.yaml) takes a third of the official evaluations for the same FID: docs/performance.md.
-    """
-
-    searched = Sampling.searched | {
-        "model.guidance.start_time": [0.0, 0.5],
-        "model.guidance.end_time": [0.6, 1.0],
-        "model.sampling.num_steps": [4, 25],
-    }
+    searched = {"num_steps": [4, 25]}
+    guided_in_time = True
 
     method: Literal["euler", "midpoint", "heun", "ab2", "ab3"] = "euler"
     """ODE solver; midpoint and heun evaluate the network twice a step, Adams-Bashforth of order 2 and 3 once."""
@@ -205,6 +199,3 @@ class FlowSolver(Sampling):
             x = _METHODS[self.method](lambda x, t, to=before: velocity(x, min(t, to)), x, times[first : last + 1])
             first = last
         return _METHODS[self.method](velocity, x, times[first:]).to(x_0.dtype)
-
-
-FAST8 = FlowSolver("ab3", 8, "late")

@@ -89,6 +89,15 @@ class Pyramid(ABC):
     def latent(self, scales: list[Tensor], schedule: ScaleSchedule) -> Tensor:
         """The latent_BChw that the content of scales 0, 1 ... of the schedule stands for."""
 
+    def _decomposition(self, targets: list[Tensor], schedule: ScaleSchedule) -> Decomposition:
+        no_tokens_B0C = targets[0].new_zeros(len(targets[0]), 0, self.content.dim, dtype=torch.float32)
+        return Decomposition(schedule, targets, [no_tokens_B0C, *self._contexts(targets, schedule)])
+
+    def _contexts(self, targets: list[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
+        """Of all scales but the first."""
+        for k in range(1, schedule.num_scales):
+            yield self.next_context(targets[:k], k, schedule)
+
 
 class LatentPyramid(Pyramid):
     """FlowAR's pyramid: every scale is the latent itself, averaged down (paper section 3.2).
@@ -121,13 +130,8 @@ class LatentPyramid(Pyramid):
         latent = latent.float()
         return self._decomposition([self._fold(_area(latent, self._cells(size))) for size in schedule.sizes], schedule)
 
-    def _decomposition(self, targets: list[Tensor], schedule: ScaleSchedule) -> Decomposition:
-        contexts = [targets[0][:, :0]]
-        contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
-        return Decomposition(schedule, targets, contexts)
-
     def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
-        coarse_BChw = self._unfold(scales[k - 1], schedule.sizes[k - 1])
+        coarse_BChw = self.latent(scales[:k], schedule)
         size = self._cells(schedule.sizes[-1])
         full_BChw = F.interpolate(coarse_BChw, size, mode="bicubic", align_corners=False)
         return self._fold(_area(full_BChw, self._cells(schedule.sizes[k])))
@@ -253,9 +257,7 @@ class CodePyramid(Pyramid):
 
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         targets = [self.quantizer.codes(_area(latent.float(), size)) for size in schedule.sizes]
-        contexts = [_no_tokens(latent)]
-        contexts += [self.next_context(targets[:k], k, schedule) for k in range(1, schedule.num_scales)]
-        return Decomposition(schedule, targets, contexts)
+        return self._decomposition(targets, schedule)
 
     def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
         """From codes, or weights of codes."""
@@ -300,11 +302,12 @@ class ResidualPyramid(Pyramid):
 
     def build(self, latent: Tensor, schedule: ScaleSchedule) -> Decomposition:
         self.check(schedule, tuple(latent.shape[-2:]))
-        targets = self.quantizer.encode(latent.float(), schedule)
-        sums = self._sums(targets, schedule)
-        contexts = [_no_tokens(latent)]
-        contexts += [_tokens(_area(f_hat, size)) for size, f_hat in zip(schedule.sizes[1:], sums, strict=False)]
-        return Decomposition(schedule, targets, contexts)
+        return self._decomposition(self.quantizer.encode(latent.float(), schedule), schedule)
+
+    def _contexts(self, targets: list[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
+        # One sum that grows, where `next_context` would begin anew at every scale.
+        for size, f_hat in zip(schedule.sizes[1:], self._sums(targets, schedule), strict=False):
+            yield _tokens(_area(f_hat, size))
 
     def next_context(self, scales: list[Tensor], k: int, schedule: ScaleSchedule) -> Tensor:
         """From codes, or weights of codes."""
@@ -352,7 +355,3 @@ def _area(latent_BChw: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _tokens(latent_BChw: Tensor) -> Tensor:
     return rearrange(latent_BChw, "B C h w -> B (h w) C").contiguous()
-
-
-def _no_tokens(latent_BChw: Tensor) -> Tensor:
-    return latent_BChw.new_zeros(len(latent_BChw), 0, latent_BChw.shape[1], dtype=torch.float32)

@@ -10,12 +10,10 @@ from scalear.scales import ScaleSchedule
 class Sampling(ABC):
     """How a head samples the content of a scale: a frozen dataclass, which its head names as `sampling_type`."""
 
-    searched: ClassVar[dict[str, list[Any]]] = {
-        "model.guidance.weight": [1.0, 8.0],
-        "model.guidance.ramp": ["linear", "constant"],
-    }
-    """What `scalear tune` searches unless told otherwise: settings by name, each with both ends of its range or with
-    its choices."""
+    searched: ClassVar[dict[str, list[Any]]] = {}
+    """Its fields that are worth a search, each with both ends of its range or with its choices."""
+    guided_in_time: ClassVar[bool] = False
+    """Whether guidance may set in and end between noise and data, at its `start_time` and `end_time`."""
 
     @abstractmethod
     def check(self, schedule: ScaleSchedule, guidance: Guidance) -> None:

@@ -26,7 +26,7 @@ _CHUNK = 2**22  # logits that are sorted at a time
 class TokenSampling(Sampling):
     """How the codes of a scale are chosen. The defaults sample from the model as it is."""
 
-    searched = Sampling.searched | {"model.sampling.temperature": [0.7, 1.3], "model.sampling.top_p": [0.7, 1.0]}
+    searched = {"temperature": [0.7, 1.3], "top_p": [0.7, 1.0]}
 
     temperature: float = 1.0
     """Divides the logits; below 1 favours likely codes."""

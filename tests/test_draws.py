@@ -38,6 +38,12 @@ def test_draws_have_their_distributions():
     assert normal.mean() == pytest.approx(0.0, abs=0.03) and normal.std() == pytest.approx(1.0, abs=0.03)
 
 
+def test_images_and_batches_name_their_streams():
+    images, batch = SeededDraws.of_images(3, range(2)), SeededDraws.of_batch(3, TRAINING, torch.tensor([7, 5]))
+    assert torch.equal(images.normal("a", 4), SeededDraws([(3, 0), (3, 1)]).normal("a", 4))
+    assert torch.equal(batch.normal("a", 4), SeededDraws([(3, TRAINING, 7), (3, TRAINING, 5)]).normal("a", 4))
+
+
 def test_global_random_state_is_neither_read_nor_changed():
     torch.manual_seed(1)
     first, state = SeededDraws([(3, 4)]).normal("a", 5), torch.get_rng_state()

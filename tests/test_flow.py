@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from scalear.flow import FAST8, FlowSolver, flowar_times, interpolate, late_times, logit_normal, uniform_times
+from scalear.flow import FlowSolver, flowar_times, interpolate, late_times, logit_normal, uniform_times
 
 # Noise levels (1 - t) of the official code for 25, and the whole thousandths that its network is given.
 OFFICIAL_25 = [
@@ -142,7 +142,7 @@ def test_late_steps_shrink_fourfold_from_where_guidance_sets_in():
     assert late_times(4, jump=0.1) == pytest.approx([0, 0.1, 0.1 + 0.9 / 2, 0.1 + 0.9 * 0.8, 1])
     assert late_times(1, jump=0.1) == [0, 1] == late_times(1, jump=0.1, end=0.7)
     assert late_times(4, jump=0.1, end=0.7) == pytest.approx([0, 0.1, 0.55, 0.7, 1])
-    assert len(FAST8.times(0, 3, jump=0.1)) == 9
+    assert len(FlowSolver("ab3", 8, "late").times(0, 3, jump=0.1)) == 9
 
 
 def test_steps_per_scale():

@@ -2,6 +2,7 @@
 
 import torch
 
+from scalear.class_paths import class_path
 from scalear.tokenizers.autoencoder import ConvTokenizer
 from scalear.tokenizers.bottleneck import Bottleneck
 from scalear.tokenizers.conv import ConvShape
@@ -74,4 +75,4 @@ def tokenizer_part(bottleneck: type[Bottleneck], arguments: dict, **changes) -> 
 
 
 def _part(kind: type, init_args: dict) -> dict:
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
+    return {"class_path": class_path(kind), "init_args": init_args}

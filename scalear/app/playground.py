@@ -29,7 +29,7 @@ from scalear.image_model import ImageModel
 from scalear.pyramid import CodePyramid
 from scalear.scales import ScaleSchedule
 from scalear.tasks.editing import Editor
-from scalear.tuning.space import Settings, is_range
+from scalear.tuning.space import Settings, is_range, usual_space
 
 MAX_PICTURES = 36
 """That are made at once."""
@@ -91,7 +91,7 @@ class Playground:
     def sliders(self) -> dict[str, dict[str, Any]]:
         """The numbers among the settings that `scalear tune` searches: range, the model's own value, if whole."""
         found = {}
-        for name, ends in type(self.model.sampling).searched.items():
+        for name, ends in usual_space(type(self.model.sampling)).items():
             own = self._own[name]
             idle = name.startswith("model.guidance.") and not self.model.num_classes
             if is_range(ends) and isinstance(own, int | float) and not idle:
@@ -198,7 +198,7 @@ class Playground:
         return torch.tensor([_whole(label, "a class", last) for label in labels], device=self.model.device)
 
     def _draws(self, seeds: list[Any]) -> SeededDraws:
-        return SeededDraws([(0, _whole(seed, "a seed", _MAX_SEED)) for seed in seeds], self.model.device)
+        return SeededDraws.of_images(0, [_whole(seed, "a seed", _MAX_SEED) for seed in seeds], self.model.device)
 
 
 def _whole(value: Any, what: str, last: int) -> int:

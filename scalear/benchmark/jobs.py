@@ -107,7 +107,7 @@ class SampleJob(Job):
     def run(self) -> None:
         model, device = self._model, self.subject.device
         label_B = torch.arange(self.images, device=device) % max(1, model.num_classes)
-        draws = SeededDraws([(0, row) for row in range(self.images)], device)
+        draws = SeededDraws.of_images(0, range(self.images), device)
         with self.subject.autocast():
             scales = list(model.sample_scales(label_B, draws))
             if self._decoder:

@@ -25,11 +25,12 @@ from scalear.evaluation.images import to_uint8
 from scalear.evaluation.manifold import ManifoldMetrics
 from scalear.evaluation.statistics import FeatureStatistics
 from scalear.files import check_new_file
-from scalear.flow import FAST8, FlowSolver
+from scalear.flow import FlowSolver
 from scalear.hardware.machine import stopwatch
 from scalear.training.generator.samples import SampleRequest
 
 OFFICIAL = FlowSolver("euler", 25, "flowar")
+FAST8 = FlowSolver("ab3", 8, "late")  # configs/fast8.yaml
 CANDIDATES = [
     OFFICIAL,
     *(FlowSolver("euler", steps) for steps in (4, 8, 16)),

@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 from scalear.benchmark.jobs import TrainJob
+from scalear.class_paths import class_path
 from scalear.commands.benchmark import build_subject
 from scalear.commands.outcome import table, write_outcome
 from scalear.commands.parser import add_arguments_file, function_parser
@@ -117,9 +118,8 @@ def _generator_seconds(args: list[str], steps: int) -> float:
 
 def _forecast(others: float) -> list[str]:
     """Arguments that let a training tell how long the demo will take, of which `others` seconds are not its own."""
-    name = f"{Forecast.__module__}.{Forecast.__qualname__}"
     given = f"--trainer.callbacks.seconds_around={others}", "--trainer.callbacks.whole=the whole demo"
-    return [f"--trainer.callbacks+={name}", *given]
+    return [f"--trainer.callbacks+={class_path(Forecast)}", *given]
 
 
 def run(args: list[str]) -> None:

@@ -18,7 +18,7 @@ def write_outcome(folder: Path, tokenizer_dir: Path, generator_dir: Path, **more
         more: Further numbers.
     """
     reconstruction, samples = (json.loads((run / "metrics.json").read_text()) for run in (tokenizer_dir, generator_dir))
-    metrics = {name.removeprefix("val/"): value for name, value in reconstruction.items()} | samples | more
+    metrics = reconstruction | samples | more
     write_json(folder / "metrics.json", metrics)
     return metrics
 

@@ -25,6 +25,7 @@ from scalear.study.plan import (
 from scalear.study.results import Identity, StudyResult, result_path
 from scalear.training.tokenizer.export import EXPORT_NAME
 from scalear.training.tokenizer.scale_picture import PICTURE_NAME, ScalePicture
+from scalear.tuning.space import usual_space
 from scalear.yaml_files import read_yaml, to_yaml
 
 _LAST = "checkpoints/last.ckpt"
@@ -162,7 +163,7 @@ class StudyRuns:
     def _search(self, row: GeneratorRow, args: list[str], last: str, folder: Path) -> list[str]:
         """Guidance by the validation split, which `model.report` names unless told otherwise."""
         sampling = pydoc.locate(self.configs.resolved(row)["model.sampling.class_path"])
-        search = dict.fromkeys(sampling.searched) | self.study.search  # null is not searched
+        search = dict.fromkeys(usual_space(sampling)) | self.study.search  # null is not searched
         budget = {
             "trials": row.group.trials,
             "num_samples": row.group.trial_samples,
@@ -187,7 +188,7 @@ class StudyRuns:
         metrics = json.loads(path.read_text()) if path.is_file() else {}
         known: dict[str, Any] = {
             "numbers": {
-                name.removeprefix("val/"): value
+                name: value
                 for name, value in metrics.items()
                 if isinstance(value, int | float) and not isinstance(value, bool)
             },

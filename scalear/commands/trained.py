@@ -76,7 +76,7 @@ class Trained(PartsOnly):
         folder = self.config_init.data.data_dir
         return (DatasetIndex.load(folder).class_names or None) if Path(folder).is_dir() else None
 
-    def editor(self, threshold: float = 0.5) -> Editor:
+    def editor(self, threshold: float = Editor.threshold) -> Editor:
         """The generator as an editor, on an accelerator if there is one.
 
         Raises:

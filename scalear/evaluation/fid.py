@@ -58,13 +58,12 @@ class FrechetFeatureDistance(FrechetInceptionDistance):
 
     Args:
         num_features: Width of the features.
-        reset_real_features: False keeps the statistics of the real images when the metric is reset.
     """
 
-    def __init__(self, num_features: int, reset_real_features: bool = True) -> None:
+    def __init__(self, num_features: int) -> None:
         features = nn.Identity()
         features.num_features = num_features
-        super().__init__(feature=features, reset_real_features=reset_real_features)
+        super().__init__(feature=features)
 
     def update(self, features_BF: Tensor, real: bool) -> None:
         """Add features of real or generated images."""
@@ -98,11 +97,10 @@ class FeatureFID(FrechetFeatureDistance):
 
     Args:
         extractor: Network that measures.
-        reset_real_features: False keeps the statistics of the real images when the metric is reset.
     """
 
-    def __init__(self, extractor: FeatureExtractor, reset_real_features: bool = True) -> None:
-        super().__init__(extractor.num_features, reset_real_features)
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        super().__init__(extractor.num_features)
         self.extractor = extractor
 
     def update(self, image_BCHW: Tensor, real: bool) -> None:

@@ -301,21 +301,18 @@ def has_splits(place: str) -> bool:
     return Path(place, INDEX_NAME).is_file()
 
 
-def image_set(place: str, split: str | None = None) -> ImageSet:
+def image_set(place: str, split: str) -> ImageSet:
     """The images that a command is pointed at.
 
     Args:
         place: An `.npz` file of ADM's layout, a folder of images, or one of shards.
-        split: Of the shards.
+        split: Of the shards; of no account elsewhere.
 
     Raises:
         ValueError: It is nothing of the kind.
     """
     path = Path(place)
     if has_splits(place):
-        splits = sorted(DatasetIndex.load(path).splits)
-        if split is None:
-            raise ValueError(f"{place} has the splits {splits}: name one")
         return ShardSet(path, split)
     if path.is_dir():
         return FolderSet(path)

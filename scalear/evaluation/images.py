@@ -17,6 +17,8 @@ from torch import Tensor
 
 from scalear.files import atomic_file
 
+_PADDING = 2  # pixels of a grid between images and around them, before they are enlarged
+
 
 def to_uint8(image: Tensor) -> Tensor:
     """image_BCHW in [-1, 1] -> uint8 of the same shape, rounded to the nearest level and clamped.
@@ -32,7 +34,6 @@ def to_uint8(image: Tensor) -> Tensor:
 def make_grid(
     images: Tensor | NDArray[np.uint8],
     columns: int | None = None,
-    padding: int = 2,
     scale: int = 1,
     background: int = 255,
 ) -> NDArray[np.uint8]:
@@ -41,9 +42,8 @@ def make_grid(
     Args:
         images: uint8, as a tensor (B, C, H, W) or an array (B, H, W, C); grey or RGB.
         columns: Images per row; by default the smallest near-square grid.
-        padding: Pixels between images and around them, before scaling.
         scale: Whole number that every pixel is enlarged by, so that 32-pixel images can be seen.
-        background: Grey level of the padding and of unused cells.
+        background: Grey level between and around images, and of unused cells.
 
     Returns:
         uint8 array (H, W, C).
@@ -53,15 +53,15 @@ def make_grid(
         raise ValueError(
             f"a grid needs uint8 images, grey or RGB, got {array.dtype} of shape {array.shape}; see to_uint8"
         )
-    if scale < 1 or padding < 0 or (columns is not None and columns < 1):
-        raise ValueError(f"need scale >= 1, padding >= 0, columns >= 1, got {scale}, {padding}, {columns}")
+    if scale < 1 or (columns is not None and columns < 1):
+        raise ValueError(f"need scale >= 1 and columns >= 1, got {scale} and {columns}")
     count, height, width, channels = array.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
-    cell_height, cell_width = height + padding, width + padding
-    grid = np.full((rows * cell_height + padding, columns * cell_width + padding, channels), background, np.uint8)
+    cell_height, cell_width = height + _PADDING, width + _PADDING
+    grid = np.full((rows * cell_height + _PADDING, columns * cell_width + _PADDING, channels), background, np.uint8)
     for place, image in enumerate(array):
-        top, left = place // columns * cell_height + padding, place % columns * cell_width + padding
+        top, left = place // columns * cell_height + _PADDING, place % columns * cell_width + _PADDING
         grid[top : top + height, left : left + width] = image
     return grid.repeat(scale, axis=0).repeat(scale, axis=1)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from scalear.class_paths import class_path
 from scalear.evaluation.bootstrap import LEVEL
 from scalear.evaluation.features import FeatureExtractor
 from scalear.evaluation.labels import balance_cautions
@@ -165,9 +166,8 @@ def _side(side: Side) -> dict[str, Any]:
 
 def _settings(metric: SampleMetric) -> dict[str, Any]:
     """The class of a metric, and its settings: attributes that are plain values."""
-    kind = type(metric)
     plain = {name: value for name, value in vars(metric).items() if isinstance(value, bool | int | float | str)}
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "numbers": metric.numbers, **plain}
+    return {"class_path": class_path(type(metric)), "numbers": metric.numbers, **plain}
 
 
 def _told(side: Side, what: str) -> str:

@@ -39,7 +39,7 @@ class Side:
         return cls(images.name, images)
 
     @classmethod
-    def open(cls, place: str, split: str | None = None) -> "Side":
+    def open(cls, place: str, split: str = "val") -> "Side":
         """What a command is pointed at: a statistics file, or what `image_set` takes.
 
         Raises:

@@ -33,7 +33,6 @@ class DiffusionHead(DenoisingHead):
     """
 
     sampling_type = DDIM
-    predicted = "noises"
 
     def __init__(
         self,

@@ -31,7 +31,6 @@ class FlowHead(DenoisingHead):
     """
 
     sampling_type = FlowSolver
-    predicted = "velocities"
 
     def __init__(
         self,

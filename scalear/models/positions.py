@@ -39,7 +39,28 @@ class Positions(nn.Module, ABC):
         """
 
 
-class TokenPositions(Positions):
+class LearnedPositions(Positions):
+    """Vectors that are learned for the tokens of one schedule.
+
+    Args:
+        schedule: The only schedule that these positions serve.
+    """
+
+    scalable = False
+
+    def __init__(self, schedule: ScaleSchedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    def check(self, schedule: ScaleSchedule) -> None:
+        if schedule != self.schedule:
+            raise ValueError(
+                f"this model has learned positions for scales {self.schedule} and cannot do {schedule}: leave the "
+                "scales as they are, or use a model with scalable positions (FlexVAR)"
+            )
+
+
+class TokenPositions(LearnedPositions):
     """One learned vector per token of the whole schedule (FlowAR).
 
     Args:
@@ -47,24 +68,18 @@ class TokenPositions(Positions):
         schedule: The only schedule that these positions serve.
     """
 
-    scalable = False
-
     def __init__(self, dim: int, schedule: ScaleSchedule) -> None:
-        super().__init__()
-        self.schedule = schedule
+        super().__init__(schedule)
         self.table_LD = nn.Parameter(torch.empty(schedule.num_tokens, dim))
         self.table_LD.no_weight_decay = True
         nn.init.normal_(self.table_LD, std=0.02)
-
-    def check(self, schedule: ScaleSchedule) -> None:
-        require_same(schedule, self.schedule)
 
     def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
         self.check(schedule)
         return self.table_LD[schedule.offsets[first] : schedule.offsets[last]]
 
 
-class LevelPositions(Positions):
+class LevelPositions(LearnedPositions):
     """One learned vector per token of the whole schedule and one per scale (VAR).
 
     Args:
@@ -72,11 +87,8 @@ class LevelPositions(Positions):
         schedule: The only schedule that these positions serve.
     """
 
-    scalable = False
-
     def __init__(self, dim: int, schedule: ScaleSchedule) -> None:
-        super().__init__()
-        self.schedule = schedule
+        super().__init__(schedule)
         self.start = start_vector(dim)
         self.table_LD = nn.Parameter(torch.empty(schedule.num_tokens, dim))
         self.table_LD.no_weight_decay = True
@@ -84,9 +96,6 @@ class LevelPositions(Positions):
         self.level_embedding.weight.no_weight_decay = True
         for table in (self.table_LD, self.level_embedding.weight):
             nn.init.trunc_normal_(table, std=var_std(dim))
-
-    def check(self, schedule: ScaleSchedule) -> None:
-        require_same(schedule, self.schedule)
 
     def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
         self.check(schedule)
@@ -154,8 +163,9 @@ class SinCosPositions(Positions):
         self.start = start_vector(dim)
 
     def forward(self, schedule: ScaleSchedule, first: int, last: int) -> Tensor:
-        tables = [_sincos_table(size, self.side, len(self.start), self.start.device) for size in schedule.sizes]
-        return with_start(torch.cat(tables[first:last]), self.start, schedule, first)
+        dim, device = len(self.start), self.start.device
+        tables = [_sincos_table(size, self.side, dim, device) for size in schedule.sizes[first:last]]
+        return with_start(torch.cat(tables), self.start, schedule, first)
 
 
 @cached_table
@@ -192,16 +202,3 @@ def with_start(vectors_lD: Tensor, start_D: Tensor, schedule: ScaleSchedule, fir
         return vectors_lD
     length = schedule.lengths[0]
     return torch.cat([vectors_lD[:length] + start_D, vectors_lD[length:]])
-
-
-def require_same(schedule: ScaleSchedule, trained: ScaleSchedule) -> None:
-    """Refuse a schedule that learned tables have no vectors for.
-
-    Raises:
-        ValueError: Names both schedules.
-    """
-    if schedule != trained:
-        raise ValueError(
-            f"this model has learned positions for scales {trained} and cannot do {schedule}: leave the scales as "
-            "they are, or use a model with scalable positions (FlexVAR)"
-        )

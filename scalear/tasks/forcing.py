@@ -14,7 +14,7 @@ Known = tuple[Tensor, Tensor]
 
 
 def known_codes(
-    pyramid: CodePyramid, latent_BChw: Tensor, missing_B1hw: Tensor, schedule: ScaleSchedule, threshold: float = 0.5
+    pyramid: CodePyramid, latent_BChw: Tensor, missing_B1hw: Tensor, schedule: ScaleSchedule, threshold: float
 ) -> list[Known | None]:
     """Ground-truth codes of the known part of a latent, and the cells of each scale that they hold for.
 

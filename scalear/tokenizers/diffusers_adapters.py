@@ -8,7 +8,6 @@ The architecture is an argument, so that a config instantiates offline and on th
 
 import inspect
 import json
-from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,9 +78,6 @@ class DiffusersTokenizer(Tokenizer):
     @property
     def has_weights(self) -> bool:
         return self.source is not None
-
-    @abstractmethod
-    def moments(self, image: Tensor) -> Tensor: ...
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.model.decode(self.denormalise(latent)).sample.float().clamp(-1.0, 1.0)

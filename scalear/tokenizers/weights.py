@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import scalear
-from scalear.class_paths import build
+from scalear.class_paths import build, class_path
 from scalear.tensor_files import read_tensors, write_tensors
 from scalear.tokenizers.base import Tokenizer
 
@@ -31,7 +31,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: str | Path, step: int | None = No
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, str]:
     """Who the weights belong to: the text of a tokenizer's file."""
     return {
-        "class_path": _class_path(type(tokenizer)),
+        "class_path": class_path(type(tokenizer)),
         "init_args": json.dumps(architecture(tokenizer)),
         "fingerprint": tokenizer.fingerprint(),
         "scalear_version": scalear.__version__,
@@ -119,24 +119,20 @@ def _part(value: object) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         return dataclasses.asdict(value)
     assert isinstance(value, nn.Module), f"{value!r} cannot be written into a file"
-    return {"class_path": _class_path(type(value)), "init_args": _arguments(value)}
-
-
-def _class_path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return {"class_path": class_path(type(value)), "init_args": _arguments(value)}
 
 
 def _take(tokenizer: Tokenizer, tensors: dict[str, Tensor], path: str | Path) -> None:
     try:
         tokenizer.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {_class_path(type(tokenizer))}: {error}") from error
+        raise ValueError(f"{path} does not fit {class_path(type(tokenizer))}: {error}") from error
 
 
 def _differences(tokenizer: Tokenizer, metadata: dict[str, str]) -> dict[str, str]:
     """What differs between the file and the config, by the name of the argument."""
     in_file = {"class_path": metadata["class_path"]} | dict(_flat(json.loads(metadata["init_args"])))
-    in_config = {"class_path": _class_path(type(tokenizer))} | dict(_flat(architecture(tokenizer)))
+    in_config = {"class_path": class_path(type(tokenizer))} | dict(_flat(architecture(tokenizer)))
     differing = {name for name in in_file | in_config if in_file.get(name) != in_config.get(name)}
     for kind in [name for name in differing if name.endswith("class_path")]:
         # Another class has other arguments, which say nothing more.

@@ -111,4 +111,4 @@ class ClassifierModule(GuardedModule):
         self.log(f"{stage}/loss", loss, sync_dist=True, **options)
 
     def _draws(self, batch: Batch, stream: int) -> SeededDraws:
-        return SeededDraws([(self.seed, stream, position) for position in batch.position.tolist()], self.device)
+        return SeededDraws.of_batch(self.seed, stream, batch.position, self.device)

@@ -14,6 +14,8 @@ Space = dict[str, list[Any]]
 Values = dict[str, Any]
 """A value for each name of a space."""
 _GUIDANCE = "model.guidance."
+_GUIDANCE_SEARCHED: Space = {"weight": [1.0, 8.0], "ramp": ["linear", "constant"]}
+_INTERVAL_SEARCHED: Space = {"start_time": [0.0, 0.5], "end_time": [0.6, 1.0]}
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,15 @@ class Settings:
         return getattr(self, name)
 
 
+def usual_space(sampling: type[Sampling]) -> Space:
+    """What is searched unless told otherwise: guidance, and what a class of sampling says of itself."""
+    guidance = _GUIDANCE_SEARCHED | (_INTERVAL_SEARCHED if sampling.guided_in_time else {})
+    parts = {"guidance": guidance, "sampling": sampling.searched}
+    return {f"model.{part}.{name}": entry for part, searched in parts.items() for name, entry in searched.items()}
+
+
 def search_space(settings: Settings, schedule: ScaleSchedule, changes: Mapping[str, Any], num_classes: int) -> Space:
-    """What is searched around settings: what their classes say, and what a user wants otherwise.
+    """What is searched around settings: the usual space, and what a user wants otherwise.
 
     Args:
         settings: Those of a config.
@@ -59,7 +68,7 @@ def search_space(settings: Settings, schedule: ScaleSchedule, changes: Mapping[s
     Raises:
         ValueError: There is no such setting, it takes no such value, or nothing is left.
     """
-    known, space, usual = settings.names(), {}, type(settings.sampling).searched
+    known, space, usual = settings.names(), {}, usual_space(type(settings.sampling))
     if not num_classes:
         usual = {name: entry for name, entry in usual.items() if not name.startswith(_GUIDANCE)}
     for name, entry in (usual | dict(changes)).items():

@@ -10,9 +10,9 @@ from model_fixtures import make_model, randomise
 
 from scalear.benchmark import solver as solver_module
 from scalear.benchmark import timing
-from scalear.benchmark.solver import CANDIDATES, SolverResult, evaluations, mark_pareto, name, parse_solver
+from scalear.benchmark.solver import CANDIDATES, FAST8, SolverResult, evaluations, mark_pareto, name, parse_solver
 from scalear.draws import SeededDraws
-from scalear.flow import FAST8, FlowSolver
+from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 
 ROOT = Path(__file__).parents[2]

@@ -11,6 +11,7 @@ from cli_fixtures import NUM_CLASSES, run
 from process_fixtures import start
 
 from scalear.app.server import HOST, PageServer
+from scalear.class_paths import class_path
 from scalear.training.generator.module import GeneratorModule
 
 
@@ -82,7 +83,7 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path, capsys):
         assert error.count("scalear: error:") == 1 and "Traceback" not in error
         return error
 
-    kind = f"{GeneratorModule.__module__}.{GeneratorModule.__qualname__}"
+    kind = class_path(GeneratorModule)
     assert "there is no folder" in refused(f"--run={tmp_path / 'absent'}")
     assert "these arguments are missing: run" in refused()
     assert "--port must be from 0 to 65535, got 65536" in refused(f"--run={tmp_path}", "--port=65536")

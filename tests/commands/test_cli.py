@@ -35,7 +35,7 @@ def test_a_tokenizer_run_leaves_weights_latents_and_numbers(experiment):
     assert index["kind"] == "latents" and index["latents"]["moments_shape"] == [8, 4, 4]
     assert run("data", "verify", experiment.latents, "--num_workers=0") == 0
     assert run("test", *experiment.tokenizer(), f"--ckpt_path={experiment.checkpoint('kl')}") == 0
-    measured = {"val/rfid", "val/psnr", "val/ssim", "line", "trainer_precision", "machine"}
+    measured = {"rfid", "psnr", "ssim", "line", "trainer_precision", "machine"}
     assert json.loads((folder / "metrics.json").read_text()).keys() == measured
 
 

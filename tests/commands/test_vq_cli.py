@@ -20,7 +20,7 @@ def test_fit_test_and_predict(experiment: Experiment, kind: str, monkeypatch):
     assert run("fit", *args) == 0
     assert run("test", *args, checkpoint) == 0
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert {"val/rfid", "val/psnr", "val/usage", "val/psnr_scale_1", "val/perplexity_scale_4"} <= metrics.keys()
+    assert {"rfid", "psnr", "usage", "psnr_scale_1", "perplexity_scale_4"} <= metrics.keys()
     assert run("predict", *args, checkpoint) == 0
     _check_latents(folder)
 

@@ -22,8 +22,9 @@ from config_fixtures import (
     parsed,
 )
 
+from scalear.benchmark.solver import FAST8
 from scalear.commands.data import data_parser
-from scalear.flow import FAST8, FlowSolver
+from scalear.flow import FlowSolver
 from scalear.training.optim import split_parameters
 
 FACTS = json.loads((ROOT / "tests/parity/facts.json").read_text())

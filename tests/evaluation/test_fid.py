@@ -91,13 +91,6 @@ def test_narrowed_statistics_are_refused(extractor):
         owner["fid"].update(images(2, 0), real=True)
 
 
-def test_real_statistics_can_outlive_a_reset(extractor):
-    metric = FeatureFID(extractor, reset_real_features=False)
-    metric.update(images(30, 1), real=True)
-    metric.reset()
-    assert metric.real_features_num_samples == 30
-
-
 def test_the_extractor_is_no_part_of_its_owner(extractor):
     owner = nn.ModuleDict({"model": nn.Linear(2, 2), "fid": FeatureFID(extractor)}).train()
     owner["fid"].update(images(2, 0), real=True)

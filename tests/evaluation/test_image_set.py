@@ -161,10 +161,10 @@ def test_a_folder_of_several_sizes_or_with_a_broken_file_is_refused(tmp_path):
 def test_commands_are_pointed_at_files_folders_and_shards(tmp_path):
     write_shards(tmp_path, grey(range(3)), [0, 1, 2])
     assert isinstance(image_set(str(tmp_path), "train"), ShardSet)
-    with pytest.raises(ValueError, match=r"has the splits \['train'\]: name one"):
-        image_set(str(tmp_path))
-    assert isinstance(image_set(str(write_folder(tmp_path / "folder", grey([1]), ["1.png"]))), FolderSet)
+    with pytest.raises(ValueError, match="no split 'val'"):
+        image_set(str(tmp_path), "val")
+    assert isinstance(image_set(str(write_folder(tmp_path / "folder", grey([1]), ["1.png"])), "val"), FolderSet)
     save_samples(tmp_path / "samples.npz", grey([1]), np.zeros(1, np.int64))
-    assert isinstance(image_set(str(tmp_path / "samples.npz")), SampleSet)
+    assert isinstance(image_set(str(tmp_path / "samples.npz"), "val"), SampleSet)
     with pytest.raises(ValueError, match="nowhere"):
-        image_set(str(tmp_path / "nowhere"))
+        image_set(str(tmp_path / "nowhere"), "val")

@@ -25,13 +25,13 @@ def test_to_uint8_rounds_clamps_and_inverts_every_level():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_places_every_image_row_by_row(channels):
     images = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1).expand(5, channels, 4, 6)
-    grid = make_grid(images, columns=3, padding=1, scale=2)
-    assert grid.shape == (2 * (2 * 5 + 1), 2 * (3 * 7 + 1), channels)
+    grid = make_grid(images, columns=3, scale=2)
+    assert grid.shape == (2 * (2 * 6 + 2), 2 * (3 * 8 + 2), channels)
     for place in range(5):
-        top, left = 2 * (place // 3 * 5 + 1), 2 * (place % 3 * 7 + 1)
+        top, left = 2 * (place // 3 * 6 + 2), 2 * (place % 3 * 8 + 2)
         assert (grid[top : top + 8, left : left + 12] == place).all()
-    assert (grid[-1] == 255).all() and (grid[12:20, 30:42] == 255).all()  # border and the empty sixth cell
-    np.testing.assert_array_equal(make_grid(images.permute(0, 2, 3, 1).numpy(), columns=3, padding=1, scale=2), grid)
+    assert (grid[-1] == 255).all() and (grid[16:24, 36:48] == 255).all()  # border and the empty sixth cell
+    np.testing.assert_array_equal(make_grid(images.permute(0, 2, 3, 1).numpy(), columns=3, scale=2), grid)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -30,7 +30,7 @@ from scalear.evaluation.extractors import ClassifierFeatures
 from scalear.evaluation.feature_set import Needs, extract
 from scalear.evaluation.image_set import ArraySet
 from scalear.evaluation.images import load_samples
-from scalear.flow import FAST8, FlowSolver
+from scalear.flow import FlowSolver
 from scalear.guidance import Guidance
 from scalear.hardware import float64
 from scalear.models.diffusion_head import DiffusionHead
@@ -173,7 +173,9 @@ def test_times_that_are_not_uniform_are_drawn_there():
     assert found == pytest.approx(loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("sampling", [FlowSolver(num_steps=5, grid="flowar"), FlowSolver("heun", 3), FAST8])
+@pytest.mark.parametrize(
+    "sampling", [FlowSolver(num_steps=5, grid="flowar"), FlowSolver("heun", 3), FlowSolver("ab3", 8, "late")]
+)
 def test_flows_are_solved_in_float32_and_see_official_times(sampling):
     def run(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         model, seen = randomise(make_model(cross_attention=True)).eval().to(device), []

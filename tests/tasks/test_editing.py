@@ -62,7 +62,7 @@ def test_forced_tokens_come_out_unchanged_at_every_scale(smooth, block):
     editor = make_editor(block=block)
     latent, mask = editor.tokenizer.encode(make_image()), F.avg_pool2d(hole(), 4)
     schedule = ScaleSchedule.parse("1,3,4x5,8")
-    forced = known_codes(editor.model.pyramid, latent, mask, schedule)
+    forced = known_codes(editor.model.pyramid, latent, mask, schedule, editor.threshold)
     sampling = TokenSampling(more_smooth=smooth)
     made = editor.model.sample_scales(LABEL, draws(), schedule, forced=forced, sampling=sampling)
     generated = 0

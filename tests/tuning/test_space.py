@@ -10,7 +10,7 @@ from scalear.guidance import Guidance
 from scalear.sampling import Sampling
 from scalear.scales import ScaleSchedule
 from scalear.token_sampling import TokenSampling
-from scalear.tuning.space import Settings, holds, search_space
+from scalear.tuning.space import Settings, holds, search_space, usual_space
 
 SCHEDULE = ScaleSchedule.parse("1,2,4")
 FLOW = Settings(Guidance(2.0), FlowSolver("ab2", 8, "late"))
@@ -40,7 +40,7 @@ def test_the_space_is_that_of_the_family(model, more):
 class Cooled(Sampling):
     """Of somebody's own head."""
 
-    searched = {"model.sampling.heat": [0, 2]}
+    searched = {"heat": [0, 2]}
     heat: float = 1.0
 
     def check(self, schedule, guidance) -> None: ...
@@ -48,7 +48,8 @@ class Cooled(Sampling):
 
 def test_settings_of_your_own_bring_their_space():
     space = search_space(Settings(Guidance(), Cooled()), SCHEDULE, {}, NUM_CLASSES)
-    assert space == {"model.sampling.heat": [0.0, 2.0]} and isinstance(space["model.sampling.heat"][0], float)
+    assert list(space) == [*GUIDANCE, "model.sampling.heat"]
+    assert space["model.sampling.heat"] == [0.0, 2.0] and isinstance(space["model.sampling.heat"][0], float)
 
 
 def test_what_is_typed_changes_the_space():
@@ -78,7 +79,7 @@ def test_an_entry_holds_what_lies_in_it():
         ({"model.sampling.num_steps": [1.5, 4]}, "1.5 cannot be taken"),
         ({"model.sampling.num_steps": [[1, 2], 4]}, "num_steps has 2 entries for 3 scales"),
         ({"model.sampling.num_steps": [[1, 2, 3], 4]}, r"\[1, 2, 3\] cannot be searched"),
-        (dict.fromkeys(FlowSolver.searched), "leaves nothing to search"),
+        (dict.fromkeys(usual_space(FlowSolver)), "leaves nothing to search"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(changes, message):

@@ -5,13 +5,11 @@ from typing import Any, Literal
 
 import torch
 
-from scalear.class_paths import settings_part
+from scalear.class_paths import class_path, settings_part
 from scalear.files import atomic_folder, check_new_folder
 from scalear.image_model import ImageModel
 from scalear.interop.hub.pretrained import ScaleARModel
 from scalear.scales import ScaleSchedule
-
-_IMAGE_MODEL = f"{ImageModel.__module__}.{ImageModel.__qualname__}"
 
 
 @dataclass(kw_only=True)
@@ -60,7 +58,7 @@ def export_model(
     given |= {"sampling": settings_part(model.sampling), "guidance": asdict(model.guidance)}
     # Built on the meta device, and then given the modules that hold the weights already.
     with torch.device("meta"):
-        part = {"class_path": _IMAGE_MODEL, "init_args": given}
+        part = {"class_path": class_path(ImageModel), "init_args": given}
         exported = ScaleARModel(part, str(schedule), class_names, parts["fast"])
     exported.model = model
     if request.format == "scalear":

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import scalear
-from scalear.class_paths import Part, build, settings_part, with_arguments
+from scalear.class_paths import Part, build, class_path, settings_part, with_arguments
 from scalear.draws import SeededDraws
 from scalear.evaluation.images import to_uint8
 from scalear.files import atomic_folder
@@ -32,7 +32,6 @@ from scalear.models.generator import Generator
 from scalear.scales import ScaleSchedule
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_GENERATOR = f"{Generator.__module__}.{Generator.__qualname__}"
 
 _CARD = """---
 {{ card_data }}
@@ -228,7 +227,7 @@ def generator_part(given: Part, model: ImageModel) -> Part:
         model: Says what its pyramid holds.
     """
     kept = {name: given[name] for name in ("transformer", "head", "label_drop_prob") if name in given}
-    return {"class_path": _GENERATOR, "init_args": {"content": asdict(model.pyramid.content), **kept}}
+    return {"class_path": class_path(Generator), "init_args": {"content": asdict(model.pyramid.content), **kept}}
 
 
 def label_indices(labels: int | str | Sequence[int | str], class_names: list[str] | None) -> Tensor:

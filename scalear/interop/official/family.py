@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from scalear.class_paths import class_path
 from scalear.interop.official.tables import Constant, Row
 from scalear.scales import ScaleSchedule
 
@@ -104,7 +105,7 @@ class Family(ABC):
 
 def node(cls: type, **init_args: object) -> dict:
     """A part of a model as configs write it."""
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+    return {"class_path": class_path(cls), "init_args": init_args}
 
 
 def count(state: State, prefix: str) -> int:

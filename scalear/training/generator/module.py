@@ -178,14 +178,13 @@ class GeneratorModule(GuardedModule):
             per_batch = self.schedules.per_batch
             number = int(batch.position[0]) if per_batch else self.trainer.global_step
             schedule = self.schedules.draw(self.seed, number)
-        loss = self._loss(batch, [(self.seed, TRAINING, position) for position in batch.position.tolist()], schedule)
+        loss = self._loss(batch, TRAINING, schedule)
         for name, value in mean_losses(self.trainer, _loss_terms(loss), batch, names_differ=per_batch).items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        draws = [(self.seed, VALIDATION, position) for position in batch.position.tolist()]
-        for name, value in _loss_terms(self._loss(batch, draws, self.model.schedule)).items():
+        for name, value in _loss_terms(self._loss(batch, VALIDATION, self.model.schedule)).items():
             self.log(f"val/{name}", value, prog_bar=name == "loss", sync_dist=True, batch_size=len(batch))
 
     def test_dataloader(self) -> DataLoader:
@@ -237,8 +236,8 @@ class GeneratorModule(GuardedModule):
         """latent_BChw that a batch is learned as."""
         return self.model.latent(batch.inputs, batch.kind == "latents", draws if self.sample_posterior else None)
 
-    def _loss(self, batch: Batch, streams: list[tuple[int, ...]], schedule: ScaleSchedule) -> Loss:
-        draws = SeededDraws(streams, self.device)
+    def _loss(self, batch: Batch, stream: int, schedule: ScaleSchedule) -> Loss:
+        draws = SeededDraws.of_batch(self.seed, stream, batch.position, self.device)
         return self.model.loss(self.latent(batch, draws), batch.label, draws, schedule)
 
 

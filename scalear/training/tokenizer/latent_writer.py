@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from scalear.class_paths import class_path
 from scalear.data.batch import Batch
 from scalear.data.index import INDEX_NAME, LatentInfo, Shard
 from scalear.data.latents import LatentShardWriter, stray_shards, write_latent_index
@@ -93,7 +94,7 @@ class LatentWriter(Callback):
             return
         tokenizer = pl_module.tokenizer
         latents = LatentInfo(
-            tokenizer=f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
+            tokenizer=class_path(type(tokenizer)),
             fingerprint=tokenizer.fingerprint(),
             moments_shape=self._moments_shape,
             dtype=str(tokenizer.moments_dtype).removeprefix("torch."),

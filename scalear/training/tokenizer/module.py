@@ -167,7 +167,7 @@ class TokenizerModule(GuardedModule):
 
     def request(self, batch: Batch) -> TrainingRequest:
         """What the next training pass over a batch needs beside its images."""
-        draws = SeededDraws([(self.seed, TRAINING, position) for position in batch.position.tolist()], self.device)
+        draws = SeededDraws.of_batch(self.seed, TRAINING, batch.position, self.device)
         full = self.tokenizer.latent_size(batch.inputs.shape[-2:])
         sizes = self.sizes.draw(self.seed, self.global_step, full) if self.sizes else ()
         return TrainingRequest(draws, sizes, self.loss.penalty_weights)
@@ -199,7 +199,7 @@ class TokenizerModule(GuardedModule):
         line = self.metrics.line(values, count, self.trainer)
         rank_zero_info(f"\n{self.metrics.table(values)}\n{line}")
         if self.trainer.is_global_zero:
-            write_metrics(self.trainer, {f"val/{name}": value for name, value in values.items()} | {"line": line})
+            write_metrics(self.trainer, values | {"line": line})
             log_text(self.loggers, "test/line", line)
 
     def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:

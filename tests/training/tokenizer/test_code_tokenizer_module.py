@@ -151,10 +151,10 @@ def test_test_prints_a_table_over_scales_and_draws_them(dataset, tmp_path, make,
     trainer = make_trainer(tmp_path, callbacks=[picture], logger=RunLogger(str(tmp_path)))
     trainer.test(module, datamodule=make_data(dataset))
     results = json.loads((tmp_path / "metrics.json").read_text())
-    measured = [f"val/{name}{scale}" for name in ("psnr", "usage", "perplexity") for scale in ("", *suffixes)]
+    measured = [f"{name}{scale}" for name in ("psnr", "usage", "perplexity") for scale in ("", *suffixes)]
     assert results.keys() >= set(measured)
     for name in ("1", "2", "4"):
-        assert f"{name:>5}{results[f'val/psnr_scale_{name}']:>12.4f}" in caplog.text
+        assert f"{name:>5}{results[f'psnr_scale_{name}']:>12.4f}" in caplog.text
     assert Image.open(tmp_path / "scales.png").size == (2 * (3 * 10 + 2), 2 * (9 * 10 + 2))  # 3 scales; 3 rows a time 3
 
     images = torch.cat([batch.inputs for batch in make_data(dataset).val_dataloader()])
@@ -165,8 +165,8 @@ def test_test_prints_a_table_over_scales_and_draws_them(dataset, tmp_path, make,
         torch.testing.assert_close(tokenizer.decode(steps[2][1]), tokenizer.reconstruction(images))
     target = F.adaptive_avg_pool2d(images, decoded.shape[-2:])
     error = ((decoded * 127.5 + 127.5).round() - (target * 127.5 + 127.5).round()).div(255).square().mean((1, 2, 3))
-    assert results["val/psnr_scale_2"] == pytest.approx(-10 * error.log10().mean().item(), abs=1e-2)
-    assert results["val/usage_scale_2"] == len(steps[1][0].unique()) / tokenizer.num_codes
+    assert results["psnr_scale_2"] == pytest.approx(-10 * error.log10().mean().item(), abs=1e-2)
+    assert results["usage_scale_2"] == len(steps[1][0].unique()) / tokenizer.num_codes
 
     (event,) = EventAccumulator(str(tmp_path)).Reload().Images("val/reconstructions_of_scales")
     grid = np.asarray(Image.open(BytesIO(event.encoded_image_string)).convert("L"))

@@ -134,7 +134,7 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
     make_trainer(tmp_path, logger=logger).test(module, datamodule=make_data(dataset))
     results = json.loads((tmp_path / "metrics.json").read_text())
     # 8x8 images are too small for SSIM.
-    assert results.keys() == {"val/psnr", "val/rfid", "line", "trainer_precision", "machine"}
+    assert results.keys() == {"psnr", "rfid", "line", "trainer_precision", "machine"}
     assert re.match(r"rFID-7 [\d.]+, PSNR [\d.]+ \(7 images of tiny val, 32-true on .*, scalear ", results["line"])
 
     module.eval()
@@ -142,7 +142,7 @@ def test_test_measures_prints_and_shows_reconstructions(dataset, tmp_path, capsy
     with torch.no_grad():
         decoded = module.tokenizer.decode(module.tokenizer.encode(images))
     error = ((decoded * 127.5 + 127.5).round() - (images * 127.5 + 127.5)).div(255).square().mean((1, 2, 3))
-    assert results["val/psnr"] == pytest.approx(-10 * error.log10().mean().item(), abs=1e-3)
+    assert results["psnr"] == pytest.approx(-10 * error.log10().mean().item(), abs=1e-3)
     assert "val/rfid" in capsys.readouterr().out
     events = EventAccumulator(str(tmp_path)).Reload()
     assert "val/reconstructions" in events.Tags()["images"]
@@ -162,7 +162,7 @@ def test_lpips_is_measured_on_stored_levels_and_is_in_no_checkpoint(dataset, tmp
     backbone = make_layers(cfgs["D"], batch_norm=False).state_dict()
     torch.save({f"features.{name}": tensor for name, tensor in backbone.items()}, tmp_path / "vgg16.pth")
     make_trainer(tmp_path).test(module, datamodule=make_data(dataset))  # reads it
-    assert "val/lpips" not in json.loads((tmp_path / "metrics.json").read_text())  # for 8x8 images are too small
+    assert "lpips" not in json.loads((tmp_path / "metrics.json").read_text())  # for 8x8 images are too small
 
     lpips, image = module.metrics.lpips, torch.rand(3, 1, 32, 32) * 2 - 1
     with torch.no_grad():
