@@ -7,8 +7,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
-from scalear.commands.messages import message_of
-from scalear.commands.mistakes import is_mistake
+from scalear.commands.typed.messages import message_of
+from scalear.commands.typed.mistakes import is_mistake
 from scalear.fast.allocator import keep_memory
 from scalear.hardware.cpus import respect_container
 

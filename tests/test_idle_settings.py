@@ -6,7 +6,7 @@ import pytest
 from cli_fixtures import ROOT, Experiment, run
 
 from scalear.benchmark.setting import JobOptions
-from scalear.commands.run_trainer import RunTrainer
+from scalear.commands.running.trainer import RunTrainer
 from scalear.guidance import Guidance
 from scalear.idle_settings import idle_settings
 from scalear.scales import ScaleSchedule

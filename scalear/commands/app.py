@@ -6,8 +6,8 @@ from pathlib import Path
 
 from scalear.app.playground import Playground
 from scalear.app.server import PageServer
-from scalear.commands.parser import CommandParser, summary
-from scalear.commands.trained import Trained
+from scalear.commands.running.trained import Trained
+from scalear.commands.typed.parser import CommandParser, summary
 from scalear.hardware.machine import best_device
 from scalear.hardware.precision import AUTO, Precision
 from scalear.image_model import ImageModel

@@ -11,9 +11,9 @@ from scalear.benchmark.record import save_records
 from scalear.benchmark.setting import JobOptions, Setting, config_name, config_places
 from scalear.benchmark.solver import SolverOptions, compare_solvers, table
 from scalear.benchmark.subject import Subject
-from scalear.commands.parser import CommandParser, summary
 from scalear.commands.run import PartsOnly
-from scalear.commands.trained import Trained
+from scalear.commands.running.trained import Trained
+from scalear.commands.typed.parser import CommandParser, summary
 from scalear.hardware.precision import AUTO, fastest
 
 _JOB_HELP = """\

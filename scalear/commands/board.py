@@ -6,7 +6,7 @@ from typing import Any
 from tensorboard import default, program
 from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
 
-from scalear.commands.parser import function_parser
+from scalear.commands.typed.parser import function_parser
 
 
 def board(logdir: str = "runs", host: str = "localhost", port: int | None = None) -> None:

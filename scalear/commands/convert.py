@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from scalear.class_paths import Part
-from scalear.commands.parser import function_parser
+from scalear.commands.typed.parser import function_parser
 from scalear.files import atomic_file, check_new_file
 from scalear.idle_settings import refuse_idle
 from scalear.interop.official.convert import convert_state, revert_state

@@ -1,6 +1,6 @@
 """`scalear data`: pack, index, verify and describe datasets of tar shards."""
 
-from scalear.commands.parser import CommandParser, add_arguments_file, summary
+from scalear.commands.typed.parser import CommandParser, add_arguments_file, summary
 from scalear.data import sources  # noqa: F401  (lets users write `--source ImageFolder`)
 from scalear.data.existing import index
 from scalear.data.pack import pack

@@ -9,10 +9,10 @@ from pathlib import Path
 from scalear.benchmark.jobs import TrainJob
 from scalear.class_paths import class_path
 from scalear.commands.benchmark import build_subject
-from scalear.commands.outcome import table, write_outcome
-from scalear.commands.parser import add_arguments_file, function_parser
 from scalear.commands.run import PartsOnly
-from scalear.commands.stages import Stage, Stages
+from scalear.commands.staged.outcome import table, write_outcome
+from scalear.commands.staged.stages import Stage, Stages
+from scalear.commands.typed.parser import add_arguments_file, function_parser
 from scalear.data.index import INDEX_NAME
 from scalear.hardware.machine import best_device, stopwatch
 from scalear.training.performance import Forecast, minutes

@@ -1,7 +1,7 @@
 """`scalear edit`: in-paint, out-paint, refine or extend an image."""
 
-from scalear.commands.parser import CommandParser
-from scalear.commands.trained import Trained
+from scalear.commands.running.trained import Trained
+from scalear.commands.typed.parser import CommandParser
 from scalear.tasks.edit_requests import EDITS, edit_file
 
 

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from scalear.commands.parser import CommandParser, add_arguments_file, summary
+from scalear.commands.typed.parser import CommandParser, add_arguments_file, summary
 from scalear.evaluation.evaluate import choose_metrics, default_metrics, evaluate_samples
 from scalear.evaluation.extractors import extractor_named
 from scalear.evaluation.image_set import has_splits

@@ -1,6 +1,6 @@
 """`scalear export`: a trained generator out of its run, as a folder to share."""
 
-from scalear.commands.trained import Trained
+from scalear.commands.running.trained import Trained
 from scalear.interop.hub.export import ExportRequest, export_model
 
 

@@ -1,6 +1,6 @@
 """`scalear pictures`: what a generator of any scale can do, in two pictures."""
 
-from scalear.commands.trained import Trained
+from scalear.commands.running.trained import Trained
 from scalear.tasks.pictures import PictureRequest, draw_pictures
 
 

@@ -15,12 +15,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from scalear.commands import part_names  # noqa: F401  (which may stand in configs)
-from scalear.commands.left_out import fill_in
-from scalear.commands.parser import AsTyped
-from scalear.commands.run_config import parse_run
-from scalear.commands.run_start import StartOfRun
-from scalear.commands.run_trainer import RunTrainer, trainer_arguments
+from scalear.commands.running import part_names  # noqa: F401  (which may stand in configs)
+from scalear.commands.running.config import parse_run
+from scalear.commands.running.left_out import fill_in
+from scalear.commands.running.start import StartOfRun
+from scalear.commands.running.trainer import RunTrainer, trainer_arguments
+from scalear.commands.typed.parser import AsTyped
 from scalear.hardware.precision import AUTO
 from scalear.training.checkpoints import check_checkpoint
 from scalear.training.classifier_module import ClassifierModule

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from scalear.commands.parser import function_parser
+from scalear.commands.typed.parser import function_parser
 from scalear.evaluation.extractors import extractor_named
 from scalear.evaluation.feature_set import extract
 from scalear.evaluation.image_set import has_splits, image_set

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from scalear.commands.parser import function_parser
-from scalear.commands.stages import CommandError, run_command
-from scalear.commands.study_configs import StudyConfigs, typed
-from scalear.commands.study_cost import measure_costs
-from scalear.commands.study_rows import AtWorkError, StudyRuns, alone_in
+from scalear.commands.staged.stages import CommandError, run_command
+from scalear.commands.studying.configs import StudyConfigs, typed
+from scalear.commands.studying.cost import measure_costs
+from scalear.commands.studying.rows import AtWorkError, StudyRuns, alone_in
+from scalear.commands.typed.parser import function_parser
 from scalear.data.index import INDEX_NAME
 from scalear.idle_settings import refuse_idle
 from scalear.study.page import write_page

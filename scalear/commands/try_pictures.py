@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 
 from scalear.benchmark.jobs import SampleJob
-from scalear.commands import recipe
 from scalear.commands.benchmark import build_subject
-from scalear.commands.outcome import table, write_outcome
-from scalear.commands.parser import CommandParser, add_arguments_file, summary
-from scalear.commands.recipe import Config, Facts, Family, Overlay
 from scalear.commands.run import PartsOnly
-from scalear.commands.stages import Stage, Stages
+from scalear.commands.staged import recipe
+from scalear.commands.staged.outcome import table, write_outcome
+from scalear.commands.staged.recipe import Config, Facts, Family, Overlay
+from scalear.commands.staged.stages import Stage, Stages
+from scalear.commands.typed.parser import CommandParser, add_arguments_file, summary
 from scalear.data.imaging import center_crop, encode, standardise
 from scalear.data.index import INDEX_NAME, DatasetIndex
 from scalear.data.mirrored import MEANS_SOMETHING, told_from_mirrored

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scalear.commands.trained import Trained
+from scalear.commands.running.trained import Trained
 from scalear.files import check_new_file, check_writable, claimed
 from scalear.hardware.machine import best_device, describe
 from scalear.hardware.precision import AUTO, Precision, fastest

@@ -8,7 +8,7 @@ import pytest
 from cli_fixtures import run
 
 from scalear.__main__ import _COMMANDS
-from scalear.commands.parser import CommandParser, function_parser
+from scalear.commands.typed.parser import CommandParser, function_parser
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ from cli_fixtures import ROOT, run
 from code_fixtures import flexvar_config, tokenizer_config
 from PIL import Image
 
-from scalear.commands import stages
+from scalear.commands.staged import stages
 from scalear.evaluation.images import load_samples
 
 

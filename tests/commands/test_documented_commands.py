@@ -12,8 +12,8 @@ from test_pages import PAGES
 
 from scalear.__main__ import _COMMANDS
 from scalear.commands.benchmark import parse_setting
-from scalear.commands.parser import AsTyped
 from scalear.commands.run import PartsOnly, ScalearCLI
+from scalear.commands.typed.parser import AsTyped
 
 pytestmark = pytest.mark.integration
 

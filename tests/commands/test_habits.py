@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from scalear.commands.run_trainer import RunTrainer, trainer_arguments
+from scalear.commands.running.trainer import RunTrainer, trainer_arguments
 from scalear.evaluation.images import load_samples, save_samples
 from scalear.files import claimed
 from scalear.tensor_files import read_tensors

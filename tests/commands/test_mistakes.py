@@ -7,8 +7,8 @@ import torch
 from cli_fixtures import Experiment, run
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from scalear.commands.messages import message_of
-from scalear.commands.mistakes import is_mistake, of_constructor
+from scalear.commands.typed.messages import message_of
+from scalear.commands.typed.mistakes import is_mistake, of_constructor
 
 WORKER = "Caught {} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n{}: a bug"
 PROCESS = """\

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cli_fixtures import run
 
-from scalear.commands.parser import CommandParser, add_arguments_file, config_files, files_first
+from scalear.commands.typed.parser import CommandParser, add_arguments_file, config_files, files_first
 
 
 @dataclass

@@ -5,8 +5,8 @@ import math
 import pytest
 from cli_fixtures import ROOT
 
-from scalear.commands import recipe
-from scalear.commands.recipe import Facts
+from scalear.commands.staged import recipe
+from scalear.commands.staged.recipe import Facts
 from scalear.yaml_files import read_yaml
 
 FAMILIES = list(recipe.TOKENIZERS)

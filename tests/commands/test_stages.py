@@ -2,8 +2,8 @@
 
 import pytest
 
-from scalear.commands import stages
-from scalear.commands.stages import CommandError, DivergedError, run_command
+from scalear.commands.staged import stages
+from scalear.commands.staged.stages import CommandError, DivergedError, run_command
 from scalear.training.guarded_module import NonFiniteLossError
 
 

@@ -13,8 +13,10 @@ import yaml
 from cli_fixtures import CLASSIFIER, run, write_folders
 from code_fixtures import flexvar_config, tokenizer_config
 
-from scalear.commands import benchmark, stages, study, study_rows
+from scalear.commands import benchmark, study
 from scalear.commands.benchmark import parse_setting
+from scalear.commands.staged import stages
+from scalear.commands.studying import rows
 from scalear.evaluation.images import load_samples
 from scalear.files import write_json
 from scalear.study.cost import read_costs, write_costs
@@ -229,12 +231,12 @@ def test_a_training_that_diverges_has_a_result(split_images, tmp_path, capsys, m
 def test_two_processes_share_the_rows(split_images, tmp_path, monkeypatch):
     write_study(tmp_path, split_images)
     chosen = Study(str(tmp_path / "study.yaml"), str(tmp_path / "results/tables.yaml"))
-    runs = study_rows.StudyRuns(chosen, str(tmp_path / "runs"), str(tmp_path / "results"))
+    runs = rows.StudyRuns(chosen, str(tmp_path / "runs"), str(tmp_path / "results"))
     asked = []
     monkeypatch.setattr(stages, "main", lambda args: asked.append(args[0]) or 2)
     tokenizer, generator = chosen.rows["tokenizers/vq"], chosen.rows["ablations/flexvar"]
     runs.folder(tokenizer, 0).parent.mkdir(parents=True)
-    with study_rows.alone_in(runs.folder(tokenizer, 0)):
+    with rows.alone_in(runs.folder(tokenizer, 0)):
         failed = []
         left = list(study._not_completed(runs, [(tokenizer, 0), (generator, 1)], failed))
         assert left == [(tokenizer, 0), (generator, 1)] and failed == asked == []
@@ -246,7 +248,7 @@ def test_what_decides_numbers_is_in_the_identity(split_images, tmp_path):
 
     def identities() -> dict[str, str]:
         chosen = Study(str(tmp_path / "study.yaml"), str(tmp_path / "results/tables.yaml"))
-        runs = study_rows.StudyRuns(chosen, str(tmp_path / "runs"), str(tmp_path / "results"))
+        runs = rows.StudyRuns(chosen, str(tmp_path / "runs"), str(tmp_path / "results"))
         places = [(row, seed) for row in chosen.rows.values() for seed in row.seeds]
         return {f"{row.name}-{seed}": runs.configs.identity(row, seed).config for row, seed in places}
 
@@ -304,7 +306,7 @@ def test_a_dataset_is_packed_once_and_as_the_config_says(split_images, tmp_path,
         return 0
 
     monkeypatch.setattr(stages, "main", main)
-    with study_rows.alone_in(tmp_path / "packed"):  # another process packs, and is waited for
+    with rows.alone_in(tmp_path / "packed"):  # another process packs, and is waited for
         monkeypatch.setattr(study.time, "sleep", lambda _: main(["another"]))
         study._pack(chosen())
     assert asked == [["another"]]
@@ -316,7 +318,7 @@ def test_a_dataset_is_packed_once_and_as_the_config_says(split_images, tmp_path,
 
 def test_costs_are_of_one_process_and_one_kind_of_machine(split_images, tmp_path, capsys):
     args = [*write_study(tmp_path, split_images), "--cost=true"]
-    with study_rows.alone_in(tmp_path / "runs/cost"):
+    with rows.alone_in(tmp_path / "runs/cost"):
         assert run(*args) == 2
     assert "another process is at work in" in capsys.readouterr().err
     assert run(*args) == 0

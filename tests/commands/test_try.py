@@ -8,7 +8,7 @@ import pytest
 from cli_fixtures import ROOT, run
 from PIL import Image
 
-from scalear.commands import stages
+from scalear.commands.staged import stages
 from scalear.data.index import DatasetIndex
 from scalear.evaluation.images import load_samples
 from scalear.yaml_files import read_yaml

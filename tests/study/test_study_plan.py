@@ -5,7 +5,7 @@ import torch
 from config_fixtures import ROOT, parsed
 from study_fixtures import made_up_study
 
-from scalear.commands.study_configs import typed
+from scalear.commands.studying.configs import typed
 from scalear.study.cost import read_costs
 from scalear.study.plan import GeneratorRow, SamplingRow, Study, settings_of_tokenizer
 

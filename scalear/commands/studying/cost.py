@@ -9,7 +9,7 @@ from torch import nn
 from scalear.benchmark.jobs import SampleJob, TrainJob
 from scalear.benchmark.subject import Subject
 from scalear.commands.benchmark import build_subject
-from scalear.commands.study_rows import StudyRuns, alone_in
+from scalear.commands.studying.rows import StudyRuns, alone_in
 from scalear.hardware.machine import best_device, describe, stopwatch
 from scalear.study.cost import Cost, hours, read_costs, write_costs
 from scalear.study.plan import GeneratorRow, SamplingRow, StudyRow, TokenizerRow, TrainedRow

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
-from scalear.commands.parser import config_files
+from scalear.commands.typed.parser import config_files
 from scalear.training.optim import ALTERNATIVES
 from scalear.yaml_files import read_yaml
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from scalear.commands.mistakes import of_constructor
+from scalear.commands.typed.mistakes import of_constructor
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of dataclass fields
 # jsonargparse reads the source of a class anew for every option that may hold one: half of the time of parsing.

@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 
-from scalear.commands.mistakes import IN_PROCESS
+from scalear.commands.typed.mistakes import IN_PROCESS
 
 
 def message_of(error: BaseException) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
-from scalear.commands.parser import summary
 from scalear.commands.run import PartsOnly
+from scalear.commands.typed.parser import summary
 from scalear.data.index import DatasetIndex
 from scalear.hardware.machine import best_device
 from scalear.tasks.editing import Editor

@@ -8,8 +8,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from scalear.commands.stages import DivergedError, Stage, Stages
-from scalear.commands.study_configs import StudyConfigs, files_of, typed
+from scalear.commands.staged.stages import DivergedError, Stage, Stages
+from scalear.commands.studying.configs import StudyConfigs, files_of, typed
 from scalear.data.index import INDEX_NAME
 from scalear.files import claimed, write_bytes
 from scalear.hardware.machine import best_device, describe
