@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cli_fixtures import run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_what_is_missing_is_named_as_it_is_typed(capsys):
