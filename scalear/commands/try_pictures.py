@@ -214,6 +214,8 @@ class Try:
         }
         if stage != "measure":
             overlay |= recipe.tokenizer_shape(self.facts, self.request.family)
+        if stage == "tokenizer":
+            overlay |= recipe.tokenizer_loss(self.facts, self.request.family)
         if stage == "generator":
             overlay |= recipe.token_settings(self.facts, self.request.family)
             overlay |= {

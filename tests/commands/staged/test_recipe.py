@@ -97,7 +97,7 @@ def test_steps_follow_from_time_and_from_what_there_is_to_learn():
     many = recipe.num_steps("generator", 600, 0.25, 64, 10_000)
     assert many == int(recipe.training_seconds("generator", 600) / 0.25)
     assert recipe.num_steps("generator", 600, 0.25, 8, 85) <= 200 * 85 / 8
-    with pytest.raises(ValueError, match="takes 60.0 s here, of which 6 fit .*--minutes"):
+    with pytest.raises(ValueError, match="takes 60.0 s here, of which 7 fit .*--minutes"):
         recipe.num_steps("generator", 600, 60.0, 64, 10_000)
 
 
