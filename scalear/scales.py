@@ -120,20 +120,21 @@ class ScaleSchedule:
                 f"let the list end at {_size_text(size)}, or change the patch size, the image size or the tokenizer"
             )
 
-    def require_finite(self, k: int, values: Tensor, what: str) -> None:
+    def require_finite(self, k: int, values: Tensor, what: str, where: str = "") -> None:
         """Refuse to go on from NaN or infinity: what is made of it would look like an image.
 
         Args:
             k: The scale.
             values: Of the scale, or a number for each of its tokens that is finite if they are.
             what: Names them.
+            where: Added to the message.
 
         Raises:
             ValueError: Names them and the scale, and the remedy.
         """
         if not values.isfinite().all():
             raise ValueError(
-                f"{what} of scale {self.names[k]} are not finite: the weights are damaged, or half precision "
+                f"{what} of scale {self.names[k]} are not finite{where}: the weights are damaged, or half precision "
                 "overflows; take an earlier checkpoint, or float32 (32-true)"
             )
 

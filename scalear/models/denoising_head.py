@@ -35,9 +35,14 @@ class DenoisingHead(Head):
         network: Class of the network, any with `prepare` and `forward`; called with (C, D, schedule).
         scale_weighting: What weighs the same in the total: all `tokens` (official code), or all `scales`.
 
+    Attributes:
+        predicted: What the network predicts, in the plural.
+
     Raises:
         ValueError: The content is codes.
     """
+
+    predicted: str
 
     def __init__(
         self,
@@ -135,7 +140,18 @@ class DenoisingHead(Head):
         interval = (guidance.jump, guidance.end) if guided else ()
         times = sampling.times(k, schedule.num_scales, *interval)
         tokens_BlC = self.solve(predict, noise_BlC, times, sampling, interval)
-        schedule.require_finite(k, tokens_BlC, "tokens")
+        if not tokens_BlC.isfinite().all():  # only then look at every step, each of which waits for the device
+
+            def finite(x_BlC: Tensor, t: float) -> Tensor:
+                predicted_BlC = predict(x_BlC, t)
+                step = sum(start <= t for start in times[:-1])
+                schedule.require_finite(
+                    k, predicted_BlC, self.predicted, f" in step {step} of {len(times) - 1}, t = {t:.3g}"
+                )
+                return predicted_BlC
+
+            self.solve(finite, noise_BlC, times, sampling, interval)
+            schedule.require_finite(k, tokens_BlC, "tokens")
         return tokens_BlC
 
 

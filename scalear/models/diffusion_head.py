@@ -33,6 +33,7 @@ class DiffusionHead(DenoisingHead):
     """
 
     sampling_type = DDIM
+    predicted = "noises"
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class FlowHead(DenoisingHead):
     """
 
     sampling_type = FlowSolver
+    predicted = "velocities"
 
     def __init__(
         self,

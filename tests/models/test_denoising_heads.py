@@ -117,5 +117,5 @@ def test_what_does_not_fit_is_refused():
     model = make()
     with torch.no_grad():
         model.generator.head.network.output_proj.bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="tokens of scale 1 are not finite: the weights"):
+    with pytest.raises(ValueError, match="noises of scale 1 are not finite in step 1 of 4, t = 0.249"):
         model.sample_latent(torch.tensor([0]), seeded(1))

@@ -91,13 +91,26 @@ def test_a_sample_does_not_depend_on_its_batch(scales, patch_size, weight):
             assert torch.equal(numbers[0], draws.record[name][index])
 
 
-@pytest.mark.parametrize("make, what", [(make_model, "tokens"), (partial(make_code_model, "var"), "logits")])
+@pytest.mark.parametrize("make, what", [(make_model, "velocities"), (partial(make_code_model, "var"), "logits")])
 def test_what_is_not_finite_is_no_sample(make, what):
     model = randomise(make()).eval()
     with torch.no_grad():
         model.generator.transformer.positions[0].table_LD[1:5] = float("nan")  # the tokens of the second scale
     with pytest.raises(ValueError, match=f"{what} of scale 2 are not finite"):
         model.sample_latent(torch.tensor([0]), seeded(1))
+
+
+def test_the_step_that_is_not_finite_is_named():
+    model = random_model()
+    network, forward = model.generator.head.network, model.generator.head.network.forward
+
+    def late(x_BLC, noise_level_BK, *args):
+        velocity_BLC = forward(x_BLC, noise_level_BK, *args)
+        return velocity_BLC / (noise_level_BK[..., None] > 0.6)  # infinite from t = 0.4 on
+
+    network.forward = late
+    with pytest.raises(ValueError, match=r"velocities of scale 1 are not finite in step 3 of 4, t = 0.5: the weights"):
+        model.sample_latent(torch.tensor([0]), seeded(1), sampling=FlowSolver(num_steps=4))
 
 
 def test_training_mode_chooses_no_other_algorithm():

@@ -86,7 +86,7 @@ def test_minutes_bound_a_search_and_count_what_was_before(tmp_path):
 def test_settings_that_fail_are_noted_but_not_those_of_the_config(tmp_path):
     def fragile(settings):
         if settings["model.guidance.weight"] < limit:
-            raise ValueError("scale 1: tokens are not finite")
+            raise ValueError("scale 1: velocities are not finite")
         return measure(settings)
 
     limit = 7
@@ -95,7 +95,7 @@ def test_settings_that_fail_are_noted_but_not_those_of_the_config(tmp_path):
     assert failed and all(trial.failure.endswith("not finite") and not trial.numbers for trial in failed)
     assert len(record.measured()) == 8 - len(failed) and record.trials[record.winner(FID)] not in failed
     limit = 9
-    with pytest.raises(ValueError, match="tokens are not finite"):
+    with pytest.raises(ValueError, match="velocities are not finite"):
         searched(tmp_path / "another.json", 8, measure=fragile)
 
 
@@ -106,7 +106,7 @@ def test_a_winner_that_fails_on_other_noise_makes_room_for_the_next(tmp_path, ca
 
     def fragile(settings):
         if settings == START.changed(best):
-            raise ValueError("scale 1: tokens are not finite")
+            raise ValueError("scale 1: velocities are not finite")
         return measure(settings) | {"fid": 1.5}
 
     judge_winner(record, FID, START, fragile)
