@@ -133,11 +133,15 @@ def test_an_overlay_goes_where_the_base_has_a_place():
         recipe.laid_over({"a": {"b": 1}}, {"c.d": 2})
 
 
-def test_tokens_of_several_cells_and_guidance_of_many_tokens():
-    guidance = {"model.init_args.guidance.weight": 3.0}
+def test_tokens_of_several_cells_and_a_smaller_model_of_many_tokens():
     coarse = {"model.init_args.pyramid": {"class_path": "LatentPyramid", "init_args": {"patch_size": 2}}}
-    found = [recipe.token_settings(facts(size=size), "flowar") for size in (32, 64, 96, 128)]
-    assert found == [{}, guidance, coarse, coarse | guidance]
+    few, many, few_coarse, many_coarse = (
+        recipe.token_settings(facts(size=size), "flowar") for size in (32, 64, 96, 128)
+    )
+    assert (few, few_coarse, many_coarse) == ({}, coarse, coarse | many)
+    model = recipe.laid_over(base("flowar"), many)["model"]["init_args"]
+    widths = [model["transformer"]["dim"], model["head"]["init_args"]["network"]["init_args"]["dim"]]
+    assert widths == [128, 192] and model["guidance"] == {"weight": 3.0}
     assert recipe.token_settings(facts(size=128), "flexvar") == {}
 
 
@@ -150,3 +154,9 @@ def test_tokenizer_and_generator_have_one_tokenizer(family):
     ]
     assert parts[1].pop("weights") and parts[0] == parts[1] and parts[0]["shape"]["patch_size"] == 8
     assert "latent_channels" not in str(recipe.tokenizer_shape(facts(channels=1), family))
+
+
+def test_latents_of_colours_have_more_noise():
+    made = recipe.laid_over(base("kl"), recipe.tokenizer_loss(facts(), "flowar"))["model"]["init_args"]["loss"]
+    assert made["penalty_weights"] == {"kl": 0.05}
+    assert recipe.tokenizer_loss(facts(channels=1), "flowar") == recipe.tokenizer_loss(facts(), "var") == {}
