@@ -15,7 +15,7 @@ from scalear.training.generator.sample_store import Origin, sample_origins
 from scalear.training.named_checkpoints import REQUEUED, checkpoints_of, identity
 from scalear.yaml_files import parse_yaml
 
-_REMEDY = "choose another --{}, or replace it with --force"
+_REMEDY = "choose another {}, or replace it with --force"
 _IDENTITY = "weights: "
 # Results of `test`, beside its record.
 _MEASURED = ("metrics.json", "scales.png")
@@ -44,9 +44,10 @@ def check_new_run(trainer: Trainer, ckpt_path: str | Path | None, exports: list[
     if ckpt_path is None and SLURMEnvironment.detect() and any(path.match(REQUEUED) for path in there):
         return  # Lightning requeued the job, and resumes from there
     if there:
+        ours = there[0].is_relative_to(root)
+        where, other = (root, "--trainer.default_root_dir") if ours else (there[0].parent, "dirpath of the callback")
         raise ValueError(
-            f"{root} holds a run already ({there[0]}): continue it with --ckpt_path last, "
-            f"{_REMEDY.format('trainer.default_root_dir')}"
+            f"{where} holds a run already ({there[0]}): continue it with --ckpt_path last, {_REMEDY.format(other)}"
         )
 
 
@@ -148,7 +149,7 @@ def refuse_others(path: Path, there: Origin | None, here: Origin, folder: str = 
         differing = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
         values = [f"{name} {there.get(name)} there, {here.get(name)} here" for name in differing[:3]]
         why = f"of other settings ({'; '.join(values)})"
-    raise ValueError(f"{path} is there, {why}: {_REMEDY.format(folder)}")
+    raise ValueError(f"{path} is there, {why}: {_REMEDY.format(f'--{folder}')}")
 
 
 def _recorded(record: Path) -> Origin:

@@ -46,15 +46,26 @@ def test_a_run_is_not_trained_over_unasked(experiment: Experiment, finished, cap
     assert f"{finished} holds a run already" in error and "--ckpt_path last" in error and "--force" in error
     elsewhere = f"--ckpt_path={experiment.checkpoint('flowar')}"  # of another folder
     assert run("fit", *experiment.generator(finished), elsewhere) == 2
-    # Whatever else keeps checkpoints, and wherever.
-    keeper = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(finished.with_name("others"))}}
-    assert run("fit", *experiment.generator(finished), f"--trainer.callbacks={json.dumps([keeper])}") == 2
     assert state_of(finished) == before
     assert run("fit", *experiment.generator(finished), "--force", "--data.val_split=nosuch") == 2
     assert state_of(finished) == before
     assert run("fit", *experiment.generator(finished), "--force", "--trainer.max_steps=1") == 0
     assert step_of(finished / "checkpoints/last.ckpt") == 1
     assert not yaml.safe_load((finished / "fit.yaml").read_text())["force"]  # who reads it has not asked
+
+
+def test_what_a_callback_keeps_elsewhere_is_a_run_too(experiment: Experiment, finished, capsys):
+    elsewhere = finished.with_name("elsewhere")
+    keeper = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(elsewhere)}}
+    typed = f"--trainer.callbacks={json.dumps([keeper])}"
+    assert run("fit", *experiment.generator(finished), typed) == 2
+    assert f"{finished} holds a run already" in capsys.readouterr().err
+    shutil.move(finished / "checkpoints", elsewhere)
+    before = state_of(elsewhere)
+    assert run("fit", *experiment.generator(finished.with_name("new")), typed) == 2
+    error = capsys.readouterr().err
+    assert f"{elsewhere} holds a run already" in error and "another dirpath of the callback" in error
+    assert state_of(elsewhere) == before
 
 
 def test_nothing_goes_on_from_a_run_that_was_replaced(experiment: Experiment, finished, monkeypatch):
