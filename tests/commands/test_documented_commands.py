@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
 
@@ -53,7 +54,7 @@ def test_commands_are_found():
 
 
 @pytest.fixture(autouse=True)
-def own_classes(monkeypatch, tmp_path) -> None:
+def own_classes(monkeypatch, tmp_path) -> Iterator[None]:
     """The page that tells how to write parts names them."""
     (tmp_path / "array_file.py").write_text(
         "from scalear.data.sources import FashionMNIST\n\n\nclass ArrayFile(FashionMNIST):\n"
@@ -63,8 +64,12 @@ def own_classes(monkeypatch, tmp_path) -> None:
         "from scalear.evaluation.kid import KernelDistance\n\n\nclass MeanDistance(KernelDistance): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("array_file", "mean_distance"):  # not those of other tests, nor theirs these
+    names = ("array_file", "mean_distance")
+    for name in names:  # not those of other tests
         monkeypatch.delitem(sys.modules, name, raising=False)
+    yield
+    for name in names:  # nor theirs these
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("line", SHOWN)
