@@ -67,7 +67,7 @@ study-cost: $(READY) ## time a training step and sampling of every row of the st
 test: $(READY) ## run the tests
 	$(BIN)/pytest $(PARALLEL)
 
-test-fast: $(READY) ## run the tests of parts alone: no whole commands, no processes
+test-fast: $(READY) ## run the tests of parts alone: no whole commands, configs or trainings, no processes
 	$(BIN)/pytest $(PARALLEL) -m 'not slow and not integration'
 
 test-parity: $(READY) ## compare with recordings of the official code (SCALEAR_PARITY_DIR: other recordings)

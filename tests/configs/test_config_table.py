@@ -11,6 +11,8 @@ from config_fixtures import CONFIGS, EXPERIMENTS, GENERAL, ROOT, arguments, on_m
 from scalear.training.optim import OptimizerSettings
 from scalear.training.run_length import run_length
 
+pytestmark = pytest.mark.integration
+
 TABLE = (ROOT / "docs/configs.md").read_text()
 IMAGENET = 1_281_167  # images
 

@@ -27,6 +27,8 @@ from scalear.commands.data import data_parser
 from scalear.flow import FlowSolver
 from scalear.training.optim import split_parameters
 
+pytestmark = pytest.mark.integration
+
 FACTS = json.loads((ROOT / "tests/parity/facts.json").read_text())
 _FLOWAR, _VAR, _FLEXVAR = (FACTS[name]["parameters"] for name in ("FlowAR", "VAR", "FlexVAR"))
 # Parameters of the official models, by the name of our experiment.

@@ -162,6 +162,7 @@ def test_what_is_no_image_is_said(content):
         open_image(content)
 
 
+@pytest.mark.integration
 def test_more_pixels_than_the_limit_need_an_option(tmp_path):
     root = tmp_path / "in" / "maps"
     root.mkdir(parents=True)

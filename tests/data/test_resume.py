@@ -13,6 +13,8 @@ from torch import nn
 from scalear.data.batch import Batch
 from scalear.data.datamodule import ShardDataModule
 
+pytestmark = pytest.mark.integration
+
 
 def same(one: Batch, other: Batch) -> bool:
     tensors = ("inputs", "label", "position")

@@ -96,6 +96,7 @@ def test_sound_datasets_pass(kind, request, capsys):
     assert capsys.readouterr().out == f"{directory}: {found} are sound\n"
 
 
+@pytest.mark.integration
 def test_embedded_dataset(capsys):
     verify(str(EMBEDDED), num_workers=0)
     assert "14 shards with 14,000 samples are sound" in capsys.readouterr().out

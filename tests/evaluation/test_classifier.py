@@ -33,6 +33,7 @@ def test_shipped_classifier_knows_the_embedded_validation_images(extractor):
     assert Path(extractor.weights).stat().st_size < 3e6
 
 
+@pytest.mark.integration
 def test_real_images_are_near_and_damaged_ones_far(extractor):
     val, train = (ShardSet(EMBEDDED, split, 1000).load() for split in ("val", "train"))
     noise = 25.5 * np.random.default_rng(0).standard_normal(train.images.shape)

@@ -86,6 +86,7 @@ def test_a_classifier_is_refused_beside_its_dataset_that_has_changed(tmp_path):
             assert ClassifierFeatures(str(path)).widths["pooled"] == 6
 
 
+@pytest.mark.integration
 def test_inception_gives_what_torch_fidelity_gives(inception, tmp_path):
     torch.save(inception.network.state_dict(), tmp_path / "weights.pth")
     theirs = FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], str(tmp_path / "weights.pth"))

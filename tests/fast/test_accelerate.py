@@ -328,6 +328,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("make, shapes, rest", PARTS)
 def test_graphs_take_the_plain_way(make, shapes, rest, refusing):
     torch._dynamo.reset()

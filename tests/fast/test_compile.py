@@ -18,6 +18,8 @@ from scalear.models.mamba import MambaBlock
 from scalear.models.per_token import PerTokenMLP
 from scalear.scales import ScaleSchedule
 
+pytestmark = pytest.mark.integration
+
 MAKE = {
     "flowar": partial(make_model, sampling=FlowSolver(num_steps=3)),
     "flowar-cross": partial(make_model, cross_attention=True),

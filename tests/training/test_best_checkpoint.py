@@ -15,6 +15,8 @@ from test_tokenizer_module import make_module as make_tokenizer_module
 from scalear.training.checkpoints import BestCheckpoint, continues
 from scalear.training.ema import EMA
 
+pytestmark = pytest.mark.integration
+
 
 class Say(Callback):
     """Makes these the scores of validations, by step."""

@@ -17,6 +17,8 @@ from scalear.image_model import ImageModel
 from scalear.models.transformer import ScaleTransformer
 from scalear.schedules import doubling_schedule, with_scales_between
 
+pytestmark = pytest.mark.integration
+
 GENERATORS = ["flowar", "flexvar", "var"]
 
 

@@ -243,6 +243,7 @@ def test_two_processes_share_the_rows(split_images, tmp_path, monkeypatch):
     assert list(study._not_completed(runs, left, failed)) == [] and len(failed) == 2 and asked == ["fit", "fit"]
 
 
+@pytest.mark.integration
 def test_what_decides_numbers_is_in_the_identity(split_images, tmp_path):
     write_study(tmp_path, split_images)
 

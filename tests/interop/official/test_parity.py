@@ -12,6 +12,8 @@ from parity_case import FAMILIES, FOLDER, Case
 
 from scalear.interop.official.convert import revert_state
 
+pytestmark = pytest.mark.integration  # `make test-parity`
+
 FILES = sorted(FOLDER.glob("*.safetensors"))
 REPLAYS = {
     "models.flowar.FlowAR": parity_flowar.replay_flowar,

@@ -30,6 +30,8 @@ from scalear.training.interruption import SaveOnInterrupt
 from scalear.training.optim import OptimizerSettings
 from scalear.training.performance import Performance
 
+pytestmark = pytest.mark.integration
+
 DECAY = 0.5
 
 

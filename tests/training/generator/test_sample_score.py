@@ -21,6 +21,8 @@ from scalear.training.generator.sample_score import GeneratedSet, SampleScore
 from scalear.training.generator.samples import SampleRequest
 from scalear.training.guarded_module import NonFiniteLossError
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:

@@ -32,6 +32,8 @@ from scalear.training.tokenizer.metrics import CodePerplexity, CodeUsage
 from scalear.training.tokenizer.module import TokenizerModule
 from scalear.training.tokenizer.scale_picture import ScalePicture
 
+pytestmark = pytest.mark.integration
+
 WEIGHTS = {"codebook": 1.0, "commitment": 0.25}
 
 

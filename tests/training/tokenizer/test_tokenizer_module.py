@@ -25,6 +25,8 @@ from scalear.training.ema import EMA
 from scalear.training.optim import OptimizerSettings
 from scalear.training.tokenizer.module import TokenizerModule
 
+pytestmark = pytest.mark.integration
+
 
 class PixelFID(FrechetFeatureDistance):
     """FID of the mean and the spread of an image's pixels."""
